@@ -1,0 +1,73 @@
+# Fewstep. `make` or `make help` lists the targets.
+PYTHON ?= python3
+METHOD ?= sigdeg
+ARGS ?=
+# More arguments for pip, e.g. PIP_ARGS="--extra-index-url URL" for torch wheels without CUDA.
+PIP_ARGS ?=
+TEST_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Stages are `python -m tasks.NAME`: whoever runs them must find the project's own interpreter first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow check bench repro ui lock clean distclean
+
+help: ## list the targets
+	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
+	@sed -n 's/^\([a-z.-][a-z.-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+.venv: $(STAMP) ## install the packages of requirements.lock into .venv (all other targets do it when needed)
+
+$(STAMP): requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "error: %s is Python %d.%d: 3.11 or later is needed; name one: make PYTHON=/path/to/python3.11" % (sys.executable, *v[:2]))'
+	@command -v cc >/dev/null || { echo "error: no C compiler (cc): iisignature is built from source; install gcc or clang" >&2; exit 2; }
+	@command -v git >/dev/null || { echo "error: git not found: install git" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv python3-dev)" >&2; exit 2; }
+	@echo "setting up .venv from requirements.lock (some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c requirements.lock numpy setuptools wheel
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c requirements.lock --no-build-isolation iisignature
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements.lock
+	@touch $@
+
+run: $(STAMP) ## distil the teacher: all stages, report, registered model; ARGS="student.steps=500 ..." changes params.yaml
+	@$(BIN)/python -m flows.distill method.kind=$(METHOD) $(ARGS)
+
+test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(TEST_ARGS)
+
+test-slow: $(STAMP) ## the tests that are too long for every day
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(TEST_ARGS)
+
+check: $(STAMP) ## style, types, import directions and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory test
+
+bench: $(STAMP) ## throughput of trajectory generation against bare forward passes
+	@$(BIN)/python -m tasks.bench $(ARGS)
+
+repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
+	@$(BIN)/python -m flows.environment dvc repro $(ARGS)
+
+ui: $(STAMP) ## MLflow's pages on http://127.0.0.1:5000
+	@$(BIN)/python -m flows.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
+
+lock: $(STAMP) ## write requirements.lock anew from what .venv holds
+	@{ echo "# Every package of a working environment, pinned. Made by \`make lock\`; installed by \`make .venv\`."; \
+	   $(BIN)/python -m pip freeze --all | grep -viE '^pip==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock && touch $(STAMP)
+
+clean: ## remove caches and scratch files; results, models and .venv stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fewstep .dvc/tmp
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## also remove .venv, results, DVC's cache and MLflow's store
+	rm -rf .venv mlruns .dvc/cache data/dataset data/teacher data/trajectories data/student data/evaluation dvc.lock
