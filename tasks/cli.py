@@ -1,0 +1,78 @@
+"""Command line shared by the stages: `python -m tasks.NAME [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from models.errors import InputError
+from tasks.params import Params, load_params
+
+INPUT_ERROR, INTERRUPTED = 2, 130
+
+
+def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None = None) -> None:
+    """Run one stage in the current folder with params.yaml and the overrides in `argv` (or sys.argv[1:]).
+
+    Returns on success. Raises SystemExit(2) after one line `error: ...` on stderr for an InputError and
+    SystemExit(130) on Ctrl-C; any other exception passes through (traceback, status 1).
+    """
+    set_up_logging()
+    module = inspect.getmodule(run)
+    spec = getattr(module, "__spec__", None)
+    name = spec.name if spec else run.__module__
+    about = (inspect.getdoc(module) or "").split("\n")[0]
+    with user_errors():
+        arguments = overrides_parser(f"python -m {name}", about).parse_args(argv)
+        run(load_params(arguments.params, arguments.overrides), Path.cwd())
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn InputError and KeyboardInterrupt into one line on stderr and the exit statuses 2 and 130."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(INPUT_ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def overrides_parser(prog: str, about: str) -> argparse.ArgumentParser:
+    """A parser with `key=value` positionals (`.overrides`) and `--params FILE` (`.params`)."""
+    parser = _Parser(
+        prog=prog,
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        f"  {prog} student.steps=600 student.learning_rate=2e-4\n"
+        f"  {prog} method.nfe='[10, 5]' trajectories.grid='{{kind: logsnr}}'\n"
+        "params.yaml explains every key.",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="replace a value of params.yaml; value is YAML"
+    )
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="parameter file (default: params.yaml)"
+    )
+    return parser
+
+
+def set_up_logging() -> None:
+    """Log this project's INFO lines, and other libraries' warnings, to stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("models", "tasks", "flows", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")

@@ -1,0 +1,54 @@
+"""Field types of the typed parameters, and the base of their sections."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def inside_or_absolute(path: str) -> str:
+    if path.startswith("~"):
+        raise ValueError("expected a path inside the project or an absolute one; write the home folder out")
+    if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == "..":
+        raise ValueError("expected a path inside the project; give an absolute path for a place outside it")
+    return path
+
+
+Item = TypeVar("Item")
+
+
+def distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    if len(set(items)) < len(items):
+        raise ValueError("expected distinct entries")
+    return items
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a whole number")
+    return value
+
+
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Nonnegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
+LearningRate = Annotated[float, Field(strict=True, gt=0, le=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(inside_or_absolute)]
+Size = Annotated[int, Field(strict=True, ge=4, le=1024)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_bool)]
+Order = Annotated[Literal[1, 2, 3], BeforeValidator(_no_bool)]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
