@@ -55,10 +55,10 @@ bench: $(STAMP) ## throughput of trajectory generation against bare forward pass
 	@$(BIN)/python -m tasks.bench $(ARGS)
 
 repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
-	@$(BIN)/python -m flows.environment dvc repro $(ARGS)
+	@$(BIN)/python -m tasks.environment dvc repro $(ARGS)
 
 ui: $(STAMP) ## MLflow's pages on http://127.0.0.1:5000
-	@$(BIN)/python -m flows.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
+	@$(BIN)/python -m tasks.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
 
 lock: $(STAMP) ## write requirements.lock anew from what .venv holds
 	@{ echo "# Every package of a working environment, pinned. Made by \`make lock\`; installed by \`make .venv\`."; \

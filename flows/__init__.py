@@ -1,0 +1,1 @@
+"""What runs when: Prefect flows, each a list of calls into `tasks`."""

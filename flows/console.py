@@ -1,0 +1,19 @@
+"""What the person at the terminal reads."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+
+
+def say(message: Any) -> None:
+    """Print a line (rich markup) or a rich table to stdout, at its present width."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=isinstance(message, str))
+    console.print(message)
+
+
+def complain(message: str) -> None:
+    """Print `error: message` as one line to stderr."""
+    print(f"error: {message}", file=sys.stderr)

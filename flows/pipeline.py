@@ -1,0 +1,108 @@
+"""DVC's side of the stages: is there anything to do, and do it. The only module that imports DVC.
+
+As a program it reproduces one stage, like `dvc repro --single-item NAME` but quiet and with the stage's own exit
+status: `python -m flows.pipeline NAME`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.errors import InputError
+from tasks import environment
+from tasks.atomic import atomic_write_text
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+
+_EXITED = re.compile(r"exited with (\d+)")
+
+
+def prepare_repository(root: Path) -> None:
+    """Let DVC work in a folder that is not under git (an unpacked archive); InputError if it has no .dvc."""
+    if not (root / ".dvc" / "config").is_file():
+        raise InputError(f"{root}: no .dvc/config here: expected the project's root folder; change into it")
+    local = root / ".dvc" / "config.local"
+    under_git = any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents))
+    if not under_git and not local.exists():
+        atomic_write_text(local, "[core]\n    no_scm = true\n")
+
+
+@contextmanager
+def open_repository(root: Path) -> Iterator[Repo]:
+    """DVC's view of the project at `root`."""
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # its hints are for people at its own command line
+    prepare_repository(root)
+    repository = Repo(str(root))
+    try:
+        yield repository
+    finally:
+        repository.close()
+
+
+def outdated(root: Path, name: str) -> bool:
+    """True if the stage has to run: code, params or inputs changed, or outputs missing or changed.
+
+    Only the stage itself is looked at; call it in the order of the pipeline.
+    """
+    from dvc.exceptions import DvcException
+
+    with open_repository(root) as repository:
+        try:
+            return bool(repository.reproduce(targets=[name], single_item=True, dry=True))
+        except DvcException:  # e.g. an input is missing; running the stage words the reason
+            return True
+
+
+def outdated_stages(root: Path, names: tuple[str, ...] = STAGES) -> list[str]:
+    """The stages among `names` whose results are not those of the present code, params and inputs."""
+    return [name for name in names if outdated(root, name)]
+
+
+def reproduce(root: Path, name: str) -> int:
+    """Run or restore one stage; returns 0, or the status of the failed stage's program, or 1."""
+    from dvc.exceptions import DvcException
+
+    with open_repository(root) as repository:
+        try:
+            repository.reproduce(targets=[name], single_item=True)
+        except DvcException as error:
+            return _explain(error)
+    return 0
+
+
+def _explain(error: BaseException) -> int:
+    """Print DVC's innermost reason unless the stage's program has said it; returns the exit status."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if match := _EXITED.search(str(error)):
+        return int(match.group(1))
+    print(f"dvc: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
+def main(argv: list[str]) -> int:
+    """Reproduce the stage named by the only argument."""
+    environment.prepare(Path.cwd())
+    if len(argv) != 1:
+        print(f"usage: python -m flows.pipeline {{{'|'.join(STAGES)}}}", file=sys.stderr)
+        return 2
+    try:
+        return reproduce(Path.cwd(), argv[0])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

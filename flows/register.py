@@ -1,0 +1,52 @@
+"""Record, register and promote what `dvc repro` made: `python -m flows.register [--force] [key=value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tasks import environment
+
+if __name__ == "__main__":  # MLflow reads its settings when it is imported
+    environment.prepare(Path.cwd())
+
+from flows import pipeline
+from flows.console import complain, say
+from models.errors import InputError
+from tasks.cli import INPUT_ERROR, overrides_parser
+from tasks.params import Params, load_params
+
+
+def register_results(root: Path, params: Params, force: bool = False) -> str:
+    """Track, register and promote the results in data/; returns one line that says what happened.
+
+    Raises InputError if a stage's results are missing or not those of the present code, params and inputs.
+    """
+    from tasks import registration, tracking
+
+    if stale := pipeline.outdated_stages(root):
+        raise InputError(f"out of date: {', '.join(stale)}: expected finished stages; run `make repro` or `make run` first")
+    run = tracking.track_run(root, params)
+    version = registration.register_student(root, params, run.run_id)
+    line = f"{version.name} version {version.number} ({'registered' if version.created else 'registered before'})"
+    if params.registration.promote or force:
+        line += f"; {registration.promote(root, params, version.number, force).reason}"
+    return line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = overrides_parser("python -m flows.register", (__doc__ or "").split(":")[0])
+    parser.add_argument("--force", action="store_true", help="promote whatever the present champion's figures")
+    try:
+        arguments = parser.parse_args(argv)
+        root = Path.cwd()
+        say(register_results(root, load_params(arguments.params, arguments.overrides), arguments.force))
+    except InputError as error:
+        complain(str(error))
+        return INPUT_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

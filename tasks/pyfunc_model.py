@@ -1,0 +1,69 @@
+"""The registered model, as MLflow's models-from-code wants it: a script that needs nothing of this project.
+
+Everything comes from the artifact `student`, a diffusers pipeline folder with its own pipeline.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+MOST_IMAGES = 1024
+
+
+class StudentModel(mlflow.pyfunc.PythonModel):
+    """Images on request. Each input row asks for `num_images` images; rows differ by their seed (seed + row)."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the pipeline; weights are safetensors only."""
+        import torch
+        from diffusers import DiffusionPipeline
+
+        folder = context.artifacts["student"]
+        self.pipeline = DiffusionPipeline.from_pretrained(
+            folder, custom_pipeline=folder, trust_remote_code=True, use_safetensors=True, local_files_only=True
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+        if torch.cuda.is_available():
+            self.pipeline.to("cuda")
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Sample images.
+
+        `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step numbers;
+        0 = the largest), class_label (-1 = none). Returns (rows * num_images, H, W, C) float32 in [0, 1].
+        """
+        import torch
+
+        asked = {"num_images": 4, "seed": 0, "steps": 0, "class_label": -1} | (params or {})
+        count, seed, steps, label = (int(asked[name]) for name in ("num_images", "seed", "steps", "class_label"))
+        allowed = [int(number) for number in getattr(self.pipeline, "nfe", [])]
+        steps = steps or max(allowed, default=10)
+        rows = max(len(model_input), 1)
+        _require(1 <= count and rows * count <= MOST_IMAGES, f"num_images = {count}: expected 1 to {MOST_IMAGES} in all")
+        _require(seed >= 0, f"seed = {seed}: expected 0 or more")
+        _require(not allowed or steps in allowed, f"steps = {steps}: this student was made for {allowed}")
+        batches = [
+            self.pipeline(
+                batch_size=count,
+                num_inference_steps=steps,
+                class_labels=None if label < 0 else [label] * count,
+                generator=torch.Generator("cpu").manual_seed(seed + row),
+                output_type="np",
+            ).images
+            for row in range(rows)
+        ]
+        return np.concatenate(batches).astype(np.float32)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+# MLflow runs this script to get the model; the call is its interface.
+mlflow.models.set_model(StudentModel())

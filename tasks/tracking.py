@@ -1,0 +1,242 @@
+"""MLflow runs: one per finished distillation, with its parameters, origins, curves, figures and report.
+
+The store is sqlite under mlruns/ unless `registration.tracking_uri` names another.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+from filelock import FileLock
+from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from tasks import lineage
+from tasks.params import Params, params_dict
+
+OWNER, FINGERPRINT = "fewstep.owner", "fewstep.fingerprint"
+FIGURES = ("*.html", "*.csv", "metrics.json")
+FIGURE_FOLDERS = ("figures", "grids")
+BATCH = 1000  # MLflow's limit of metrics in one call
+
+# Columns in which MLflow keeps absolute paths.
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("model_versions", "source"),
+)
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """An MLflow run's id, and whether it was made now (False: the same results had one already)."""
+
+    run_id: str
+    created: bool
+
+
+def open_store(root: Path, params: Params) -> MlflowClient:
+    """A client of the project's MLflow store, made on first use; also MLflow's default from now on."""
+    uri = params.registration.tracking_uri
+    if uri is None:
+        folder = root.resolve() / "mlruns"
+        folder.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        with FileLock(folder / ".lock"), _calm():  # two first uses at once would both make the tables
+            _follow_moved_folder(folder)
+            MlflowClient(uri).search_experiments(max_results=1)
+    set_tracking_uri(uri)
+    set_registry_uri(uri)
+    return MlflowClient(uri)
+
+
+def track_run(root: Path, params: Params, prefect_run: str | None = None) -> TrackedRun:
+    """Record the finished distillation in data/ as an MLflow run, or find the run that has recorded it.
+
+    Raises InputError if the stages have not all run. A failure on the way leaves a run marked FAILED.
+    """
+    hashes = lineage.stage_hashes(root)
+    client = open_store(root, params)
+    experiment = _experiment(client, root, params)
+    reap(client, experiment)
+    fingerprint = lineage.run_fingerprint(hashes)
+    found = client.search_runs(
+        [experiment], f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'", max_results=1
+    )
+    if found:
+        return TrackedRun(found[0].info.run_id, created=False)
+    tags = _tags(root, hashes) | {FINGERPRINT: fingerprint}
+    if prefect_run:
+        tags["prefect.flow_run"] = prefect_run
+    with _run(client, experiment, tags) as run_id:
+        _log_params(client, run_id, params)
+        _log_trajectories(client, run_id, root, hashes["trajectories"])
+        _log_metrics(client, run_id, root)
+        _log_figures(client, run_id, root)
+    return TrackedRun(run_id, created=True)
+
+
+def reap(client: MlflowClient, experiment: str) -> list[str]:
+    """Mark as FAILED the RUNNING runs whose process, on this machine, has ended; returns their ids."""
+    stale = [
+        run.info.run_id
+        for run in client.search_runs([experiment], "attributes.status = 'RUNNING'")
+        if _ended(run.data.tags.get(OWNER, ""))
+    ]
+    for run_id in stale:
+        client.set_terminated(run_id, status="FAILED")
+    return stale
+
+
+def read_metrics(root: Path) -> dict[str, Any]:
+    """The evaluation's metrics.json."""
+    return dict(json.loads((root / "data/evaluation/metrics.json").read_text()))
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings with dotted names: {"a": {"b": 1}} -> ("a.b", 1)."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+@contextmanager
+def _run(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Iterator[str]:
+    run = client.create_run(experiment, tags=tags | {OWNER: _owner()}, run_name=f"distill-{time.strftime('%Y%m%d-%H%M%S')}")
+    status = "FAILED"
+    try:
+        yield run.info.run_id
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run.info.run_id, status=status)
+
+
+def _experiment(client: MlflowClient, root: Path, params: Params) -> str:
+    name = params.registration.name
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    local = params.registration.tracking_uri is None
+    location = str(root.resolve() / "mlruns/artifacts" / name) if local else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _tags(root: Path, hashes: dict[str, str]) -> dict[str, str]:
+    student = json.loads((root / "data/student/student.json").read_text())
+    facts = {f"student.{name}": str(value) for name, value in flatten(student)}
+    return lineage.git_state(root) | {f"dvc.{name}": value for name, value in hashes.items()} | facts
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Params) -> None:
+    entries = [Param(name, str(value)) for name, value in flatten(params_dict(params))]
+    for start in range(0, len(entries), 100):  # MLflow's limit of params in one call
+        client.log_batch(run_id, params=entries[start : start + 100])
+
+
+def _log_trajectories(client: MlflowClient, run_id: str, root: Path, digest: str) -> None:
+    source = json.dumps({"dvc": "data/trajectories", "md5": digest, **lineage.git_state(root)})
+    dataset = Dataset(name="trajectories", digest=digest, source_type="dvc", source=source)
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _log_metrics(client: MlflowClient, run_id: str, root: Path) -> None:
+    now = int(time.time() * 1000)
+    entries = [
+        Metric(name, float(value), now, 0)
+        for name, value in flatten(read_metrics(root))
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    entries += _curve(root / "data/student/history.csv", now)
+    for start in range(0, len(entries), BATCH):
+        client.log_batch(run_id, metrics=entries[start : start + BATCH])
+
+
+def _curve(path: Path, now: int) -> list[Metric]:
+    """The training curve: columns of history.csv over its column `step`; gaps are left out."""
+    if not path.is_file():
+        return []
+    table = pd.read_csv(path).select_dtypes("number")
+    steps = table.pop("step") if "step" in table else pd.Series(range(len(table)))
+    return [
+        Metric(f"train.{name}", float(value), now, int(step))
+        for name in table
+        for step, value in zip(steps, table[name], strict=True)
+        if math.isfinite(value)
+    ]
+
+
+def _log_figures(client: MlflowClient, run_id: str, root: Path) -> None:
+    results = root / "data/evaluation"
+    files: Sequence[Path] = [path for pattern in FIGURES for path in sorted(results.glob(pattern))]
+    for path in [*files, root / "params.yaml", root / "dvc.lock"]:
+        if path.is_file():
+            client.log_artifact(run_id, str(path))
+    for name in FIGURE_FOLDERS:
+        if (results / name).is_dir():
+            client.log_artifacts(run_id, str(results / name), name)
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
+
+
+def _ended(owner: str) -> bool:
+    host, _, rest = owner.partition("|")
+    pid, _, started = rest.partition("|")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False  # another machine's run: not ours to judge
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _follow_moved_folder(folder: Path) -> None:
+    """Rewrite the absolute paths in the store after the project folder was moved or copied."""
+    database = folder / "mlflow.db"
+    if not database.is_file():
+        return
+    with sqlite3.connect(database) as store:
+        tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
+        if "experiments" not in tables:
+            return
+        places = [place for (place,) in store.execute("select artifact_location from experiments") if place]
+        old = {place.partition("/mlruns/artifacts/")[0] for place in places if "/mlruns/artifacts/" in place}
+        for before in old - {str(folder.parent)}:
+            for table, column in _LOCATIONS:
+                if table in tables:
+                    store.execute(
+                        f"update {table} set {column} = ? || substr({column}, ?) where {column} like ? || '/mlruns/%'",
+                        (str(folder.parent), len(before) + 1, before),
+                    )
+    store.close()
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Keep the making of the tables out of the log."""
+    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
