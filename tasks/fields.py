@@ -19,6 +19,12 @@ def inside_or_absolute(path: str) -> str:
 Item = TypeVar("Item")
 
 
+def known_exclusion(name: str) -> str:
+    if name not in ("mnist", "digits") and not name.endswith(".npz"):
+        raise ValueError("expected mnist, digits, or the path of an .npz")
+    return name
+
+
 def distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
     if len(set(items)) < len(items):
         raise ValueError("expected distinct entries")
@@ -42,6 +48,7 @@ LearningRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(inside_or_absolute)]
+Exclude = Annotated[LocalPath, AfterValidator(known_exclusion)]
 Size = Annotated[int, Field(strict=True, ge=4, le=1024)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(_no_bool)]
 Order = Annotated[Literal[1, 2, 3], BeforeValidator(_no_bool)]

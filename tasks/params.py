@@ -22,7 +22,7 @@ from tasks.paramfile import read_overridden, validated
 class _Dataset(Section):
     size: Size = 16
     holdout: Count = 1000
-    exclude: LocalPath | None = None
+    exclude: fields.Exclude | None = None
     seed: Seed = 0
 
 
@@ -45,6 +45,7 @@ class NpzDataset(_Dataset):
     path: LocalPath
     images: fields.Text = "images"
     labels: fields.Text | None = None
+    pad: Annotated[int, Field(strict=True, ge=0, le=256)] = 0
 
 
 Dataset = Annotated[MnistDataset | DigitsDataset | FolderDataset | NpzDataset, Field(discriminator="kind")]
@@ -121,6 +122,7 @@ class Trajectories(Section):
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "float32"
     compile: Flag = False
+    lane: Count = 64
     batch_size: Count = 128
     shard_size: Count = 128
     workers: Annotated[int, Field(strict=True, ge=0, le=1024)] = 0
