@@ -71,7 +71,8 @@ def atomic_dir(dest: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
-            fsync_path(path)
+            if not path.is_symlink():
+                fsync_path(path)
         fsync_path(temporary)
         _swap(temporary, dest)
     finally:

@@ -137,9 +137,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def _describe(model: type[BaseModel], data: Mapping[str, Any], detail: ErrorDetails) -> str:
     keys, variants = _resolve(model, data, detail["loc"], named=detail["type"] == "missing")
     dotted = ".".join(str(key) for key in keys)
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
         known = {name for variant in variants for name in variant.model_fields}
-        return f"{dotted}: unknown key{_suggest(str(keys[-1]), known)}"
+        return f"{dotted}: unknown key{_chosen(variants)}{_suggest(str(keys[-1]), known)}"
     if detail["type"] == "missing":
         return f"{dotted}: missing, expected a value"
     if detail["type"] == "union_tag_not_found":
@@ -177,6 +177,17 @@ def _resolve(
         elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
             data = data[part]
     return keys, holders
+
+
+def _chosen(variants: list[type[BaseModel]]) -> str:
+    """The tag of the one variant in question, such as " with source = pretrained"."""
+    fields = variants[0].model_fields.items() if len(variants) == 1 else ()
+    tags = [
+        (name, get_args(field.annotation))
+        for name, field in fields
+        if get_origin(field.annotation) is Literal
+    ]
+    return "".join(f" with {name} = {values[0]}" for name, values in tags if len(values) == 1)
 
 
 def _has_literal(model: type[BaseModel], tag: int | str) -> bool:

@@ -15,6 +15,7 @@ from models.errors import InputError
 from tasks.locks import scratch_lock
 from tasks.shards import CorruptShard, ShardSet, check_shard, publish, usable_shard, write_shard
 
+PROJECT = Path(__file__).parents[2]
 ROWS = (3, 5, 1, 4)
 
 
@@ -228,7 +229,7 @@ shards.publish(Path(sys.argv[1]), Path(sys.argv[2]), {}, {"train": ["s0", "s1", 
 
 def test_publish_after_a_kill(published: Path) -> None:
     scratch, dest = published.parent.parent / "scratch", published.parent / "again"
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(scratch), str(dest)], check=False)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(scratch), str(dest)], cwd=PROJECT, check=False)
     assert ended.returncode == -signal.SIGKILL and not dest.exists()
     assert len(list(dest.parent.glob(".again.tmp-*"))) == 1
     publish(scratch, dest, {}, {"train": ["s0", "s1", "s2"]})
