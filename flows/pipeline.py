@@ -59,7 +59,7 @@ def outdated(root: Path, name: str) -> bool:
 
     with open_repository(root) as repository:
         try:
-            return bool(repository.reproduce(targets=[name], single_item=True, dry=True))
+            return bool(repository.reproduce(targets=[_target(root, name)], single_item=True, dry=True))
         except DvcException:  # e.g. an input is missing; running the stage words the reason
             return True
 
@@ -75,10 +75,14 @@ def reproduce(root: Path, name: str) -> int:
 
     with open_repository(root) as repository:
         try:
-            repository.reproduce(targets=[name], single_item=True)
+            repository.reproduce(targets=[_target(root, name)], single_item=True)
         except DvcException as error:
             return _explain(error)
     return 0
+
+
+def _target(root: Path, name: str) -> str:
+    return f"{root.resolve() / 'dvc.yaml'}:{name}"  # a bare name would be looked up in the current folder
 
 
 def _explain(error: BaseException) -> int:

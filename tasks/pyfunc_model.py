@@ -22,16 +22,18 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         """Load the pipeline; weights are safetensors only."""
         import torch
         from diffusers import DiffusionPipeline
+        from diffusers.utils import logging
 
+        logging.disable_progress_bar()
         folder = context.artifacts["student"]
         self.pipeline = DiffusionPipeline.from_pretrained(
             folder, custom_pipeline=folder, trust_remote_code=True, use_safetensors=True, local_files_only=True
         )
-        self.pipeline.set_progress_bar_config(disable=True)
         if torch.cuda.is_available():
             self.pipeline.to("cuda")
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+    # MLflow takes annotations here for a schema and warns about those it cannot use.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Sample images.
 
         `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step numbers;

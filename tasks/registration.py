@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from models.errors import InputError
 from tasks import lineage
 from tasks.atomic import sha256_file
 from tasks.params import Params
-from tasks.tracking import open_store, read_metrics
+from tasks.tracking import calm, open_store, read_metrics
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 CONTENT, SCORES, SET = "student.sha256", "evaluation.scores", "evaluation.set"
@@ -69,7 +68,7 @@ def register_student(root: Path, params: Params, run_id: str) -> Version:
     number = _find_version(client, name, content)
     created = number is None
     if number is None:
-        number = _log_model(folder, name, run_id)
+        number = _create_version(client, name, run_id, _log_model(folder, run_id))
         client.set_model_version_tag(name, number, CONTENT, content)
     for key, value in _origin_tags(root, params, run_id).items():
         client.set_model_version_tag(name, number, key, value)
@@ -148,9 +147,18 @@ def _find_version(client: MlflowClient, name: str, content: str) -> str | None:
     return max((str(item.version) for item in found), key=int, default=None)
 
 
-def _log_model(folder: Path, name: str, run_id: str) -> str:
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str) -> str:
+    try:
+        client.create_registered_model(name, description="A few-step student of a diffusion model.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return str(client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version)
+
+
+def _log_model(folder: Path, run_id: str) -> str:
+    """Log the student under the run as models-from-code and try it on its example; returns MLflow's model id."""
+    with calm(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -158,9 +166,8 @@ def _log_model(folder: Path, name: str, run_id: str) -> str:
             signature=_signature(),
             input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
             pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
-            registered_model_name=name,
         )
-    return str(info.registered_model_version)
+    return str(info.model_id)
 
 
 def _signature() -> ModelSignature:

@@ -12,6 +12,7 @@ import os
 import socket
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def open_store(root: Path, params: Params) -> MlflowClient:
         folder = root.resolve() / "mlruns"
         folder.mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{folder / 'mlflow.db'}"
-        with FileLock(folder / ".lock"), _calm():  # two first uses at once would both make the tables
+        with FileLock(folder / ".lock"), calm():  # two first uses at once would both make the tables
             _follow_moved_folder(folder)
             MlflowClient(uri).search_experiments(max_results=1)
     set_tracking_uri(uri)
@@ -229,14 +230,16 @@ def _follow_moved_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
-    """Keep the making of the tables out of the log."""
-    loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
+def calm() -> Iterator[None]:
+    """Keep MLflow's own progress notes and advice out of the terminal."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.WARNING)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

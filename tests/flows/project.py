@@ -61,8 +61,9 @@ STAGES = {
         count("evaluation")
         folder = fresh("evaluation")
         kid = 1.0 / params["student"]["steps"]
-        row = {"kid": kid, "kid_low": kid * 0.9, "kid_high": kid * 1.1, "fd": 2.0}
-        (folder / "metrics.json").write_text(json.dumps({"student": {"nfe10": row, "nfe5": row}}))
+        row = {"title": "student", "kid": kid, "kid_low": kid * 0.9, "kid_high": kid * 1.1, "frechet": 2.0}
+        metrics = {"evaluation": {"samples": 10, "features": "mnist"}, "student": {"nfe10": row, "nfe5": row}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "table.csv").write_text("sampler,nfe,kid\\nstudent,10,%r\\nreal,,0.0\\n" % kid)
         (folder / "report.html").write_text("<!doctype html><title>Report</title>")
         (folder / "grids").mkdir()
