@@ -30,8 +30,8 @@ def gradient(rows: int, columns: int, channels: int = 3) -> np.ndarray:
 
 
 def test_fit_reduces_by_area_exactly() -> None:
-    image = gradient(8, 8)
-    expected = image.reshape(4, 2, 4, 2, 3).astype(float).mean(axis=(1, 3)).round().transpose(2, 0, 1)
+    image = gradient(12, 12)
+    expected = image.reshape(4, 3, 4, 3, 3).astype(float).mean(axis=(1, 3)).round().transpose(2, 0, 1)
     assert np.array_equal(fit(image, 4), expected)
 
 

@@ -114,6 +114,7 @@ BAD: list[tuple[str, str]] = [
     ("dataset={size: 8}", "dataset.kind: missing, expected one of 'mnist', 'digits', 'folder', 'npz'"),
     ("dataset.kind=cifar", "dataset.kind = cifar: expected one of 'mnist', 'digits', 'folder', 'npz'"),
     ("dataset.kind=folder", "dataset.path: missing, expected a value"),
+    ("dataset={kind: npz, images: path}", "dataset.path: missing, expected a value"),
     ("dataset={kind: folder, path: ../x}", 'dataset.path = "../x": expected a path inside the project'),
     ("dataset={kind: folder, path: a/../../x}", 'dataset.path = "a/../../x": expected a path inside'),
     (
