@@ -1,0 +1,275 @@
+"""Measure the student beside its teacher, its untrained self, training-free samplers and real images.
+
+Every sampler starts from the same noise as the cached validation paths and is measured against the same held-out
+images. Path errors use the cached path features (same Brownian path as the teacher), everything else fresh ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import baselines
+from models.errors import InputError
+from models.features import FeatureExtractor, extract
+from models.metrics import Interval, Kid, frechet_distance, path_rmse, precision_recall
+from tasks.params import Evaluation
+from tasks.players import Inputs, Sampler, to_bytes
+from tasks.progress import Advance, progress
+
+LATENCY_CALLS = 5
+
+logger = logging.getLogger("tasks.comparison")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `group`: student, untrained, baseline, teacher or real; `nfe` None for real images."""
+
+    sampler: str
+    title: str
+    group: str
+    nfe: int | None
+    kid: Interval
+    frechet: float
+    precision: float
+    recall: float
+    ms_per_image: float | None
+    mean: float
+    std: float
+
+    @property
+    def step_key(self) -> str:
+        return "full" if self.nfe is None or self.group == "teacher" else f"nfe{self.nfe}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.sampler}.{self.step_key}"
+
+
+@dataclass
+class Result:
+    """All figures of one evaluation.
+
+    By row key: `images` uint8 (n, C, H, W), `spacing` of a baseline, `calls` of the network where they are not nfe;
+    `path_images` are those made along the cached paths. By (generator, nfe): `path_error` after each coarse step.
+    `differences`: paired KID differences of the student, by "rival.nfe10"; below 0 means that the student is better.
+    """
+
+    features: str
+    samples: int
+    rows: list[Row] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    spacing: dict[str, str] = field(default_factory=dict)
+    path_error: dict[tuple[str, int], list[Interval]] = field(default_factory=dict)
+    path_images: dict[str, np.ndarray] = field(default_factory=dict)
+    differences: dict[str, Interval] = field(default_factory=dict)
+
+    def row(self, key: str) -> Row:
+        return next(row for row in self.rows if row.key == key)
+
+    def baselines(self, nfe: int) -> list[Row]:
+        """Training-free samplers at this number of steps, the best KID first."""
+        found = [row for row in self.rows if row.group == "baseline" and row.nfe == nfe]
+        return sorted(found, key=lambda row: row.kid.value)
+
+    @property
+    def nfe(self) -> list[int]:
+        return sorted({row.nfe for row in self.rows if row.group == "student" and row.nfe}, reverse=True)
+
+    @property
+    def teacher(self) -> Row:
+        return next(row for row in self.rows if row.group == "teacher")
+
+
+class Judge:
+    """Measures sets of images against one real set; everything about the real set is computed once."""
+
+    def __init__(self, extractor: FeatureExtractor, real: Tensor, settings: Evaluation) -> None:
+        self.extractor, self.settings = extractor, settings
+        self.real = extract(extractor, real)
+        self.kid = Kid(self.real, settings.bootstrap, settings.seed)
+
+    def pilot(self, images: Tensor) -> float:
+        return Kid(self.real).add("pilot", extract(self.extractor, images)).value("pilot")
+
+    def measure(
+        self, sampler: str, title: str, group: str, nfe: int | None, images: Tensor, ms: float | None
+    ) -> Row:
+        features = extract(self.extractor, images)
+        self.kid.add(f"{sampler}.{nfe}", features)
+        precision, recall = precision_recall(features, self.real, self.settings.neighbours)
+        distance = frechet_distance(features, self.real)
+        moments = float(images.mean()), float(images.std())
+        return Row(
+            sampler,
+            title,
+            group,
+            nfe,
+            self.kid.interval(f"{sampler}.{nfe}"),
+            distance,
+            precision,
+            recall,
+            ms,
+            *moments,
+        )
+
+
+class Studio:
+    """Makes images batch by batch, always from the same noise, and times the batches."""
+
+    def __init__(self, inputs: Inputs, samples: int, settings: Evaluation, advance: Advance) -> None:
+        self.inputs, self.settings, self.advance = inputs, settings, advance
+        self.paths = inputs.paths.head(samples)
+
+    def batches(self) -> list[slice]:
+        size = self.settings.batch_size
+        return [slice(start, start + size) for start in range(0, len(self.paths), size)]
+
+    def inputs_of(self, batch: slice) -> tuple[Tensor, Tensor | None]:
+        """Start noise and labels of a batch, on the device."""
+        labels, device = self.paths.labels, self.inputs.device
+        return self.paths.noise[batch].to(device), None if labels is None else labels[batch].to(device)
+
+    @torch.inference_mode()
+    def make(self, sampler: Sampler, batches: list[slice], cost: int) -> tuple[Tensor, list[float]]:
+        """Images (n, C, H, W) of some batches and the ms per image of each."""
+        images, times = [], []
+        for batch in batches:
+            noise, labels = self.inputs_of(batch)
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + batch.start)
+            start = time.perf_counter()
+            x0 = sampler(noise, labels, generator).cpu()
+            times.append(1000 * (time.perf_counter() - start) / len(noise))
+            images.append(self.inputs.decode(x0))
+            self.advance(len(noise) * cost)
+        return torch.cat(images), times
+
+    def warm_up(self) -> float:
+        """ms of one teacher call per image, after a first call that is not counted."""
+        noise, labels = self.inputs_of(self.batches()[0])
+        times = []
+        with torch.inference_mode():
+            for _ in range(LATENCY_CALLS + 1):
+                start = time.perf_counter()
+                self.inputs.teacher.predict(noise, torch.tensor(500.0), labels, self.inputs.guidance).cpu()
+                times.append(1000 * (time.perf_counter() - start) / len(noise))
+        return median(times[1:])
+
+
+def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) -> Result:
+    """All samplers of `inputs` measured; InputError when there are too few images or paths."""
+    samples = min(settings.samples, len(inputs.paths))
+    if samples <= settings.neighbours or len(inputs.real) <= settings.neighbours:
+        raise InputError(
+            f"{samples} validation paths, {len(inputs.real)} held-out images: expected more than "
+            f"evaluation.neighbours = {settings.neighbours} of each; raise trajectories.validation or dataset.holdout"
+        )
+    judge = Judge(extractor, inputs.real, settings)
+    result = Result(extractor.label, samples)
+    names = [name for name in settings.baselines if baselines.variants(inputs.teacher, name)]
+    for name in sorted(set(settings.baselines) - set(names)):
+        logger.warning("%s does not apply to this teacher and is left out", baselines.title(name))
+    with progress("evaluation", _total(inputs, samples, names, settings.batch_size)) as advance:
+        studio = Studio(inputs, samples, settings, advance)
+        _references(result, judge, inputs, studio)
+        for nfe in inputs.nfe:
+            for name in inputs.generators:
+                _generator(result, judge, studio, name, nfe)
+            for name in names:
+                _baseline(result, judge, studio, name, nfe)
+        _paths(result, inputs, settings, advance)
+    _compare(result, judge)
+    return result
+
+
+def _total(inputs: Inputs, samples: int, names: list[str], batch: int) -> int:
+    calls = sum(inputs.nfe)
+    runs = (len(inputs.generators) + len(names)) * samples
+    pilots = sum(len(baselines.variants(inputs.teacher, name)) - 1 for name in names) * min(samples, batch)
+    return calls * (runs + pilots + len(inputs.generators) * _path_count(inputs, samples))
+
+
+def _path_count(inputs: Inputs, samples: int) -> int:
+    return min(samples, *(len(xi) for xi in inputs.paths.xi.values()))
+
+
+def _references(result: Result, judge: Judge, inputs: Inputs, studio: Studio) -> None:
+    """The teacher's full run, from the cache, and other real images."""
+    ms = studio.warm_up() * inputs.steps
+    with torch.inference_mode():
+        full = torch.cat([inputs.decode(states[:, -1]) for states in studio.paths.states.split(250)])
+    for sampler, title, group, nfe, images, cost in (
+        ("teacher", "Teacher, full run", "teacher", inputs.steps, full, ms),
+        ("real", "Real images", "real", None, inputs.other_real, None),
+    ):
+        row = judge.measure(sampler, title, group, nfe, images, cost)
+        result.rows.append(row)
+        result.images[row.key] = to_bytes(images)
+
+
+def _generator(result: Result, judge: Judge, studio: Studio, name: str, nfe: int) -> None:
+    """The student or the untrained generator, on fresh path features."""
+    images, times = studio.make(studio.inputs.generator(name, nfe), studio.batches(), nfe)
+    row = judge.measure(name, f"{name.capitalize()} Sig-DEG", name, nfe, images, median(times))
+    if (name, nfe) in studio.inputs.calls:
+        result.calls[row.key] = studio.inputs.calls[name, nfe]
+    _record(result, row, images)
+
+
+def _record(result: Result, row: Row, images: Tensor) -> None:
+    result.rows.append(row)
+    result.images[row.key] = to_bytes(images)
+    logger.info(
+        "%s, %s calls: KID %.5f, %.1f ms per image", row.title, row.nfe, row.kid.value, row.ms_per_image
+    )
+
+
+def _baseline(result: Result, judge: Judge, studio: Studio, name: str, nfe: int) -> None:
+    """A training-free sampler in the spacing that a pilot on the first batch finds best."""
+    first, *rest = studio.batches()
+    options = baselines.variants(studio.inputs.teacher, name)
+    made = {v: studio.make(studio.inputs.baseline(v, nfe), [first], nfe) for v in options}
+    best = min(made, key=lambda v: judge.pilot(made[v][0])) if len(made) > 1 else options[0]
+    images, times = made[best]
+    if rest:
+        more, more_times = studio.make(studio.inputs.baseline(best, nfe), rest, nfe)
+        images, times = torch.cat([images, more]), times + more_times
+    row = judge.measure(name, baselines.title(name), "baseline", nfe, images, median(times))
+    result.spacing[row.key] = baselines.split_name(best)[1]
+    _record(result, row, images)
+
+
+def _paths(result: Result, inputs: Inputs, settings: Evaluation, advance: Advance) -> None:
+    """RMSE to the teacher along its own Brownian path, and what the samplers make of it."""
+    paths = inputs.paths.head(_path_count(inputs, settings.samples)).to(inputs.device)
+    result.path_images["teacher"] = to_bytes(inputs.decode(paths.states[:, -1]))
+    for nfe in inputs.nfe:
+        reference = paths.coarse(nfe).cpu()
+        for name, rollout in inputs.generators.items():
+            with torch.inference_mode():
+                x0, states = rollout(paths.noise, paths.xi[nfe], paths.labels, nfe, None)
+            errors = path_rmse(states.cpu(), reference, settings.bootstrap, settings.seed)
+            result.path_error[name, nfe] = errors
+            result.path_images[f"{name}.nfe{nfe}"] = to_bytes(inputs.decode(x0))
+            advance(len(paths) * nfe)
+
+
+def _compare(result: Result, judge: Judge) -> None:
+    """Paired KID differences of the student to what it has to beat."""
+    for nfe in result.nfe:
+        rivals = {
+            "teacher": result.teacher,
+            **{f"best_at_{n}": r[0] for n in result.nfe if (r := result.baselines(n))},
+        }
+        rivals |= {"untrained": row for row in result.rows if row.group == "untrained" and row.nfe == nfe}
+        for name, rival in rivals.items():
+            gap = judge.kid.difference(f"student.{nfe}", f"{rival.sampler}.{rival.nfe}")
+            result.differences[f"{name}.nfe{nfe}"] = gap

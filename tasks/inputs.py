@@ -1,0 +1,135 @@
+"""Load what the evaluation compares from the earlier stages' results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.errors import InputError
+from models.pipelines import SigDEGPipeline, load_student
+from models.signature import chen_join
+from models.teacher import Teacher
+from tasks.dataset import load_split
+from tasks.lineage import git_state
+from tasks.params import Params
+from tasks.players import Inputs, Paths, choose_nfe, to_float
+from tasks.teacher import load_teacher
+from tasks.training import pick_device
+from tasks.trajectories import open_trajectories, path_spec
+
+PATH_SAMPLES = 256
+
+
+def load_inputs(params: Params, root: Path) -> Inputs:
+    """Teacher, student, cached validation paths and real images; InputError for what is missing or does not match."""
+    from models.sigdeg import untrained_pipeline
+
+    device = pick_device()
+    teacher = load_teacher(root, device)
+    student = open_student(root, device)
+    nfe = choose_nfe(params.evaluation.nfe, student.nfe)
+    untrained = untrained_pipeline(teacher, params).to(device)
+    pipelines = {"student": student, "untrained": untrained}
+    for network in (teacher.network, student.unet, untrained.unet):
+        if device.type == "cpu":
+            network.to(memory_format=torch.channels_last)
+    calls = {(name, n): pipe.network_calls(n) for name, pipe in pipelines.items() for n in nfe}
+    real, other = real_images(root, params.evaluation.samples, params.evaluation.seed)
+    return Inputs(
+        teacher=teacher,
+        generators={name: pipe.rollout for name, pipe in pipelines.items()},
+        paths=load_paths(params, root, teacher, nfe),
+        real=real,
+        other_real=other,
+        nfe=nfe,
+        steps=params.trajectories.steps,
+        guidance=params.trajectories.guidance,
+        calls={key: count for key, count in calls.items() if count != key[1]},
+        lineage=lineage(params, root, teacher),
+        device=device,
+    )
+
+
+def open_student(root: Path, device: torch.device) -> SigDEGPipeline:
+    """The pipeline in data/student."""
+    try:
+        return load_student(root / "data" / "student", device=device)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"data/student cannot be opened ({first}); run python -m tasks.student again"
+        ) from error
+
+
+def real_images(root: Path, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The holdout split, and equally many other real images (the floor), both in [-1, 1]."""
+    holdout, _ = load_split(root, "holdout")
+    train, _ = load_split(root, "train")
+    count = min(len(holdout), len(train))
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:count])
+    return to_float(holdout[:]), to_float(train[chosen])
+
+
+def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...]) -> Paths:
+    """The validation paths of data/trajectories, with features for every number of steps by Chen's identity."""
+    shards = open_trajectories(root)
+    if shards.meta["teacher"] != teacher.fingerprint():
+        raise InputError(
+            "data/trajectories was made with another teacher; run python -m tasks.trajectories again"
+        )
+    count = min(params.evaluation.samples, shards.rows("validation"))
+    states = _read(shards, "Y", count)
+    labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
+    fine = _read(shards, "xi", min(count, PATH_SAMPLES))
+    spec = path_spec(params.trajectories, teacher)
+    xi = {}
+    for n in nfe:
+        ratio = fine.shape[1] // n
+        joins = [
+            torch.from_numpy(
+                chen_join(spec.chain, spec.parts[i * ratio : (i + 1) * ratio], params.trajectories.depth)
+            )
+            for i in range(n)
+        ]
+        groups = fine.unflatten(1, (n, ratio))
+        xi[n] = torch.stack(
+            [torch.einsum("pjq,bjqchw->bpchw", join.float(), groups[:, i]) for i, join in enumerate(joins)], 1
+        )
+    return Paths(states[:, 0].contiguous(), states, xi, None if teacher.num_classes is None else labels)
+
+
+def lineage(params: Params, root: Path, teacher: Teacher) -> dict[str, str]:
+    """Where the figures come from, for the report."""
+    known = {"teacher fingerprint": teacher.fingerprint(), **git_state(root), **stage_sums(root)}
+    seeds = {
+        "dataset": params.dataset.seed,
+        "trajectories": params.trajectories.seed,
+        "student": params.student.seed,
+        "evaluation": params.evaluation.seed,
+    }
+    return known | {"seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items())}
+
+
+def stage_sums(root: Path) -> dict[str, str]:
+    """DVC's hashes of the stages that are finished, from dvc.lock; {} without one."""
+    import yaml
+
+    path = root / "dvc.lock"
+    stages: dict[str, Any] = (
+        (yaml.safe_load(path.read_text()) or {}).get("stages", {}) if path.is_file() else {}
+    )
+    return {
+        f"{out['path']} (dvc)": str(out["md5"])
+        for name, stage in stages.items()
+        if name != "evaluation"
+        for out in stage.get("outs", [])
+        if "md5" in out
+    }
+
+
+def _read(shards: Any, name: str, count: int) -> Tensor:
+    return torch.from_numpy(np.asarray(shards.array("validation", name)[:count], dtype=np.float32))

@@ -1,0 +1,206 @@
+"""The HTML report: one self-contained page that opens anywhere, prints, and follows the reader's colour scheme."""
+
+from __future__ import annotations
+
+import base64
+import math
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from models.metrics import Interval
+from tasks import figures
+from tasks.comparison import Result, Row
+from tasks.params import Params, params_dict
+
+TEMPLATES = Path(__file__).parent / "templates"
+PACKAGES = ("torch", "diffusers", "numpy", "scipy")
+CAPTIONS = {
+    "frontier": (
+        "Quality over network calls",
+        "Distance to held-out images, log scale. Bars are 95 % bootstrap intervals; dashed and dotted lines are the "
+        "teacher's full run and real images.",
+    ),
+    "path_error": (
+        "Error along the path",
+        "The generator runs on the teacher's own start noise and Brownian path, so its states can be compared with the "
+        "teacher's one by one. Bands are 95 % intervals over paths.",
+    ),
+    "training": ("Training", "Loss and validation figures of the student that is evaluated here."),
+}
+
+
+def render(result: Result, curve: pd.DataFrame | None, params: Params, lineage: dict[str, str]) -> str:
+    """The whole page as HTML; all text is escaped and all pictures are inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(
+        verdicts=[verdict(result, nfe) for nfe in result.nfe],
+        cross=cross_verdict(result),
+        result=result,
+        table=[table_row(result, row) for row in ordered(result)],
+        pictures=[
+            {
+                "title": CAPTIONS[name][0],
+                "caption": CAPTIONS[name][1],
+                "light": _uri(draw, figures.LIGHT),
+                "dark": _uri(draw, figures.DARK),
+            }
+            for name, draw in figures.figures_of(result, curve).items()
+        ],
+        sides=[side(result, nfe) for nfe in result.nfe],
+        paths=path_strip(result),
+        lineage=[*lineage.items(), *versions()],
+        params=yaml.safe_dump(params_dict(params), sort_keys=False),
+    )
+
+
+def verdict(result: Result, nfe: int) -> dict[str, str]:
+    """A sentence on the student at `nfe` steps against the best training-free sampler, and its kind.
+
+    `kind` is better or worse when the paired 95 % interval excludes 0, and even otherwise.
+    """
+    student = result.row(f"student.nfe{nfe}")
+    rivals = result.baselines(nfe)
+    if not rivals:
+        return {
+            "kind": "even",
+            "nfe": str(nfe),
+            "text": f"KID {number(student.kid.value)}; no training-free sampler was measured.",
+        }
+    best, gap = rivals[0], result.differences[f"best_at_{nfe}.nfe{nfe}"]
+    kind = _kind(gap)
+    words = {
+        "better": "beats every training-free sampler",
+        "worse": "does not reach the best training-free sampler",
+        "even": "is level with the best training-free sampler: the difference is within the uncertainty",
+    }[kind]
+    text = (
+        f"the student {words}. KID {number(student.kid.value)} against {number(best.kid.value)} for {best.title} "
+        f"(difference {number(gap.value)}, 95 % {number(gap.low)} to {number(gap.high)}). {to_teacher(result, nfe)}"
+    )
+    calls = result.calls.get(student.key, nfe)
+    if calls != nfe:
+        text += f" It makes {calls} network calls, not {nfe}."
+    return {"kind": kind, "nfe": str(nfe), "text": text}
+
+
+def to_teacher(result: Result, nfe: int) -> str:
+    """The student's distance to the teacher's full run in one sentence."""
+    gap, teacher = result.differences[f"teacher.nfe{nfe}"], result.teacher
+    if _kind(gap) == "even":
+        return f"It cannot be told from the teacher's {teacher.nfe} calls (KID {number(teacher.kid.value)})."
+    where = "above" if gap.value > 0 else "below"
+    return f"That is {number(abs(gap.value))} {where} the teacher's {teacher.nfe} calls (KID {number(teacher.kid.value)})."
+
+
+def cross_verdict(result: Result) -> str | None:
+    """The student at its fewest steps against training-free samplers at its most, or None with one number of steps."""
+    most, fewest = max(result.nfe), min(result.nfe)
+    gap = result.differences.get(f"best_at_{most}.nfe{fewest}")
+    if most == fewest or gap is None:
+        return None
+    words = {"better": "is better than", "worse": "is not as good as", "even": "is level with"}[_kind(gap)]
+    return f"At {fewest} steps the student {words} the best training-free sampler at {most} (KID difference {number(gap.value)}, 95 % {number(gap.low)} to {number(gap.high)})."
+
+
+def ordered(result: Result) -> list[Row]:
+    """Real images and teacher, then by number of calls, the best KID first."""
+    return sorted(
+        result.rows,
+        key=lambda row: (row.group not in ("real", "teacher"), -(row.nfe or 10**9), row.kid.value),
+    )
+
+
+def table_row(result: Result, row: Row) -> dict[str, Any]:
+    """One line of the table as text."""
+    spacing = result.spacing.get(row.key, "trailing")
+    return {
+        "title": row.title
+        + (
+            ""
+            if spacing == "trailing"
+            else f" ({ {'logsnr': 'log-SNR', 'karras': 'Karras'}[spacing] } steps)"
+        ),
+        "group": row.group,
+        "section": -(10**9) if row.group in ("real", "teacher") else -(row.nfe or 0),
+        "nfe": "–" if row.nfe is None else str(result.calls.get(row.key, row.nfe)),
+        "kid": number(row.kid.value),
+        "interval": f"{number(row.kid.low)} to {number(row.kid.high)}",
+        "frechet": number(row.frechet),
+        "precision": f"{row.precision:.3f}",
+        "recall": f"{row.recall:.3f}",
+        "ms": "–" if row.ms_per_image is None else f"{row.ms_per_image:.1f}",
+        "std": f"{row.std:.3f}",
+    }
+
+
+def side(result: Result, nfe: int) -> dict[str, Any]:
+    """The grids shown together for one number of steps."""
+    grids = []
+    for key in figures.side_by_side(result, nfe):
+        row = result.row(key)
+        calls = result.calls.get(key, row.nfe)
+        best = ", best training-free" if row.group == "baseline" else ""
+        grids.append(
+            {
+                "title": row.title + best,
+                "note": f"{calls} calls, KID {number(row.kid.value)}",
+                "image": png(figures.grid_png(result.images[key])),
+            }
+        )
+    return {"nfe": nfe, "grids": grids}
+
+
+def path_strip(result: Result) -> list[dict[str, str]]:
+    """Rows of pictures made along the same Brownian paths: teacher first, then fewer and fewer steps."""
+    titles = {
+        "teacher": result.teacher.title,
+        **{f"{r.sampler}.nfe{r.nfe}": f"{r.title}, {r.nfe} steps" for r in result.rows},
+    }
+    return [
+        {"title": titles[key], "image": png(figures.strip_png([images[:16]]))}
+        for key, images in result.path_images.items()
+    ]
+
+
+def versions() -> list[tuple[str, str]]:
+    """What computed the figures."""
+    return [
+        ("device", f"CPU, {platform.machine()}"),
+        ("python", platform.python_version()),
+        *((p, version(p)) for p in PACKAGES),
+    ]
+
+
+def number(value: float) -> str:
+    """Three significant digits, at most five decimals, with a true minus sign."""
+    decimals = 5 if value == 0 else min(5, max(0, 2 - math.floor(math.log10(abs(value)))))
+    text = f"{value:.{decimals}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "0") else text.replace("-", "−")
+
+
+def png(content: bytes) -> str:
+    """A picture as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _uri(draw: Any, theme: figures.Theme) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(figures.render(draw, theme, "svg")).decode()
+
+
+def _kind(gap: Interval) -> str:
+    if gap.high < 0:
+        return "better"
+    return "worse" if gap.low > 0 else "even"
