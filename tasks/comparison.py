@@ -1,92 +1,30 @@
 """Measure the student beside its teacher, its untrained self, training-free samplers and real images.
 
-Every sampler starts from the same noise as the cached validation paths and is measured against the same held-out
-images. Path errors use the cached path features (same Brownian path as the teacher), everything else fresh ones.
+Every sampler starts from the noise of the cached validation paths and is measured against the same held-out
+images. Path errors use the cached path features (the teacher's Brownian path), everything else fresh ones.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from statistics import median
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models import baselines
 from models.errors import InputError
 from models.features import FeatureExtractor, extract
-from models.metrics import Interval, Kid, frechet_distance, path_rmse, precision_recall
+from models.metrics import Kid, frechet_distance, path_rmse, precision_recall
 from tasks.params import Evaluation
 from tasks.players import Inputs, Sampler, to_bytes
 from tasks.progress import Advance, progress
+from tasks.results import Result, Row
 
 LATENCY_CALLS = 5
 
 logger = logging.getLogger("tasks.comparison")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. `group`: student, untrained, baseline, teacher or real; `nfe` None for real images."""
-
-    sampler: str
-    title: str
-    group: str
-    nfe: int | None
-    kid: Interval
-    frechet: float
-    precision: float
-    recall: float
-    ms_per_image: float | None
-    mean: float
-    std: float
-
-    @property
-    def step_key(self) -> str:
-        return "full" if self.nfe is None or self.group == "teacher" else f"nfe{self.nfe}"
-
-    @property
-    def key(self) -> str:
-        return f"{self.sampler}.{self.step_key}"
-
-
-@dataclass
-class Result:
-    """All figures of one evaluation.
-
-    By row key: `images` uint8 (n, C, H, W), `spacing` of a baseline, `calls` of the network where they are not nfe;
-    `path_images` are those made along the cached paths. By (generator, nfe): `path_error` after each coarse step.
-    `differences`: paired KID differences of the student, by "rival.nfe10"; below 0 means that the student is better.
-    """
-
-    features: str
-    samples: int
-    rows: list[Row] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    images: dict[str, np.ndarray] = field(default_factory=dict)
-    spacing: dict[str, str] = field(default_factory=dict)
-    path_error: dict[tuple[str, int], list[Interval]] = field(default_factory=dict)
-    path_images: dict[str, np.ndarray] = field(default_factory=dict)
-    differences: dict[str, Interval] = field(default_factory=dict)
-
-    def row(self, key: str) -> Row:
-        return next(row for row in self.rows if row.key == key)
-
-    def baselines(self, nfe: int) -> list[Row]:
-        """Training-free samplers at this number of steps, the best KID first."""
-        found = [row for row in self.rows if row.group == "baseline" and row.nfe == nfe]
-        return sorted(found, key=lambda row: row.kid.value)
-
-    @property
-    def nfe(self) -> list[int]:
-        return sorted({row.nfe for row in self.rows if row.group == "student" and row.nfe}, reverse=True)
-
-    @property
-    def teacher(self) -> Row:
-        return next(row for row in self.rows if row.group == "teacher")
 
 
 class Judge:
@@ -170,13 +108,14 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
     if samples <= settings.neighbours or len(inputs.real) <= settings.neighbours:
         raise InputError(
             f"{samples} validation paths, {len(inputs.real)} held-out images: expected more than "
-            f"evaluation.neighbours = {settings.neighbours} of each; raise trajectories.validation or dataset.holdout"
+            f"evaluation.neighbours = {settings.neighbours} of each; "
+            "raise trajectories.validation or dataset.holdout"
         )
     judge = Judge(extractor, inputs.real, settings)
     result = Result(extractor.label, samples)
-    names = [name for name in settings.baselines if baselines.variants(inputs.teacher, name)]
-    for name in sorted(set(settings.baselines) - set(names)):
-        logger.warning("%s does not apply to this teacher and is left out", baselines.title(name))
+    names: list[str] = [name for name in settings.baselines if baselines.variants(inputs.teacher, name)]
+    for other in sorted(set(settings.baselines) - set(names)):
+        logger.warning("%s does not apply to this teacher and is left out", baselines.title(other))
     with progress("evaluation", _total(inputs, samples, names, settings.batch_size)) as advance:
         studio = Studio(inputs, samples, settings, advance)
         _references(result, judge, inputs, studio)
@@ -269,7 +208,7 @@ def _compare(result: Result, judge: Judge) -> None:
             "teacher": result.teacher,
             **{f"best_at_{n}": r[0] for n in result.nfe if (r := result.baselines(n))},
         }
-        rivals |= {"untrained": row for row in result.rows if row.group == "untrained" and row.nfe == nfe}
+        rivals |= {row.group: row for row in result.rows if row.group == "untrained" and row.nfe == nfe}
         for name, rival in rivals.items():
             gap = judge.kid.difference(f"student.{nfe}", f"{rival.sampler}.{rival.nfe}")
             result.differences[f"{name}.nfe{nfe}"] = gap

@@ -18,9 +18,9 @@ from models.metrics import Interval
 from tasks import figures, report
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
-from tasks.comparison import Result, Row, evaluate
-from tasks.inputs import load_inputs
+from tasks.comparison import evaluate
 from tasks.params import MnistFeatures, Params
+from tasks.results import Result, Row
 
 FEATURES = Path("data/pretrained/mnist_features")
 KEPT_SAMPLES = 256
@@ -28,7 +28,9 @@ GROUPS = ("student", "untrained", "baseline", "teacher", "real")
 
 
 def run(params: Params, root: Path) -> None:
-    """Write metrics.json, table.csv, frontier.csv, path_error.csv, samples.npz, figures/, grids/ and report.html."""
+    """Write metrics.json, three tables as CSV, samples.npz, figures/, grids/ and report.html."""
+    from tasks.inputs import load_inputs
+
     inputs = load_inputs(params, root)
     result = evaluate(inputs, extractor_of(params, root), params.evaluation)
     with atomic_dir(root / "data" / "evaluation") as folder:
@@ -65,10 +67,10 @@ def write_outputs(result: Result, folder: Path) -> None:
 
 
 def metrics_of(result: Result) -> dict[str, Any]:
-    """Nested figures for `dvc metrics show`: {sampler: {"nfe10": {"kid": ..., ...}}}, and what they are worth.
+    """Nested figures for `dvc metrics show`: {sampler: {"nfe10": {"kid": ..., ...}}}.
 
-    `best_training_free` repeats the best baseline; `difference` holds the student's paired KID differences (below 0
-    is better).
+    `best_training_free` repeats the best baseline; `difference` holds the student's paired KID differences
+    (below 0 is better).
     """
     metrics: dict[str, Any] = {"evaluation": {"features": result.features, "samples": result.samples}}
     for row in result.rows:
@@ -150,9 +152,9 @@ def format_table(metrics: dict[str, Any]) -> Table:
         table.add_row(
             row["title"],
             "-" if key == "full" else key[3:],
-            f"{row['kid']:.5f}",
-            f"{row['kid_low']:.5f} to {row['kid_high']:.5f}",
-            f"{row['frechet']:.3g}",
+            f"{row['kid']:.4f}",
+            f"{row['kid_low']:.4f} to {row['kid_high']:.4f}",
+            f"{row['frechet']:.2f}",
             f"{row['ms_per_image']:.2f}" if "ms_per_image" in row else "-",
             style="bold" if sampler == "student" else None,
         )

@@ -24,7 +24,7 @@ from tasks.params import NpzDataset, Params
 from tasks.progress import progress
 
 FOLDER = Path("data/pretrained/mnist_features")
-# Without label smoothing, which pulls each class into a point and hides flaws within a class from the metrics.
+# No label smoothing: it pulls each class into a point and so hides flaws within a class from the metrics.
 EPOCHS, BATCH, RATE, SHIFT, SHEAR = 10, 250, 4e-3, 1.5, 0.1
 
 logger = logging.getLogger("tasks.features")
@@ -72,7 +72,7 @@ def train(images: Tensor, labels: Tensor, seed: int, epochs: int = EPOCHS) -> Di
 
 
 def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random shifts (up to 1.5 pixels) and small linear distortions of (n, 1, S, S) in [-1, 1]; outside is -1."""
+    """Random shifts (to 1.5 pixels) and small distortions of (n, 1, S, S) in [-1, 1]; outside is -1."""
     n, size = len(images), images.shape[-1]
     grid = torch.eye(2, 3).repeat(n, 1, 1)
     grid[:, :, :2] += (torch.rand(n, 2, 2, generator=generator) * 2 - 1) * SHEAR
@@ -91,7 +91,7 @@ def measure(net: DigitNet, images: Tensor, labels: Tensor) -> float:
 def _load(params: Params) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
     """Train and test images and labels, and a line that names them.
 
-    An .npz with `train_*` and `test_*` arrays has its own test set; any other dataset is tested on its holdout.
+    An .npz with `train_*` and `test_*` arrays has a test set; other datasets are tested on their holdout.
     """
     settings = params.dataset
     with tempfile.TemporaryDirectory() as folder:
@@ -124,8 +124,8 @@ def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 def _card(accuracy: float, train_size: int, test_size: int, source: str, seconds: float) -> str:
     return f"""# Digit features
 
-A LeNet-like classifier of grey 16x16 digits; its penultimate layer (96 numbers after ReLU) is the feature space
-of KID, Frechet distance, precision and recall for MNIST. Images of other sizes are resized to 16x16 first.
+A LeNet-like classifier of grey 16x16 digits; its penultimate layer (96 numbers after ReLU) is the feature
+space of KID, Frechet distance, precision and recall for MNIST. Other sizes are resized to 16x16 first.
 
 | | |
 |---|---|

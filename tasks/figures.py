@@ -1,14 +1,17 @@
 """Pictures of an evaluation: the frontier, path errors, the training curve and sample grids.
 
-Colours are Okabe and Ito's, which people with any colour vision can tell apart; lines are labelled where they end.
+Colours follow Okabe and Ito, so that people with any colour vision can tell them apart; lines also have their
+own markers and are labelled where they end.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,14 +19,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-from numpy.typing import NDArray
-from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from models.baselines import title as baseline_title
-from tasks.comparison import Result
+from tasks import grids
+from tasks.results import Result
 
-GRID_SIDE = 8
 COLOURS = {
     "student": "#D55E00",
     "untrained": "#0072B2",
@@ -72,10 +73,10 @@ def write_all(result: Result, curve: pd.DataFrame | None, folder: Path) -> None:
     (folder / "grids").mkdir()
     for name, draw in figures_of(result, curve).items():
         (folder / "figures" / f"{name}.png").write_bytes(render(draw, LIGHT, "png"))
-    for key in grid_keys(result):
-        (folder / "grids" / f"{key.replace('.', '_')}.png").write_bytes(grid_png(result.images[key]))
+    for key in grids.grid_keys(result):
+        (folder / "grids" / f"{key.replace('.', '_')}.png").write_bytes(grids.grid_png(result.images[key]))
     for nfe in result.nfe:
-        strip = strip_png([result.images[key][:16] for key in side_by_side(result, nfe)])
+        strip = grids.strip_png([result.images[key][:16] for key in grids.side_by_side(result, nfe)])
         (folder / "grids" / f"side_by_side_nfe{nfe}.png").write_bytes(strip)
 
 
@@ -115,9 +116,13 @@ def _quality(axes: Axes, result: Result, theme: Theme, figure: str, label: str) 
     labels = []
     for name in dict.fromkeys(row.sampler for row in rows):
         line = sorted((row for row in rows if row.sampler == name), key=lambda row: row.nfe or 0)
-        x, y = [row.nfe for row in line], [max(value[row.key], floor) for row in line]
+        x, y = [result.calls_of(row) or 0 for row in line], [max(value[row.key], floor) for row in line]
         strong = name in ("student", "untrained")
-        style = {"color": COLOURS[name], "linewidth": 2.4 if strong else 1.3, "zorder": 5 if strong else 3}
+        style: dict[str, Any] = {
+            "color": COLOURS[name],
+            "linewidth": 2.4 if strong else 1.3,
+            "zorder": 5 if strong else 3,
+        }
         axes.plot(x, y, marker=MARKERS[name], markersize=7 if strong else 5, **style)
         if figure == "kid":
             ends = [(max(row.kid.low, floor), max(row.kid.high, floor)) for row in line]
@@ -134,7 +139,7 @@ def _quality(axes: Axes, result: Result, theme: Theme, figure: str, label: str) 
         labels.append((value[row.key], short, theme.reference, False))
     axes.set_yscale("log")
     _style(axes, theme, label, "network calls per image")
-    steps = sorted({row.nfe for row in rows if row.nfe})
+    steps = sorted({result.calls_of(row) or 0 for row in rows})
     axes.set_xlim(steps[0] - 0.06 * (steps[-1] - steps[0] + 1), steps[-1] + 0.06 * (steps[-1] - steps[0] + 1))
     axes.xaxis.set_major_locator(FixedLocator(steps))
     axes.set_ylim(bottom=floor / 1.15)
@@ -142,7 +147,7 @@ def _quality(axes: Axes, result: Result, theme: Theme, figure: str, label: str) 
 
 
 def path_error(result: Result, theme: Theme) -> Figure:
-    """RMSE to the teacher on the same Brownian path, after each coarse step, one panel per number of steps."""
+    """RMSE to the teacher on the same Brownian path, after each coarse step, a panel per number of steps."""
     figure = Figure(figsize=(10.4, 3.6), layout="constrained", facecolor=theme.paper)
     panels = np.atleast_1d(figure.subplots(1, max(1, len(result.nfe)), sharey=True))
     for axes, nfe in zip(panels, sorted(result.nfe), strict=True):
@@ -205,12 +210,9 @@ def training_curve(curve: pd.DataFrame, theme: Theme) -> Figure:
 
 
 def _tail(column: str) -> str:
-    parts = [
-        p
-        for p in column.replace("/", "_").replace(".", "_").split("_")
-        if p not in ("kid", "rmse", "path", "validation", "val")
-    ]
-    return " ".join(parts) or column
+    """The column's short name: its number of steps, if it has one."""
+    steps = re.search(r"nfe_?(\d+)", column)
+    return f"{steps[1]} steps" if steps else column.replace("_", " ")
 
 
 def _style(axes: Axes, theme: Theme, y_label: str, x_label: str) -> None:
@@ -231,7 +233,8 @@ def _style(axes: Axes, theme: Theme, y_label: str, x_label: str) -> None:
 
 def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str, bool]]) -> None:
     """Write each label beside the right end of its line, moved apart where they would overlap."""
-    height = axes.figure.get_size_inches()[1] * 0.78 * 72
+    height = _height(axes) * 0.78 * 72
+    axes.set_ylim(axes.get_ylim())
     to_axes = axes.transScale + axes.transLimits
     wanted = [float(to_axes.transform((0, y))[1]) for y, *_ in labels]
     places = spread(wanted, gap=13 / height, low=0.01, high=0.99)
@@ -245,8 +248,13 @@ def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str, bool]]) -> N
         )  # fmt: skip
 
 
+def _height(axes: Axes) -> float:
+    figure = axes.get_figure(root=True)
+    return 4.0 if figure is None else float(figure.get_size_inches()[1])
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions nearest to `wanted` (least squares), in the same order, `gap` apart, within [low, high] if they fit."""
+    """Positions nearest to `wanted` (least squares), in the same order, `gap` apart, within [low, high]."""
     order = np.argsort(wanted, kind="stable")
     gap = min(gap, (high - low) / max(1, len(order) - 1))
     steps = gap * np.arange(len(order))
@@ -255,47 +263,3 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
         free = isotonic_regression(np.asarray(wanted, float)[order] - steps).x
         places[order] = np.clip(free, low, high - steps[-1]) + steps
     return [float(place) for place in places]
-
-
-def side_by_side(result: Result, nfe: int) -> list[str]:
-    """Row keys of the pictures shown together: teacher, best training-free, untrained, student."""
-    keys = [
-        result.teacher.key,
-        *(row.key for row in result.baselines(nfe)[:1]),
-        f"untrained.nfe{nfe}",
-        f"student.nfe{nfe}",
-    ]
-    return [key for key in keys if key in result.images]
-
-
-def grid_keys(result: Result) -> list[str]:
-    """Row keys that get a grid of their own."""
-    keys = [key for nfe in result.nfe for key in side_by_side(result, nfe)]
-    return list(dict.fromkeys([*(row.key for row in result.rows if row.group == "real"), *keys]))
-
-
-def grid_png(images: NDArray[np.uint8], side: int = GRID_SIDE, least: int = 512) -> bytes:
-    """uint8 images (n, C, H, W) as a square grid, enlarged without smoothing to about `least` pixels."""
-    return strip_png(
-        [images[i * side : (i + 1) * side] for i in range(side) if len(images) > i * side], least
-    )
-
-
-def strip_png(rows: Sequence[NDArray[np.uint8]], least: int = 1024) -> bytes:
-    """Rows of uint8 images (n, C, H, W) under each other, with a gap of one pixel."""
-    columns = max(len(row) for row in rows)
-    channels, height, width = rows[0].shape[1:]
-    canvas = np.full((len(rows) * (height + 1) - 1, columns * (width + 1) - 1, 3), 128, np.uint8)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            pixels = np.moveaxis(
-                np.broadcast_to(image, (3, height, width)) if channels == 1 else image, 0, -1
-            )
-            canvas[
-                i * (height + 1) : i * (height + 1) + height, j * (width + 1) : j * (width + 1) + width
-            ] = pixels
-    factor = max(1, round(least / canvas.shape[1]))
-    picture = Image.fromarray(canvas.repeat(factor, 0).repeat(factor, 1))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

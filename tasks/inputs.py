@@ -25,7 +25,7 @@ PATH_SAMPLES = 256
 
 
 def load_inputs(params: Params, root: Path) -> Inputs:
-    """Teacher, student, cached validation paths and real images; InputError for what is missing or does not match."""
+    """Teacher, student, cached paths and real images; InputError for what is missing or does not match."""
     from models.sigdeg import untrained_pipeline
 
     device = pick_device()
@@ -36,7 +36,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     pipelines = {"student": student, "untrained": untrained}
     for network in (teacher.network, student.unet, untrained.unet):
         if device.type == "cpu":
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     calls = {(name, n): pipe.network_calls(n) for name, pipe in pipelines.items() for n in nfe}
     real, other = real_images(root, params.evaluation.samples, params.evaluation.seed)
     return Inputs(
@@ -75,7 +75,7 @@ def real_images(root: Path, samples: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...]) -> Paths:
-    """The validation paths of data/trajectories, with features for every number of steps by Chen's identity."""
+    """The validation paths of data/trajectories, with features for each number of steps (Chen's identity)."""
     shards = open_trajectories(root)
     if shards.meta["teacher"] != teacher.fingerprint():
         raise InputError(

@@ -74,8 +74,8 @@ class Paths:
 class Inputs:
     """Everything that is evaluated.
 
-    `generators` maps `student` and `untrained` to their rollouts; `calls` gives a generator's network calls where
-    they are not its number of steps; `steps` is the length of the teacher's full run.
+    `generators` maps `student` and `untrained` to their rollouts; `calls` gives a generator's network calls
+    where they are not its number of steps; `steps` is the length of the teacher's full run.
     """
 
     teacher: Any
@@ -88,7 +88,7 @@ class Inputs:
     guidance: float = 1.0
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
     lineage: dict[str, str] = field(default_factory=dict)
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images (n, 1 or 3, H, W) in [-1, 1], on the CPU."""

@@ -1,9 +1,8 @@
-"""The HTML report: one self-contained page that opens anywhere, prints, and follows the reader's colour scheme."""
+"""The HTML report: one self-contained page that opens anywhere, prints, and follows light and dark mode."""
 
 from __future__ import annotations
 
 import base64
-import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -14,22 +13,22 @@ import pandas as pd
 import yaml
 
 from models.metrics import Interval
-from tasks import figures
-from tasks.comparison import Result, Row
+from tasks import figures, grids
 from tasks.params import Params, params_dict
+from tasks.results import Result, Row
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "diffusers", "numpy", "scipy")
 CAPTIONS = {
     "frontier": (
         "Quality over network calls",
-        "Distance to held-out images, log scale. Bars are 95 % bootstrap intervals; dashed and dotted lines are the "
-        "teacher's full run and real images.",
+        "Distance to held-out images, log scale. Bars are 95 % bootstrap intervals; the dashed and dotted "
+        "line are the teacher's full run and other real images.",
     ),
     "path_error": (
         "Error along the path",
-        "The generator runs on the teacher's own start noise and Brownian path, so its states can be compared with the "
-        "teacher's one by one. Bands are 95 % intervals over paths.",
+        "The generator runs on the teacher's own start noise and Brownian path, so its states can be "
+        "compared with the teacher's one by one. Bands are 95 % intervals over paths.",
     ),
     "training": ("Training", "Loss and validation figures of the student that is evaluated here."),
 }
@@ -76,7 +75,7 @@ def verdict(result: Result, nfe: int) -> dict[str, str]:
         return {
             "kind": "even",
             "nfe": str(nfe),
-            "text": f"KID {number(student.kid.value)}; no training-free sampler was measured.",
+            "text": f"KID {fixed(student.kid.value)}, no rival.",
         }
     best, gap = rivals[0], result.differences[f"best_at_{nfe}.nfe{nfe}"]
     kind = _kind(gap)
@@ -86,10 +85,10 @@ def verdict(result: Result, nfe: int) -> dict[str, str]:
         "even": "is level with the best training-free sampler: the difference is within the uncertainty",
     }[kind]
     text = (
-        f"the student {words}. KID {number(student.kid.value)} against {number(best.kid.value)} for {best.title} "
-        f"(difference {number(gap.value)}, 95 % {number(gap.low)} to {number(gap.high)}). {to_teacher(result, nfe)}"
+        f"The student {words}. KID {fixed(student.kid.value)} against {fixed(best.kid.value)} for {best.title} "
+        f"(difference {_span(gap)}). {to_teacher(result, nfe)}"
     )
-    calls = result.calls.get(student.key, nfe)
+    calls = result.calls_of(student)
     if calls != nfe:
         text += f" It makes {calls} network calls, not {nfe}."
     return {"kind": kind, "nfe": str(nfe), "text": text}
@@ -99,19 +98,20 @@ def to_teacher(result: Result, nfe: int) -> str:
     """The student's distance to the teacher's full run in one sentence."""
     gap, teacher = result.differences[f"teacher.nfe{nfe}"], result.teacher
     if _kind(gap) == "even":
-        return f"It cannot be told from the teacher's {teacher.nfe} calls (KID {number(teacher.kid.value)})."
-    where = "above" if gap.value > 0 else "below"
-    return f"That is {number(abs(gap.value))} {where} the teacher's {teacher.nfe} calls (KID {number(teacher.kid.value)})."
+        return f"It cannot be told from the teacher's {teacher.nfe} calls (KID {fixed(teacher.kid.value)})."
+    where = f"{fixed(abs(gap.value))} {'above' if gap.value > 0 else 'below'}"
+    return f"That is {where} the teacher's {teacher.nfe} calls (KID {fixed(teacher.kid.value)})."
 
 
 def cross_verdict(result: Result) -> str | None:
-    """The student at its fewest steps against training-free samplers at its most, or None with one number of steps."""
+    """The student at its fewest steps against training-free samplers at its most; None if they are one."""
     most, fewest = max(result.nfe), min(result.nfe)
     gap = result.differences.get(f"best_at_{most}.nfe{fewest}")
     if most == fewest or gap is None:
         return None
     words = {"better": "is better than", "worse": "is not as good as", "even": "is level with"}[_kind(gap)]
-    return f"At {fewest} steps the student {words} the best training-free sampler at {most} (KID difference {number(gap.value)}, 95 % {number(gap.low)} to {number(gap.high)})."
+    rival = f"the best training-free sampler at {most}"
+    return f"At {fewest} steps the student {words} {rival} (KID difference {_span(gap)})."
 
 
 def ordered(result: Result) -> list[Row]:
@@ -134,10 +134,10 @@ def table_row(result: Result, row: Row) -> dict[str, Any]:
         ),
         "group": row.group,
         "section": -(10**9) if row.group in ("real", "teacher") else -(row.nfe or 0),
-        "nfe": "–" if row.nfe is None else str(result.calls.get(row.key, row.nfe)),
-        "kid": number(row.kid.value),
-        "interval": f"{number(row.kid.low)} to {number(row.kid.high)}",
-        "frechet": number(row.frechet),
+        "nfe": "–" if row.nfe is None else str(result.calls_of(row)),
+        "kid": fixed(row.kid.value),
+        "interval": f"{fixed(row.kid.low)} to {fixed(row.kid.high)}",
+        "frechet": fixed(row.frechet, 2),
         "precision": f"{row.precision:.3f}",
         "recall": f"{row.recall:.3f}",
         "ms": "–" if row.ms_per_image is None else f"{row.ms_per_image:.1f}",
@@ -147,19 +147,19 @@ def table_row(result: Result, row: Row) -> dict[str, Any]:
 
 def side(result: Result, nfe: int) -> dict[str, Any]:
     """The grids shown together for one number of steps."""
-    grids = []
-    for key in figures.side_by_side(result, nfe):
+    shown = []
+    for key in grids.side_by_side(result, nfe):
         row = result.row(key)
-        calls = result.calls.get(key, row.nfe)
+        calls = result.calls_of(row)
         best = ", best training-free" if row.group == "baseline" else ""
-        grids.append(
+        shown.append(
             {
                 "title": row.title + best,
-                "note": f"{calls} calls, KID {number(row.kid.value)}",
-                "image": png(figures.grid_png(result.images[key])),
+                "note": f"{calls} calls, KID {fixed(row.kid.value)}",
+                "image": png(grids.grid_png(result.images[key])),
             }
         )
-    return {"nfe": nfe, "grids": grids}
+    return {"nfe": nfe, "grids": shown}
 
 
 def path_strip(result: Result) -> list[dict[str, str]]:
@@ -169,7 +169,7 @@ def path_strip(result: Result) -> list[dict[str, str]]:
         **{f"{r.sampler}.nfe{r.nfe}": f"{r.title}, {r.nfe} steps" for r in result.rows},
     }
     return [
-        {"title": titles[key], "image": png(figures.strip_png([images[:16]]))}
+        {"title": titles[key], "image": png(grids.strip_png([images[:16]]))}
         for key, images in result.path_images.items()
     ]
 
@@ -183,12 +183,10 @@ def versions() -> list[tuple[str, str]]:
     ]
 
 
-def number(value: float) -> str:
-    """Three significant digits, at most five decimals, with a true minus sign."""
-    decimals = 5 if value == 0 else min(5, max(0, 2 - math.floor(math.log10(abs(value)))))
+def fixed(value: float, decimals: int = 4) -> str:
+    """A number with a true minus sign, and none before zero."""
     text = f"{value:.{decimals}f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if text in ("-0", "0") else text.replace("-", "−")
+    return text.replace("-", "" if float(text) == 0 else "−")
 
 
 def png(content: bytes) -> str:
@@ -198,6 +196,10 @@ def png(content: bytes) -> str:
 
 def _uri(draw: Any, theme: figures.Theme) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(figures.render(draw, theme, "svg")).decode()
+
+
+def _span(gap: Interval) -> str:
+    return f"{fixed(gap.value)}, 95 % {fixed(gap.low)} to {fixed(gap.high)}"
 
 
 def _kind(gap: Interval) -> str:

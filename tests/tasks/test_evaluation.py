@@ -14,10 +14,11 @@ from rich.console import Console
 from torch import Tensor
 
 from models.errors import InputError
-from tasks.comparison import Result, evaluate
+from tasks.comparison import evaluate
 from tasks.evaluation import format_table, metrics_of, write_outputs
 from tasks.params import Evaluation
 from tasks.players import Inputs, Paths, choose_nfe, to_bytes, to_float
+from tasks.results import Result
 from tests.models.test_baselines import GaussianTeacher
 
 N, SHAPE, MEAN, STD = 120, (1, 8, 8), 0.1, 0.4
@@ -181,7 +182,7 @@ def test_bytes_round_trip() -> None:
 
 def test_too_few_paths_or_a_grid_that_does_not_divide() -> None:
     inputs = make_inputs()
-    with pytest.raises(InputError, match="expected more than evaluation.neighbours = 3"):
+    with pytest.raises(InputError, match=r"expected more than evaluation\.neighbours = 3"):
         evaluate(replace(inputs, real=inputs.real[:3]), Flat(), SETTINGS)
     with pytest.raises(InputError, match="nfe = 7: expected a divisor of the 20 intervals"):
         inputs.paths.coarse(7)

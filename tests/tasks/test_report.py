@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from models.metrics import Interval
-from tasks import figures, report
-from tasks.comparison import Result, evaluate
+from tasks import figures, grids, report
+from tasks.comparison import evaluate
 from tasks.params import Params
+from tasks.results import Result
 from tests.tasks.test_evaluation import SETTINGS, Flat, make_inputs
 
 CURVE = pd.DataFrame({"step": [0, 50, 100], "loss": [3.0, 2.0, 1.0], "kid_nfe5": [None, 0.2, 0.1]})
@@ -96,7 +97,7 @@ def test_verdict_follows_the_paired_interval(result: Result, gap: Interval, kind
 def test_verdict_says_where_the_teacher_is(result: Result) -> None:
     assert "cannot be told from the teacher" in report.to_teacher(result, 10)
     above = replace(result, differences={"teacher.nfe10": Interval(0.02, 0.01, 0.03)})
-    assert "That is 0.02 above the teacher's 100 calls" in report.to_teacher(above, 10)
+    assert "That is 0.0200 above the teacher's 100 calls" in report.to_teacher(above, 10)
     cross = replace(result, differences={**result.differences, "best_at_10.nfe5": Interval(-0.2, -0.3, -0.1)})
     assert "At 5 steps the student is better than" in str(report.cross_verdict(cross))
 
@@ -106,7 +107,7 @@ def test_verdict_says_where_the_teacher_is(result: Result) -> None:
     [(0.012345, "0.0123"), (-0.5, "−0.5"), (0.0, "0"), (0.00001234, "0.00001"), (123.4, "123")],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert report.number(value) == text
+    assert report.fixed(value) == text
 
 
 def test_labels_are_moved_apart_as_little_as_needed() -> None:
@@ -120,11 +121,11 @@ def test_labels_are_moved_apart_as_little_as_needed() -> None:
 
 def test_grid_puts_images_in_reading_order() -> None:
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(2, 2).repeat(2, 3) * 40
-    picture = np.asarray(Image.open(io.BytesIO(figures.strip_png([images[:3], images[3:]], least=8))))
+    picture = np.asarray(Image.open(io.BytesIO(grids.strip_png([images[:3], images[3:]], least=8))))
     assert picture.shape == (5, 8, 3)
     assert [int(picture[y, x, 0]) for y in (0, 3) for x in (0, 3, 6)] == [0, 40, 80, 120, 160, 200]
     assert (picture[2] == 128).all() and (picture[:, 2] == 128).all()
-    enlarged = np.asarray(Image.open(io.BytesIO(figures.strip_png([images[:3], images[3:]], least=16))))
+    enlarged = np.asarray(Image.open(io.BytesIO(grids.strip_png([images[:3], images[3:]], least=16))))
     assert np.array_equal(enlarged[::2, ::2], picture)
 
 
@@ -138,8 +139,9 @@ def test_pictures_draw_in_both_themes_and_repeat_exactly(result: Result) -> None
 
 def test_frontier_shows_the_figures(result: Result) -> None:
     axes = figures.frontier(result, figures.LIGHT).axes[0]
-    lines = [line for line in axes.get_lines() if list(line.get_xdata()) == [5, 10]]
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 2 and line.get_xdata()[1] == 10]
     shown = {float(line.get_ydata()[1]) for line in lines}
     positive = {row.kid.value for row in result.rows if row.nfe == 10 and row.kid.value > 0}
     assert positive <= shown and len(lines) == 5
+    assert sorted(int(line.get_xdata()[0]) for line in lines) == [5, 5, 5, 5, 6]  # the student makes 6 calls
     assert {"Student", "Untrained", "DDIM", "UniPC"} <= {text.get_text() for text in axes.texts}
