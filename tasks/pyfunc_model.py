@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -32,8 +33,7 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         if torch.cuda.is_available():
             self.pipeline.to("cuda")
 
-    # MLflow takes annotations here for a schema and warns about those it cannot use.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """Sample images.
 
         `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step numbers;

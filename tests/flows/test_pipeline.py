@@ -27,6 +27,16 @@ PLUMBING = {
     "tasks.progress",
 }
 
+# Imported by a stage, for other purposes than its results: what another stage is made by (its results are inputs
+# already), how work is spread over processes, and how it is kept while unfinished.
+ELSEWHERE = {
+    "trajectories": {"tasks.teacher", "tasks.training", "models.denoising", "models.loop"},
+    "student": {"tasks.teacher", "tasks.trajectories", "models.denoising"},
+    "evaluation": {"tasks.teacher", "tasks.trajectories", "tasks.training", "models.denoising", "models.loop"},
+}
+KEEPING = {"tasks.checkpoints", "tasks.shards", "tasks.cluster", "tasks.lineage", "models.method"}
+DATA = {"tasks.dataset", "tasks.adapters", "tasks.images"}
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -96,16 +106,18 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         pipeline.outdated(tmp_path, "dataset")
 
 
-def test_stages_name_all_the_code_that_makes_their_results() -> None:
+def test_stages_name_the_code_that_makes_their_results() -> None:
     import grimp
 
     graph = grimp.build_graph("tasks", "models")
     for name, stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].items():
         named = {dep for dep in stage["deps"] if dep.endswith(".py")}
         module = f"tasks.{name}"
-        used = {module} | graph.find_upstream_modules(module)
-        files = {f"{item.replace('.', '/')}.py" for item in used - PLUMBING}
-        assert named == files, f"dvc.yaml, stage {name}: lacks {sorted(files - named)}, needless {sorted(named - files)}"
+        used = ({module} | graph.find_upstream_modules(module)) - PLUMBING - KEEPING - ELSEWHERE.get(name, set())
+        used -= DATA if name != "dataset" else set()
+        files = {f"{item.replace('.', '/')}.py" for item in used}
+        lacks, needless = sorted(files - named), sorted(named - files)
+        assert not lacks and not needless, f"dvc.yaml, stage {name}: lacks {lacks}, needless {needless}"
 
 
 def test_declared_inputs_and_outputs_fit_together() -> None:
