@@ -2,7 +2,6 @@
 
 `python -m flows.distill [key=value ...]`; overrides are written into params.yaml, as `dvc exp run -S` does.
 """
-# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -36,8 +35,8 @@ PARAMS = "params.yaml"
 def distill(overrides: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     """Distil the teacher of params.yaml and register the student; finished work is not done again.
 
-    `overrides`: ["student.steps=500"] or {"student": {"steps": 500}}. Returns the registered model's name, version
-    and aliases' verdict, and the report's path. Raises InputError for mistakes in the input.
+    `overrides`: ["student.steps=500"] or {"student": {"steps": 500}}. Returns the registered model, the
+    verdict on it and the report's path. Raises InputError for mistakes in the input.
     """
     root = Path.cwd()
     environment.prepare(root)
@@ -89,7 +88,9 @@ def promote(root: Path, params: Params, version: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status (0, 1 failed, 2 mistake in the input, 130 interrupted)."""
     try:
-        arguments = overrides_parser("python -m flows.distill", (__doc__ or "").split("\n")[0]).parse_args(argv)
+        arguments = overrides_parser("python -m flows.distill", (__doc__ or "").split("\n")[0]).parse_args(
+            argv
+        )
         load_params(Path(PARAMS), arguments.overrides)  # before a server is started
         say("starting Prefect (some seconds) ...")
         artifacts.show(distill(arguments.overrides))

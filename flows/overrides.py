@@ -17,7 +17,7 @@ from tasks.params import Params, load_params
 
 
 def as_list(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Overrides as "key=value" texts; a mapping may be nested or have dotted keys: {"student": {"steps": 9}}."""
+    """Overrides as "key=value" texts; a mapping may be nested or have dotted keys."""
     if isinstance(overrides, Mapping):
         return [f"{key}={json.dumps(value)}" for key, value in _leaves(overrides)]
     return list(overrides)
@@ -26,8 +26,8 @@ def as_list(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
 def apply_overrides(path: Path, overrides: Sequence[str]) -> tuple[Params, list[str]]:
     """Write the overrides into the parameter file at `path`; comments stay.
 
-    Returns the typed params and what changed, as "student.steps: 300 -> 500". Nothing is written if there is no
-    change, or if the result would not be valid (InputError).
+    Returns the typed params and what changed, as "student.steps: 300 -> 500". Nothing is written if nothing
+    changes, or if the result would not be valid (InputError).
     """
     params = load_params(path, overrides)
     before, after = (read_overridden(Params, path, texts) for texts in ((), overrides))

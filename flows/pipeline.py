@@ -1,7 +1,7 @@
 """DVC's side of the stages: is there anything to do, and do it. The only module that imports DVC.
 
-As a program it reproduces one stage, like `dvc repro --single-item NAME` but quiet and with the stage's own exit
-status: `python -m flows.pipeline NAME`.
+As a program it reproduces one stage, like `dvc repro --single-item NAME` but quiet and with the stage's own
+exit status: `python -m flows.pipeline NAME`.
 """
 
 from __future__ import annotations

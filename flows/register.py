@@ -1,4 +1,4 @@
-"""Record, register and promote what `dvc repro` made: `python -m flows.register [--force] [key=value ...]`."""
+"""Record, register and promote what `dvc repro` made: `python -m flows.register [--force]`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
     from tasks import registration, tracking
 
     if stale := pipeline.outdated_stages(root):
-        raise InputError(f"out of date: {', '.join(stale)}: expected finished stages; run `make repro` or `make run` first")
+        raise InputError(
+            f"out of date: {', '.join(stale)}: expected finished stages; run `make repro` or `make run` first"
+        )
     run = tracking.track_run(root, params)
     version = registration.register_student(root, params, run.run_id)
-    line = f"{version.name} version {version.number} ({'registered' if version.created else 'registered before'})"
+    state = "registered" if version.created else "registered before"
+    line = f"{version.name} version {version.number} ({state})"
     if params.registration.promote or force:
         line += f"; {registration.promote(root, params, version.number, force).reason}"
     return line
@@ -37,7 +40,9 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = overrides_parser("python -m flows.register", (__doc__ or "").split(":")[0])
-    parser.add_argument("--force", action="store_true", help="promote whatever the present champion's figures")
+    parser.add_argument(
+        "--force", action="store_true", help="promote whatever the present champion's figures"
+    )
     try:
         arguments = parser.parse_args(argv)
         root = Path.cwd()

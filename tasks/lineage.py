@@ -21,11 +21,15 @@ def stage_hashes(root: Path) -> dict[str, str]:
     """
     path = root / "dvc.lock"
     if not path.is_file():
-        raise InputError(f"{path} not found: expected the record of finished stages; run `make run` or `make repro` first")
+        raise InputError(
+            f"{path} not found: expected the record of finished stages; run `make run` or `make repro` first"
+        )
     stages = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
     missing = [name for name in STAGES if not stages.get(name, {}).get("outs")]
     if missing:
-        raise InputError(f"dvc.lock has no results of {', '.join(missing)}: run `make run` or `make repro` first")
+        raise InputError(
+            f"dvc.lock has no results of {', '.join(missing)}: run `make run` or `make repro` first"
+        )
     return {name: _hash_of(stages[name]["outs"], f"data/{name}") for name in STAGES}
 
 

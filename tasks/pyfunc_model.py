@@ -17,7 +17,7 @@ MOST_IMAGES = 1024
 
 
 class StudentModel(mlflow.pyfunc.PythonModel):
-    """Images on request. Each input row asks for `num_images` images; rows differ by their seed (seed + row)."""
+    """Images on request: each input row asks for `num_images` images, with the seed `seed` + row."""
 
     def load_context(self, context: Any) -> None:
         """Load the pipeline; weights are safetensors only."""
@@ -28,12 +28,18 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         logging.disable_progress_bar()
         folder = context.artifacts["student"]
         self.pipeline = DiffusionPipeline.from_pretrained(
-            folder, custom_pipeline=folder, trust_remote_code=True, use_safetensors=True, local_files_only=True
+            folder,
+            custom_pipeline=folder,
+            trust_remote_code=True,
+            use_safetensors=True,
+            local_files_only=True,
         )
         if torch.cuda.is_available():
             self.pipeline.to("cuda")
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         """Sample images.
 
         `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step numbers;
@@ -42,11 +48,16 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         import torch
 
         asked = {"num_images": 4, "seed": 0, "steps": 0, "class_label": -1} | (params or {})
-        count, seed, steps, label = (int(asked[name]) for name in ("num_images", "seed", "steps", "class_label"))
+        count, seed, steps, label = (
+            int(asked[name]) for name in ("num_images", "seed", "steps", "class_label")
+        )
         allowed = [int(number) for number in getattr(self.pipeline, "nfe", [])]
         steps = steps or max(allowed, default=10)
         rows = max(len(model_input), 1)
-        _require(1 <= count and rows * count <= MOST_IMAGES, f"num_images = {count}: expected 1 to {MOST_IMAGES} in all")
+        _require(
+            count >= 1 and rows * count <= MOST_IMAGES,
+            f"num_images = {count}: expected 1 to {MOST_IMAGES} in all",
+        )
         _require(seed >= 0, f"seed = {seed}: expected 0 or more")
         _require(not allowed or steps in allowed, f"steps = {steps}: this student was made for {allowed}")
         batches = [

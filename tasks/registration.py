@@ -77,7 +77,7 @@ def register_student(root: Path, params: Params, run_id: str) -> Version:
 
 
 def promote(root: Path, params: Params, number: str, force: bool = False) -> Decision:
-    """Make version `number` the champion if there is none, if it is better, or by `force`; one alias moves."""
+    """Make version `number` the champion if there is none, if it is better, or by `force`."""
     client = open_store(root, params)
     name = params.registration.name
     present = aliased_version(client, name, CHAMPION)
@@ -122,22 +122,31 @@ def compare(new: Mapping[int, Score], old: Mapping[int, Score]) -> Decision:
         return Decision(True, f"better: {figures}")
     if sum(new[n].kid for n in common) < sum(old[n].kid for n in common):
         return Decision(True, f"better: {figures} (intervals overlap), and in the mean over {common} steps")
-    return Decision(False, f"not clearly better: {figures}, intervals overlap, and worse in the mean over {common} steps")
+    return Decision(
+        False, f"not clearly better: {figures}, intervals overlap, and worse in the mean over {common} steps"
+    )
 
 
 def student_scores(metrics: Mapping[str, Any]) -> dict[int, Score]:
-    """The student's scores in metrics.json: {"student": {"nfe10": {"kid": ..., "kid_low": ..., "kid_high": ...}}}."""
+    """The student's scores by number of steps, from metrics.json: {"student": {"nfe10": {"kid": ...}}}."""
     rows = {key: row for key, row in metrics.get("student", {}).items() if re.fullmatch(r"nfe\d+", key)}
-    return {int(key[3:]): Score(row["kid"], row.get("kid_low"), row.get("kid_high")) for key, row in rows.items()}
+    return {
+        int(key[3:]): Score(row["kid"], row.get("kid_low"), row.get("kid_high")) for key, row in rows.items()
+    }
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a student folder; InputError if it is missing or has pickled weights."""
+    """SHA-256 over a student folder's file names and contents.
+
+    Raises InputError if there is no student or if it has pickled weights.
+    """
     if not (folder / "model_index.json").is_file():
-        raise InputError(f"{folder}: no model_index.json: expected a finished student; run `make run` or `make repro` first")
+        raise InputError(f"{folder}: no model_index.json: expected a finished student; run `make run` first")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if pickled := [path.name for path in files if path.suffix in PICKLED]:
-        raise InputError(f"{folder}/{pickled[0]}: only safetensors weights are registered; convert the file or remove it")
+        raise InputError(
+            f"{folder}/{pickled[0]}: only safetensors weights are registered; convert the file or remove it"
+        )
     lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -153,11 +162,13 @@ def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return str(client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version)
+    return str(
+        client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version
+    )
 
 
 def _log_model(folder: Path, run_id: str) -> str:
-    """Log the student under the run as models-from-code and try it on its example; returns MLflow's model id."""
+    """Log the student as models-from-code and try it on its example; returns MLflow's model id."""
     with calm(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
         info = mlflow.pyfunc.log_model(
             name="student",
@@ -165,7 +176,9 @@ def _log_model(folder: Path, run_id: str) -> str:
             artifacts={"student": str(folder)},
             signature=_signature(),
             input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
-            pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
+            pip_requirements=[
+                f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS
+            ],
         )
     return str(info.model_id)
 
@@ -200,7 +213,11 @@ def _judge(client: MlflowClient, name: str, number: str, present: str) -> Decisi
             "`python -m flows.register --force` promotes all the same",
         )
     decision = compare(_scores(new), _scores(old))
-    verdict = f"version {number} replaces version {present}" if decision.champion else f"version {present} stays champion"
+    verdict = (
+        f"version {number} replaces version {present}"
+        if decision.champion
+        else f"version {present} stays champion"
+    )
     return Decision(decision.champion, f"{verdict}: {decision.reason}")
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 import psutil
 from filelock import FileLock
 from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from tasks import lineage
 from tasks.params import Params, params_dict
@@ -77,7 +77,9 @@ def track_run(root: Path, params: Params, prefect_run: str | None = None) -> Tra
     reap(client, experiment)
     fingerprint = lineage.run_fingerprint(hashes)
     found = client.search_runs(
-        [experiment], f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'", max_results=1
+        [experiment],
+        f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'",
+        max_results=1,
     )
     if found:
         return TrackedRun(found[0].info.run_id, created=False)
@@ -120,7 +122,9 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def _run(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Iterator[str]:
-    run = client.create_run(experiment, tags=tags | {OWNER: _owner()}, run_name=f"distill-{time.strftime('%Y%m%d-%H%M%S')}")
+    run = client.create_run(
+        experiment, tags=tags | {OWNER: _owner()}, run_name=f"distill-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     status = "FAILED"
     try:
         yield run.info.run_id
@@ -222,9 +226,9 @@ def _follow_moved_folder(folder: Path) -> None:
         for before in old - {str(folder.parent)}:
             for table, column in _LOCATIONS:
                 if table in tables:
+                    moved = f"{column} = ? || substr({column}, ?) where {column} like ? || '/mlruns/%'"
                     store.execute(
-                        f"update {table} set {column} = ? || substr({column}, ?) where {column} like ? || '/mlruns/%'",
-                        (str(folder.parent), len(before) + 1, before),
+                        f"update {table} set {moved}", (str(folder.parent), len(before) + 1, before)
                     )
     store.close()
 

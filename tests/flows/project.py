@@ -84,7 +84,7 @@ class TinyPipeline(DiffusionPipeline):
         self.register_modules(unet=unet)
 
     @torch.no_grad()
-    def __call__(self, batch_size=4, num_inference_steps=10, class_labels=None, generator=None, output_type="np"):
+    def __call__(self, batch_size, num_inference_steps, class_labels=None, generator=None, output_type="np"):
         x = torch.randn((batch_size, 1, 8, 8), generator=generator)
         for step in range(num_inference_steps):
             x = x + 0.1 * self.unet(x, step).sample

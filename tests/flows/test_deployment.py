@@ -1,4 +1,4 @@
-"""`prefect deployment run` against a server of its own and a process worker, as docs/operations.md tells it."""
+"""`prefect deployment run` against a server and a process worker, as docs/operations.md tells it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,13 @@ def test_a_deployment_runs_to_its_end(tmp_path: Path) -> None:
         prefect("deploy", "--all")
         with background(root, env, "worker.log", "prefect", "worker", "start", "--pool", "local"):
             told = prefect(
-                "deployment", "run", "distill/sigdeg", "-p", 'overrides=["student.steps=250"]', "--watch", timeout=240
+                "deployment",
+                "run",
+                "distill/sigdeg",
+                "-p",
+                'overrides=["student.steps=250"]',
+                "--watch",
+                timeout=240,
             )
     assert "Completed" in told, told + (root / "worker.log").read_text()
     assert runs(root) == dict.fromkeys(runs(root), 1)

@@ -117,7 +117,9 @@ def test_bad_params_end_before_anything_starts(
     start = time.monotonic()
     assert distill.main(["student.step=5"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and captured.err.startswith("error: override student.step: unknown key")
+    assert captured.err.count("\n") == 1 and captured.err.startswith(
+        "error: override student.step: unknown key"
+    )
     assert (root / "params.yaml").read_bytes() == before and time.monotonic() - start < 5
 
 

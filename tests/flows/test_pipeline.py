@@ -12,7 +12,7 @@ from flows.overrides import apply_overrides
 from models.errors import InputError
 from tests.flows.project import REPOSITORY, make_project, python, runs
 
-# Shared by all stages to read parameters, show progress and write files: a change there does not change results.
+# Shared by all stages to read parameters, show progress and write files: a change there changes no results.
 PLUMBING = {
     "models",
     "models.errors",
@@ -27,12 +27,18 @@ PLUMBING = {
     "tasks.progress",
 }
 
-# Imported by a stage, for other purposes than its results: what another stage is made by (its results are inputs
-# already), how work is spread over processes, and how it is kept while unfinished.
+# Imported by a stage for other purposes than its results: what another stage is made by (whose results are
+# inputs already), how work is spread over processes, and how it is kept while unfinished.
 ELSEWHERE = {
     "trajectories": {"tasks.teacher", "tasks.training", "models.denoising", "models.loop"},
     "student": {"tasks.teacher", "tasks.trajectories", "models.denoising"},
-    "evaluation": {"tasks.teacher", "tasks.trajectories", "tasks.training", "models.denoising", "models.loop"},
+    "evaluation": {
+        "tasks.teacher",
+        "tasks.trajectories",
+        "tasks.training",
+        "models.denoising",
+        "models.loop",
+    },
 }
 KEEPING = {"tasks.checkpoints", "tasks.shards", "tasks.cluster", "tasks.lineage", "models.method"}
 DATA = {"tasks.dataset", "tasks.adapters", "tasks.images"}
@@ -113,7 +119,9 @@ def test_stages_name_the_code_that_makes_their_results() -> None:
     for name, stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].items():
         named = {dep for dep in stage["deps"] if dep.endswith(".py")}
         module = f"tasks.{name}"
-        used = ({module} | graph.find_upstream_modules(module)) - PLUMBING - KEEPING - ELSEWHERE.get(name, set())
+        used = (
+            ({module} | graph.find_upstream_modules(module)) - PLUMBING - KEEPING - ELSEWHERE.get(name, set())
+        )
         used -= DATA if name != "dataset" else set()
         files = {f"{item.replace('.', '/')}.py" for item in used}
         lacks, needless = sorted(files - named), sorted(named - files)

@@ -14,7 +14,7 @@ STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
 
 
 def write_results(root: Path, kid: float = 0.01, seed: int = 0, dataset: str = "d") -> Path:
-    """Write params.yaml, dvc.lock, data/student (weights from `seed`) and data/evaluation (the student's KID)."""
+    """Write params.yaml, dvc.lock, a student with weights from `seed`, and its evaluation."""
     root.mkdir(parents=True, exist_ok=True)
     shutil.copy(REPOSITORY / "params.yaml", root)
     shutil.rmtree(root / "data", ignore_errors=True)

@@ -128,8 +128,8 @@ def test_the_logged_model_holds_no_pickle(registered: tuple[Path, Params]) -> No
 
 @pytest.fixture(scope="module")
 def served(registered: tuple[Path, Params], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow models serve` of the champion, in a folder and with a path that know nothing of this project."""
-    root, params = registered
+    """`mlflow models serve` of the champion, in a folder that knows nothing of this project."""
+    root, _ = registered
     uri = f"sqlite:///{root / 'mlruns/mlflow.db'}"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

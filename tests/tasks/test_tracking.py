@@ -31,7 +31,9 @@ def test_a_run_tells_what_it_was_made_of(tracked: tuple[Path, Params, tracking.T
     assert run.data.params["student.steps"] == "321" and run.data.params["method.nfe"] == "[10, 5]"
     assert run.data.metrics["student.nfe10.kid"] == 0.01
     tags = run.data.tags
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True
+    ).stdout.strip()
     assert (tags["git.commit"], tags["git.dirty"]) == (commit, "false")
     assert tags["dvc.trajectories"] == lineage.stage_hashes(root)["trajectories"]
     assert (tags["prefect.flow_run"], tags["student.kind"]) == ("flow-1", "sigdeg")
@@ -39,7 +41,9 @@ def test_a_run_tells_what_it_was_made_of(tracked: tuple[Path, Params, tracking.T
     assert (source.dataset.name, source.dataset.digest) == ("trajectories", tags["dvc.trajectories"])
 
 
-def test_the_training_curve_keeps_its_steps_and_gaps(tracked: tuple[Path, Params, tracking.TrackedRun]) -> None:
+def test_the_training_curve_keeps_its_steps_and_gaps(
+    tracked: tuple[Path, Params, tracking.TrackedRun],
+) -> None:
     root, params, recorded = tracked
     client = tracking.open_store(root, params)
     losses = client.get_metric_history(recorded.run_id, "train.loss")
@@ -107,7 +111,9 @@ def test_runs_of_dead_processes_are_ended(
         "far": "another-host|4194304|1.00",
         "foreign": "",
     }
-    runs = {name: client.create_run(experiment, tags={tracking.OWNER: owner}) for name, owner in owners.items()}
+    runs = {
+        name: client.create_run(experiment, tags={tracking.OWNER: owner}) for name, owner in owners.items()
+    }
     reaped = tracking.reap(client, experiment)
     assert sorted(reaped) == sorted(runs[name].info.run_id for name in ("reused", "dead"))
     assert client.get_run(runs["dead"].info.run_id).info.status == "FAILED"
@@ -122,7 +128,9 @@ def test_unfinished_stages_are_named(tmp_path: Path) -> None:
         lineage.stage_hashes(tmp_path)
 
 
-def test_the_lock_file_does_not_make_a_tree_dirty(tracked: tuple[Path, Params, tracking.TrackedRun], tmp_path: Path) -> None:
+def test_the_lock_file_does_not_make_a_tree_dirty(
+    tracked: tuple[Path, Params, tracking.TrackedRun], tmp_path: Path
+) -> None:
     root = shutil.copytree(tracked[0], tmp_path / "copy")
     write_lock(root, {"student": "other"})
     assert lineage.git_state(root)["git.dirty"] == "false"
