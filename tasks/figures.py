@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,7 @@ COLOURS = {
     "ddpm": "#8A8A8A",
     "dpmpp_2m": "#CC79A7",
     "sde_dpmpp_2m": "#B58900",
-    "unipc": "#3A9BD9",
-    "teacher": "#555555",
-    "real": "#999999",
+    "unipc": "#7A5195",
 }
 MARKERS = {
     "student": "o",
@@ -55,16 +53,26 @@ SHORT = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one mode: text, grid lines and paper."""
+    """Colours of one mode: text, grid lines and paper; `lighter` replaces line colours that are too dark."""
 
     text: str
     grid: str
     paper: str
     reference: str
+    lighter: dict[str, str] = field(default_factory=dict)
+
+    def line(self, name: str) -> str:
+        return self.lighter.get(name, COLOURS[name])
 
 
 LIGHT = Theme("#1f2328", "#e4e6ea", "#ffffff", "#57606a")
-DARK = Theme("#e6e8eb", "#30363d", "#161b22", "#9aa4af")
+DARK = Theme(
+    "#e6e8eb",
+    "#30363d",
+    "#161b22",
+    "#9aa4af",
+    {"untrained": "#56B4E9", "unipc": "#B99AD9", "student": "#FF8A3D"},
+)
 
 
 def write_all(result: Result, curve: pd.DataFrame | None, folder: Path) -> None:
@@ -119,15 +127,15 @@ def _quality(axes: Axes, result: Result, theme: Theme, figure: str, label: str) 
         x, y = [result.calls_of(row) or 0 for row in line], [max(value[row.key], floor) for row in line]
         strong = name in ("student", "untrained")
         style: dict[str, Any] = {
-            "color": COLOURS[name],
+            "color": theme.line(name),
             "linewidth": 2.4 if strong else 1.3,
             "zorder": 5 if strong else 3,
         }
         axes.plot(x, y, marker=MARKERS[name], markersize=7 if strong else 5, **style)
         if figure == "kid":
             ends = [(max(row.kid.low, floor), max(row.kid.high, floor)) for row in line]
-            axes.vlines(x, *zip(*ends, strict=True), color=COLOURS[name], linewidth=1.2, alpha=0.8)
-        labels.append((y[-1], SHORT.get(name, baseline_title(name)), COLOURS[name], strong))
+            axes.vlines(x, *zip(*ends, strict=True), color=theme.line(name), linewidth=1.2, alpha=0.8)
+        labels.append((y[-1], SHORT.get(name, baseline_title(name)), theme.line(name), strong))
     for row in references:
         axes.axhline(
             value[row.key],
@@ -157,10 +165,10 @@ def path_error(result: Result, theme: Theme) -> Figure:
                 continue
             errors = result.path_error[name, nfe]
             x, y = np.arange(1, nfe + 1), np.array([e.value for e in errors])
-            axes.plot(x, y, marker=MARKERS[name], markersize=5, linewidth=2, color=COLOURS[name])
+            axes.plot(x, y, marker=MARKERS[name], markersize=5, linewidth=2, color=theme.line(name))
             bounds = np.array([[e.low, e.high] for e in errors]).T
-            axes.fill_between(x, *bounds, color=COLOURS[name], alpha=0.18, linewidth=0)
-            labels.append((y[-1], SHORT[name], COLOURS[name], name == "student"))
+            axes.fill_between(x, *bounds, color=theme.line(name), alpha=0.18, linewidth=0)
+            labels.append((y[-1], SHORT[name], theme.line(name), name == "student"))
         _style(
             axes, theme, "RMSE to the teacher, pixels in [-1, 1]" if axes is panels[0] else "", "coarse step"
         )
@@ -185,7 +193,7 @@ def training_curve(curve: pd.DataFrame, theme: Theme) -> Figure:
         if columns and numbers[columns].notna().any().any()
     }
     figure = Figure(figsize=(10.4, 3.2), layout="constrained", facecolor=theme.paper)
-    palette = [COLOURS[n] for n in ("student", "untrained", "ddim", "dpmpp_2m", "unipc")]
+    palette = [theme.line(n) for n in ("student", "untrained", "ddim", "dpmpp_2m", "unipc")]
     for axes, (label, columns) in zip(
         np.atleast_1d(figure.subplots(1, max(1, len(kinds)))), kinds.items(), strict=False
     ):

@@ -85,8 +85,8 @@ def verdict(result: Result, nfe: int) -> dict[str, str]:
         "even": "is level with the best training-free sampler: the difference is within the uncertainty",
     }[kind]
     text = (
-        f"The student {words}. KID {fixed(student.kid.value)} against {fixed(best.kid.value)} for {best.title} "
-        f"(difference {_span(gap)}). {to_teacher(result, nfe)}"
+        f"The student {words}. KID {fixed(student.kid.value)} against {fixed(best.kid.value)} for "
+        f"{best.title} (difference {_span(gap)}). {to_teacher(result, nfe)}"
     )
     calls = result.calls_of(student)
     if calls != nfe:

@@ -103,8 +103,7 @@ def test_verdict_says_where_the_teacher_is(result: Result) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.012345, "0.0123"), (-0.5, "−0.5"), (0.0, "0"), (0.00001234, "0.00001"), (123.4, "123")],
+    ("value", "text"), [(0.01234, "0.0123"), (-0.5, "−0.5000"), (-0.00001, "0.0000"), (12.0, "12.0000")]
 )
 def test_numbers(value: float, text: str) -> None:
     assert report.fixed(value) == text
