@@ -38,7 +38,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
         if device.type == "cpu":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     calls = {(name, n): pipe.network_calls(n) for name, pipe in pipelines.items() for n in nfe}
-    real, other = real_images(root, params.evaluation.samples, params.evaluation.seed)
+    real, other = real_images(root, params.evaluation.seed)
     return Inputs(
         teacher=teacher,
         generators={name: pipe.rollout for name, pipe in pipelines.items()},
@@ -65,7 +65,7 @@ def open_student(root: Path, device: torch.device) -> SigDEGPipeline:
         ) from error
 
 
-def real_images(root: Path, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def real_images(root: Path, seed: int) -> tuple[Tensor, Tensor]:
     """The holdout split, and equally many other real images (the floor), both in [-1, 1]."""
     holdout, _ = load_split(root, "holdout")
     train, _ = load_split(root, "train")

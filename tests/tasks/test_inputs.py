@@ -1,0 +1,98 @@
+"""What the evaluation loads: cached paths on every grid, real images, errors for what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline
+
+from models.chain import subgrid
+from models.denoising import build_scheduler, build_unet
+from models.errors import InputError
+from models.paths import path_noise
+from models.signature import bases, feature_matrix
+from models.teacher import Teacher
+from tasks import dataset, trajectories
+from tasks.inputs import load_paths, open_student, real_images, stage_sums
+from tasks.params import Params
+
+PARAMS = Params.model_validate(
+    {
+        "dataset": {"kind": "digits", "size": 8, "holdout": 50},
+        "trajectories": {
+            "train": 4, "validation": 6, "steps": 16, "intervals": 8, "depth": 2, "dtype": "float32",
+            "batch_size": 4, "shard_size": 4,
+        },
+        "method": {"kind": "sigdeg", "nfe": [4, 2]},
+        "student": {"validation_samples": 4, "batch_size": 4},
+        "evaluation": {"samples": 5, "neighbours": 2},
+    }
+)  # fmt: skip
+
+
+def save_teacher(root: Path, seed: int) -> Teacher:
+    torch.manual_seed(seed)
+    network = build_unet(8, 1, (8, 16), 1)
+    DDPMPipeline(network, build_scheduler("epsilon", "linear")).save_pretrained(root / "data" / "teacher")
+    return Teacher.load(root / "data" / "teacher")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    save_teacher(folder, 0)
+    dataset.run(PARAMS, folder)
+    trajectories.run(PARAMS, folder)
+    return folder
+
+
+def test_paths_hold_the_features_of_every_coarser_grid(root: Path) -> None:
+    """Chen's identity on the cache agrees with features taken directly from the fine noise."""
+    teacher = Teacher.load(root / "data" / "teacher")
+    paths = load_paths(PARAMS, root, teacher, (8, 4, 2))
+    assert len(paths) == 5 and paths.states.shape == (5, 9, 1, 8, 8) and paths.labels is None
+    assert torch.equal(paths.noise, paths.states[:, 0])
+    spec = trajectories.path_spec(PARAMS.trajectories, teacher)
+    noise = path_noise(spec, "validation", range(5), teacher.shape)
+    assert torch.equal(paths.noise, noise[:, 0])
+    for nfe in (8, 4, 2):
+        parts = bases(spec.chain, subgrid(spec.grid, nfe), PARAMS.trajectories.depth)
+        weights = torch.from_numpy(feature_matrix(parts)).float()
+        direct = torch.einsum("ipk,bkchw->bipchw", weights, noise[:, 1:])
+        assert torch.allclose(paths.xi[nfe], direct, atol=1e-4), nfe
+        assert paths.coarse(nfe).shape[1] == nfe + 1
+
+
+def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
+    other = save_teacher(tmp_path, 1)
+    with pytest.raises(InputError, match="made with another teacher; run python -m tasks"):
+        load_paths(PARAMS, root, other, (4,))
+
+
+def test_real_images_are_disjoint_and_equally_many(root: Path) -> None:
+    real, other = real_images(root, seed=0)
+    assert real.shape == other.shape == (50, 1, 8, 8)
+    assert float(real.min()) == -1 and float(real.max()) <= 1
+    assert torch.equal(other, real_images(root, seed=0)[1])
+    assert not torch.equal(other, real_images(root, seed=1)[1])
+    train, _ = dataset.load_split(root, "train")
+    known = {image.tobytes() for image in np.asarray(train[:])}
+    assert all(image.tobytes() in known for image in ((other + 1) * 127.5).round().to(torch.uint8).numpy())
+
+
+def test_no_student_is_one_line(root: Path) -> None:
+    with pytest.raises(InputError, match=r"data/student cannot be opened .*run python -m tasks\.student"):
+        open_student(root, torch.device("cpu"))
+
+
+def test_stage_hashes_come_from_the_lock_file(tmp_path: Path) -> None:
+    assert stage_sums(tmp_path) == {}
+    stages = "".join(
+        f"  {name}:\n    outs:\n    - path: data/{name}\n      md5: {name[:3]}.dir\n"
+        for name in ("student", "evaluation")
+    )
+    (tmp_path / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{stages}")
+    assert stage_sums(tmp_path) == {"data/student (dvc)": "stu.dir"}
