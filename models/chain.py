@@ -1,11 +1,12 @@
 """The teacher's sampler as a fine chain, and its exact unrolling over coarse intervals.
 
     sigma_{k|k+1}^2 = sigma_k^2 - (alpha_k / alpha_{k+1})^2 sigma_{k+1}^2
-    s_k = eta sigma_{k+1} / sigma_k sigma_{k|k+1},   a_k = sqrt(sigma_{k+1}^2 - s_k^2) / sigma_k,   b_k = alpha_{k+1} - alpha_k a_k
+    s_k = eta sigma_{k+1} / sigma_k sigma_{k|k+1}
+    a_k = sqrt(sigma_{k+1}^2 - s_k^2) / sigma_k,   b_k = alpha_{k+1} - alpha_k a_k
     x_{k+1} = a_k x_k + b_k denoise(x_k, t_k) + s_k z_k                                             (1)
 
-eta = 1 is DDPM's posterior step (Ho et al. 2020), eta = 0 is DDIM (Song et al. 2021). Over an interval [lo, hi), with
-T_k the product of a_l for k < l < hi, unrolling (1) is an identity:
+eta = 1 is DDPM's posterior step (Ho et al. 2020), eta = 0 is DDIM (Song et al. 2021). Over an interval [lo,
+hi), with T_k the product of a_l for k < l < hi, unrolling (1) is an identity:
 
     x_hi = A x_lo + B Dbar + n,   A = prod a_k,   B = sum T_k b_k,   Dbar = sum omega_k denoise(x_k, t_k),
     omega_k = T_k b_k / B,   n = sum w_k z_k,   w_k = T_k s_k                                       (2)
@@ -15,9 +16,9 @@ Everything here is float64 numpy, computed once per grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Sequence
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from models.teacher import Levels
 
 @dataclass(frozen=True)
 class Chain:
-    """Coefficients of (1). ``levels`` has K + 1 noise levels, ``eta`` in [0, 1]; ``a``, ``b``, ``s``: (K,)."""
+    """Coefficients of (1). ``levels``: K + 1 noise levels, ``eta`` in [0, 1]; ``a``, ``b``, ``s``: (K,)."""
 
     levels: Levels
     eta: float = 1.0
@@ -36,7 +37,9 @@ class Chain:
         if not 0.0 <= self.eta <= 1.0:
             raise InputError(f"trajectories.eta = {self.eta}: expected 0 (DDIM) to 1 (DDPM)")
         if np.any(np.diff(self.snr) <= 0):
-            raise InputError("the teacher's noise levels must lose noise at every step: its schedule is not monotone")
+            raise InputError(
+                "the teacher's noise levels must lose noise at every step: its schedule is not monotone"
+            )
 
     @property
     def steps(self) -> int:
@@ -46,33 +49,35 @@ class Chain:
     def s(self) -> np.ndarray:
         alpha, sigma = self.levels.alpha, self.levels.sigma
         conditional = sigma[:-1] ** 2 - (alpha[:-1] / alpha[1:]) ** 2 * sigma[1:] ** 2
-        return self.eta * sigma[1:] / sigma[:-1] * np.sqrt(np.maximum(conditional, 0.0))
+        s: np.ndarray = self.eta * sigma[1:] / sigma[:-1] * np.sqrt(np.maximum(conditional, 0.0))
+        return s
 
     @cached_property
     def a(self) -> np.ndarray:
         sigma = self.levels.sigma
-        return np.sqrt(np.maximum(sigma[1:] ** 2 - self.s**2, 0.0)) / sigma[:-1]
+        a: np.ndarray = np.sqrt(np.maximum(sigma[1:] ** 2 - self.s**2, 0.0)) / sigma[:-1]
+        return a
 
     @cached_property
     def b(self) -> np.ndarray:
-        return self.levels.alpha[1:] - self.levels.alpha[:-1] * self.a
+        return np.asarray(self.levels.alpha[1:] - self.levels.alpha[:-1] * self.a)
 
     @cached_property
     def g(self) -> np.ndarray:
         """Noise loading in coordinates x / alpha, (K,)."""
-        return self.s / self.levels.alpha[1:]
+        return np.asarray(self.s / self.levels.alpha[1:])
 
     @property
     def snr(self) -> np.ndarray:
         """(alpha / sigma)^2, (K + 1,), from 0 or near it up to infinity."""
         with np.errstate(divide="ignore"):
-            return (self.levels.alpha / self.levels.sigma) ** 2
+            return np.asarray((self.levels.alpha / self.levels.sigma) ** 2)
 
     @property
     def half_logsnr(self) -> np.ndarray:
         """lambda = log(alpha / sigma), (K + 1,); -inf at pure noise, +inf at clean data."""
         with np.errstate(divide="ignore"):
-            return np.log(self.levels.alpha) - np.log(self.levels.sigma)
+            return np.asarray(np.log(self.levels.alpha) - np.log(self.levels.sigma))
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,9 @@ def unroll(chain: Chain, lo: int, hi: int) -> Interval:
 def coarse_grid(chain: Chain, intervals: int, kind: str = "index", points: Sequence[int] = ()) -> np.ndarray:
     """N + 1 increasing fine indices from 0 to K.
 
-    ``index``: equal numbers of fine steps; ``logsnr``: equal steps of log-SNR between the finite ends of the chain;
-    ``given``: ``points``. Raises InputError if there are more intervals than steps or the points are no grid.
+    ``index``: equal numbers of fine steps; ``logsnr``: equal steps of log-SNR between the finite ends of the
+    chain; ``given``: ``points``. Raises InputError if there are more intervals than steps or the points are
+    no grid.
     """
     K = chain.steps
     if kind == "given":
@@ -111,7 +117,9 @@ def coarse_grid(chain: Chain, intervals: int, kind: str = "index", points: Seque
     else:
         grid = _logsnr_grid(chain, intervals)
     if len(grid) != intervals + 1 or grid[0] != 0 or grid[-1] != K or np.any(np.diff(grid) <= 0):
-        raise InputError(f"coarse grid {grid.tolist()}: expected {intervals + 1} increasing indices from 0 to {K}")
+        raise InputError(
+            f"coarse grid {grid.tolist()}: expected {intervals + 1} increasing indices from 0 to {K}"
+        )
     return grid
 
 
@@ -122,7 +130,7 @@ def _logsnr_grid(chain: Chain, intervals: int) -> np.ndarray:
     if not np.isfinite(finite[0]):
         finite[0] = 2 * finite[1] - finite[2] if K > 2 else finite[1] - 1.0
     wanted = np.linspace(finite[0], finite[-1], intervals + 1)
-    grid = np.abs(finite[None] - wanted[:, None]).argmin(1)
+    grid: np.ndarray = np.abs(finite[None] - wanted[:, None]).argmin(1)
     grid[-1] = K
     for i in range(1, intervals):
         grid[i] = max(grid[i], grid[i - 1] + 1)
@@ -132,8 +140,12 @@ def _logsnr_grid(chain: Chain, intervals: int) -> np.ndarray:
 
 
 def subgrid(grid: np.ndarray, intervals: int) -> np.ndarray:
-    """Every r-th point of a fine-enough grid, r = N / intervals. Raises InputError if ``intervals`` does not divide N."""
+    """Every r-th point of a fine-enough grid, r = N / intervals. Raises InputError if ``intervals`` does not
+    divide N.
+    """
     total = len(grid) - 1
     if intervals < 1 or total % intervals:
-        raise InputError(f"method.nfe {intervals}: must divide trajectories.intervals = {total} (the cached grid)")
+        raise InputError(
+            f"method.nfe {intervals}: must divide trajectories.intervals = {total} (the cached grid)"
+        )
     return grid[:: total // intervals]

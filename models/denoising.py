@@ -1,12 +1,14 @@
 """Training a teacher from data: the denoising loss (Ho et al. 2020; Salimans and Ho 2022 for v).
 
-With several ``scales`` every batch is reduced by area to one of them in turn, so that the network knows images of lower
-resolution too: scale-wise distillation renoises low-resolution samples and asks the teacher about them.
+With several ``scales`` every batch is reduced by area to one of them in turn, so that the network knows
+images of lower resolution too: scale-wise distillation renoises low-resolution samples and asks the teacher
+about them.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +29,21 @@ class Images(NamedTuple):
 
 
 def build_unet(
-    size: int, in_channels: int, channels: Sequence[int], layers: int, num_classes: int | None = None, dropout: float = 0.0
+    size: int,
+    in_channels: int,
+    channels: Sequence[int],
+    layers: int,
+    num_classes: int | None = None,
+    dropout: float = 0.0,
 ) -> UNet2DModel:
-    """A UNet2DModel with attention at the lowest resolution only; ``num_classes`` adds a null class for guidance."""
+    """A UNet2DModel with attention at the lowest resolution only; ``num_classes`` adds a null class for
+    guidance.
+    """
     stride = 2 ** (len(channels) - 1)
     if size % stride:
-        raise InputError(f"teacher.channels has {len(channels)} levels: size {size} must be divisible by {stride}")
+        raise InputError(
+            f"teacher.channels has {len(channels)} levels: size {size} must be divisible by {stride}"
+        )
     last = len(channels) - 1
     return UNet2DModel(
         sample_size=size,
@@ -50,7 +61,9 @@ def build_unet(
 
 
 def build_scheduler(prediction: str, schedule: str) -> Any:
-    """The diffusers scheduler to save beside a newly trained network. ``schedule``: linear or cosine (VP only)."""
+    """The diffusers scheduler to save beside a newly trained network. ``schedule``: linear or cosine (VP
+    only).
+    """
     if prediction == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
     betas = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[schedule]
@@ -67,14 +80,15 @@ def build_scheduler(prediction: str, schedule: str) -> Any:
 class Denoising:
     """The teacher's own training as a :class:`models.method.Method` with one player, ``teacher``."""
 
-    averaged = ("teacher",)
+    averaged: tuple[str, ...] = ("teacher",)
 
     def __init__(self, network: nn.Module, scheduler: Any, scales: Sequence[int], label_dropout: float = 0.1):
-        null = network.config.get("num_class_embeds")  # type: ignore[union-attr]
-        self.null_label = None if null is None else null - 1
+        config: Any = network.config
+        embeds = config.get("num_class_embeds")
+        self.null_label = None if embeds is None else embeds - 1
         self.teacher = Teacher(network, scheduler, null_label=self.null_label)
         network.requires_grad_(True).train()
-        self.players = {"teacher": network}
+        self.players: Mapping[str, nn.Module] = {"teacher": network}
         self.scales, self.label_dropout = tuple(scales), label_dropout
 
     def active(self, step: int) -> Sequence[str]:
@@ -96,7 +110,11 @@ class Denoising:
             dropped = torch.rand(n, device=x0.device, generator=generator) < self.label_dropout
             labels = torch.where(dropped, self.null_label, labels)
         target = training_target(self.teacher.prediction, x0, eps, alpha, sigma)
-        error = (self.teacher._forward(alpha * x0 + sigma * eps, _times(self.teacher, t), labels) - target).square().mean()
+        error = (
+            (self.teacher._forward(alpha * x0 + sigma * eps, _times(self.teacher, t), labels) - target)
+            .square()
+            .mean()
+        )
         return error, {f"mse_{scale}": error}
 
     @torch.no_grad()

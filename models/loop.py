@@ -1,15 +1,18 @@
 """One training loop for every method: a generator that yields after each optimizer step.
 
-The caller owns logging, validation and checkpoints. Randomness is stateless: batch and noise of a step are functions of
-(seed, step, micro-batch, player turn, rank), so a run resumed from ``state_dict`` continues bit for bit on a CPU.
+The caller owns logging, validation and checkpoints. Randomness is stateless: batch and noise of a step are
+functions of (seed, step, micro-batch, player turn, rank), so a run resumed from ``state_dict`` continues bit
+for bit on a CPU.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +34,9 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """``steps`` optimizer steps; ``warmup`` steps of linear rise, then constant or cosine to 0. ``ema`` in [0, 1)."""
+    """``steps`` optimizer steps; ``warmup`` steps of linear rise, then constant or cosine to 0. ``ema`` in
+    [0, 1).
+    """
 
     steps: int
     learning_rate: float = 1e-4
@@ -58,7 +63,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did: ``step`` counts finished steps; ``terms`` are means over micro-batches, by player."""
+    """What one step did: ``step`` counts finished steps; ``terms`` are means over micro-batches by player."""
 
     step: int
     learning_rate: float
@@ -83,21 +88,28 @@ class TrainState:
         self.players = dict(method.players)
         self.optimizers = {name: self._optimizer(name, net) for name, net in self.players.items()}
         self.averages = {
-            name: {k: v.detach().clone() for k, v in _trained(self.players[name]).items()} for name in method.averaged
+            name: {k: v.detach().clone() for k, v in _trained(self.players[name]).items()}
+            for name in method.averaged
         }
-        self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "float16" and torch.cuda.is_available())
+        self.scaler = torch.amp.GradScaler(
+            "cuda", enabled=config.precision == "float16" and torch.cuda.is_available()
+        )
 
     def _optimizer(self, name: str, net: nn.Module) -> torch.optim.AdamW:
         groups: dict[float, list[Tensor]] = defaultdict(list)
         for parameter in _trained(net).values():
             groups[getattr(parameter, "rate_scale", 1.0)].append(parameter)
         base = self.config.player_rates.get(name, self.config.learning_rate)
-        param_groups = [{"params": ps, "lr": base * scale, "base": base * scale} for scale, ps in sorted(groups.items())]
+        param_groups = [
+            {"params": ps, "lr": base * scale, "base": base * scale} for scale, ps in sorted(groups.items())
+        ]
         return torch.optim.AdamW(param_groups, betas=self.config.betas, weight_decay=self.config.weight_decay)
 
     @torch.no_grad()
     def update_averages(self) -> None:
-        """EMA with the usual warm-up of the decay, (1 + step) / (10 + step), so that short runs are not all start."""
+        """EMA with the usual warm-up of the decay, (1 + step) / (10 + step), so that short runs are not all
+        start.
+        """
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         for name, average in self.averages.items():
             live = _trained(self.players[name])
@@ -118,7 +130,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`; raises KeyError or RuntimeError if it belongs to another method."""
+        """Continue from :meth:`state_dict`; KeyError or RuntimeError if it belongs to another method."""
         for name, net in self.players.items():
             net.load_state_dict(state["players"][name])
         for name, optimizer in self.optimizers.items():
@@ -137,18 +149,36 @@ def _trained(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean over the workers, in one collective. A recurrent rollout uses every weight many times, so gradients are final
-    only when the whole backward pass is: overlapping buckets, as DDP's hooks do, would have nothing to overlap with."""
+    """Mean over the workers, in one collective. A recurrent rollout uses every weight many times, so
+    gradients are final only when the whole backward pass is: overlapping buckets, as DDP's hooks do, would
+    have nothing to overlap with.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
+    for p, g in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         p.grad = g.view_as(p).clone()
 
 
-def _turn(method: Method, state: TrainState, player: str, turn: int, batches: Batches, device: torch.device, rank: int):
+@contextmanager
+def _global_stream(device: torch.device, *key: int) -> Iterator[None]:
+    """Dropout layers draw from torch's global generators: tie those to the step as well, for exact resume."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator_for("cpu", *key).initial_seed())
+        yield
+
+
+def _turn(
+    method: Method,
+    state: TrainState,
+    player: str,
+    turn: int,
+    batches: Batches,
+    device: torch.device,
+    rank: int,
+) -> dict[str, float]:
     """One optimizer update of one player; returns its logged terms."""
     config, optimizer = state.config, state.optimizers[player]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -157,11 +187,15 @@ def _turn(method: Method, state: TrainState, player: str, turn: int, batches: Ba
     half = config.precision != "float32"
     for micro in range(config.accumulate):
         noise = generator_for(device, config.seed, state.step, micro, turn, rank)
-        with torch.autocast(device.type, DTYPES[config.precision], enabled=half):
+        dropout = (config.seed, state.step, micro, turn, rank, 1)
+        with (
+            _global_stream(device, *dropout),
+            torch.autocast(device.type, DTYPES[config.precision], enabled=half),
+        ):
             loss, logged = method.loss(player, batches(state.step, micro, turn), noise)
         for key, value in {"loss": loss, **logged}.items():
             terms[f"{player}/{key}"] += float(value.detach()) / config.accumulate
-        state.scaler.scale(loss / config.accumulate).backward()
+        torch.autograd.backward(state.scaler.scale(loss / config.accumulate))
     _average_gradients(parameters)
     state.scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
@@ -181,7 +215,8 @@ def train(
 ) -> Iterator[StepReport]:
     """Run ``state`` to ``config.steps``, yielding a report after every step.
 
-    ``batches(step, micro, turn)`` returns this rank's batch. Raises NonFiniteError before a bad step is applied.
+    ``batches(step, micro, turn)`` returns this rank's batch. Raises NonFiniteError before a bad step is
+    applied.
     """
     device = torch.device(device)
     while state.step < state.config.steps:

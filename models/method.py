@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Protocol, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ class Method(Protocol):
         ...
 
     def loss(self, player: str, batch: Any, generator: torch.Generator) -> Losses:
-        """Scalar loss of one player on one batch and the terms worth logging; pure: no backward, no optimizer."""
+        """Scalar loss of one player on one batch and the terms worth logging; pure: no backward, no
+        optimizer.
+        """
         ...
 
     def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:

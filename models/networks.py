@@ -13,12 +13,14 @@ from models.errors import InputError
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj", "net.2")
 
 
-def student_network(network: nn.Module, in_channels: int, trainable: str = "full", rank: int = 16) -> nn.Module:
+def student_network(
+    network: nn.Module, in_channels: int, trainable: str = "full", rank: int = 16
+) -> nn.Module:
     """A copy of a UNet2DModel or DiT whose first layer takes ``in_channels`` >= the teacher's.
 
-    The added channels' weights are zero, so the copy computes the teacher until it is trained. ``trainable``: "full",
-    "lora" (Hu et al. 2022, rank ``rank``, on attention, MLP and residual convolutions, plus the first layer), or "input"
-    (the first layer alone). Raises InputError on anything else.
+    The added channels' weights are zero, so the copy computes the teacher until it is trained. ``trainable``:
+    "full", "lora" (Hu et al. 2022, rank ``rank``, on attention, MLP and residual convolutions, plus the first
+    layer), or "input" (the first layer alone). Raises InputError on anything else.
     """
     student = copy.deepcopy(network).requires_grad_(False)
     widen_input(student, in_channels)
@@ -30,6 +32,10 @@ def student_network(network: nn.Module, in_channels: int, trainable: str = "full
         first_layer(student).requires_grad_(True)
     else:
         raise InputError(f"method.trainable = {trainable!r}: expected full, lora or input")
+    for module in student.modules():
+        if hasattr(module, "dropout_prob"):
+            # a DiT forgets labels at random in training mode; the student follows its teacher's
+            module.dropout_prob = 0.0  # type: ignore[assignment]
     return student.train()
 
 
@@ -40,11 +46,18 @@ def first_layer(network: nn.Module) -> nn.Conv2d:
 
 def widen_input(network: nn.Module, in_channels: int) -> None:
     """Give the first convolution ``in_channels`` inputs, the new ones with zero weights; config follows."""
-    old = first_layer(network)
+    old: Any = first_layer(network)
     if in_channels < old.in_channels:
-        raise InputError(f"student input channels {in_channels}: expected at least the teacher's {old.in_channels}")
+        raise InputError(
+            f"student input channels {in_channels}: expected at least the teacher's {old.in_channels}"
+        )
     new = nn.Conv2d(
-        in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None  # type: ignore[arg-type]
+        in_channels,
+        old.out_channels,
+        old.kernel_size,
+        old.stride,
+        old.padding,
+        bias=old.bias is not None,
     ).to(old.weight)
     with torch.no_grad():
         new.weight.zero_()
@@ -64,12 +77,20 @@ def widen_input(network: nn.Module, in_channels: int) -> None:
 def _add_lora(network: nn.Module, rank: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(LORA_TARGETS),
+        exclude_modules=["pos_embed.proj"],
+        init_lora_weights="gaussian",
+    )
     inject_adapter_in_model(config, network)
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """A plain copy with LoRA folded into the weights: a stock diffusers model that ``save_pretrained`` writes."""
+    """A plain copy with LoRA folded into the weights: a stock diffusers model that ``save_pretrained``
+    writes.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     plain = copy.deepcopy(network)

@@ -1,14 +1,16 @@
 """Teacher trajectories with the partial signatures of their Brownian paths.
 
-A trajectory is a function of (seed, split, index) and the lane size alone: its noise comes from a generator of its own, and
-the network always sees ``lane`` states at a time, aligned to the global index and padded at the end, because convolution
-and matrix kernels round differently for other batch sizes. So bytes do not depend on workers, shards or batch size.
+A trajectory is a function of (seed, split, index) and the lane size alone: its noise comes from a generator
+of its own, and the network always sees ``lane`` states at a time, aligned to the global index and padded at
+the end, because convolution and matrix kernels round differently for other batch sizes. So bytes do not
+depend on workers, shards or batch size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class PathSpec:
-    """What a trajectory is a function of, beside the teacher. ``grid``: (N + 1,) fine indices; ``parts``: N bases."""
+    """What a trajectory is a function of, beside the teacher. ``grid``: (N + 1,) fine indices; ``parts``: N
+    bases.
+    """
 
     chain: Chain
     grid: np.ndarray
@@ -54,12 +58,20 @@ def path_labels(spec: PathSpec, num_classes: int | None, indices: Sequence[int])
 
 
 def teacher_paths(
-    teacher: Teacher, spec: PathSpec, split: str, start: int, stop: int, *, batch_size: int = 256, advance: Advance | None = None
+    teacher: Teacher,
+    spec: PathSpec,
+    split: str,
+    start: int,
+    stop: int,
+    *,
+    batch_size: int = 256,
+    advance: Advance | None = None,
 ) -> dict[str, np.ndarray]:
     """Trajectories ``start`` to ``stop`` (exclusive) of a split.
 
-    Returns float32 arrays ``Y`` (n, N + 1, C, H, W), the states at the coarse grid, ``xi`` (n, N, m + 1, C, H, W), the
-    features, and int64 ``labels`` (n,), -1 for unconditional teachers. ``advance`` is called with finished network rows.
+    Returns float32 arrays ``Y`` (n, N + 1, C, H, W), the states at the coarse grid, ``xi`` (n, N, m + 1, C,
+    H, W), the features, and int64 ``labels`` (n,), -1 for unconditional teachers. ``advance`` is called with
+    the number of trajectories that made one more step.
     """
     lane = spec.lane
     first, lanes = start // lane, -(-stop // lane)
@@ -67,15 +79,16 @@ def teacher_paths(
     pieces = []
     for group in range(first, lanes, together):
         low, high = group * lane, min(group + together, lanes) * lane
-        piece = _advance_together(teacher, spec, split, range(low, high), advance)
         inside = slice(max(start, low) - low, min(stop, high) - low)
+        after_step = partial(advance, inside.stop - inside.start) if advance is not None else None
+        piece = _advance_together(teacher, spec, split, range(low, high), after_step)
         pieces.append({name: array[inside] for name, array in piece.items()})
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 @torch.no_grad()
 def _advance_together(
-    teacher: Teacher, spec: PathSpec, split: str, indices: range, advance: Advance | None
+    teacher: Teacher, spec: PathSpec, split: str, indices: range, after_step: Callable[[], None] | None
 ) -> dict[str, np.ndarray]:
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, split, indices, teacher.shape).to(device)
@@ -89,8 +102,8 @@ def _advance_together(
         x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * z[:, k]
         if k + 1 in coarse:
             states.append(x.cpu().numpy())
-        if advance is not None:
-            advance(len(x))
+        if after_step is not None:
+            after_step()
     weights = torch.as_tensor(feature_matrix(spec.parts), device=device, dtype=torch.float32)
     N, width, K = weights.shape
     xi = torch.matmul(weights.view(N * width, K), z.flatten(2)).view(len(x), N, width, *teacher.shape)

@@ -1,27 +1,29 @@
 """Partial signatures of the Brownian path that drives the chain.
 
-In coordinates x / alpha step k adds g_k z_k. On an interval take the time-augmented path (u, W), du_k = g_k^2 and
-dW_k = g_k z_k, linear between grid points: u is the quadratic variation of W. Of its signature (Chen 1957; Lyons 1998)
-keep the words with exactly one Brownian letter, which are linear in z:
+In coordinates x / alpha step k adds g_k z_k. On an interval take the time-augmented path (u, W), du_k = g_k^2
+and dW_k = g_k z_k, linear between grid points: u is the quadratic variation of W. Of its signature (Chen
+1957; Lyons 1998) keep the words with exactly one Brownian letter, which are linear in z:
 
     S^{0..0j} = int (u - u_i)^p / p! dW^j = sum_k c_p[k] z_k^j,   p = 0..m-1                        (4)
     c_p[k] = g_k * mean over cell k of (u - u_i)^p / p!
 
-``iisignature`` compiles the weights: the signature of the path whose increment is one in cell k alone has c_p[k] / g_k
-as its word 0..01. The features of an interval are the columns [w, c_0, .., c_{m-1}] (w from (2)) made orthonormal,
-F = Q R with a positive diagonal, so that
+``iisignature`` compiles the weights: the signature of the path whose increment is one in cell k alone has
+c_p[k] / g_k as its word 0..01. The features of an interval are the columns [w, c_0, .., c_{m-1}] (w from (2))
+made orthonormal, F = Q R with a positive diagonal, so that
 
     xi = Q^T z ~ N(0, I) exactly, independent over pixels,      n = |w| xi_0                        (5)
 
-and at inference m + 1 standard normals per pixel *are* the partial signature. A column that depends on those before it
-is dropped: its xi is identically zero. By Chen's identity the features of a long interval follow from its parts.
+and at inference m + 1 standard normals per pixel *are* the partial signature. A column that depends on those
+before it is dropped: its xi is identically zero. By Chen's identity the features of a long interval follow
+from its parts.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import iisignature
 import numpy as np
@@ -35,8 +37,8 @@ DEPENDENT = 1e-7
 class Basis:
     """Features of one interval [lo, hi).
 
-    ``Q``: (hi - lo, m + 1), orthonormal columns, zero where dropped; ``R``: (m + 1, m + 1) upper triangular with
-    [w, c_0 / scale_0, ..] = Q R; ``scale``: (m + 1,) units in which the columns were measured.
+    ``Q``: (hi - lo, m + 1), orthonormal columns, zero where dropped; ``R``: (m + 1, m + 1) upper triangular
+    with [w, c_0 / scale_0, ..] = Q R; ``scale``: (m + 1,) units in which the columns were measured.
     """
 
     lo: int
@@ -48,11 +50,12 @@ class Basis:
     @property
     def kept(self) -> np.ndarray:
         """(m + 1,) bool: which features are not dropped."""
-        return np.abs(self.Q).sum(0) > 0
+        return np.asarray(np.abs(self.Q).sum(0) > 0)
 
 
 def signature_weights(chain: Chain, lo: int, hi: int, depth: int) -> np.ndarray:
-    """c_p[k] of (4), (depth, hi - lo), compiled with iisignature in float64; u in units of the interval's length.
+    """c_p[k] of (4), (depth, hi - lo), compiled with iisignature in float64; u in units of the interval's
+    length.
 
     Dividing u by its total scales row p by a constant and leaves the span alone; high powers stay in range.
     """
@@ -65,16 +68,16 @@ def signature_weights(chain: Chain, lo: int, hi: int, depth: int) -> np.ndarray:
     for k in range(count):
         paths[k, k + 1 :, 1] = 1.0
     signature = iisignature.sig(paths, depth)
-    return np.stack([signature[:, _word(p)] for p in range(depth)]) * g
+    return np.asarray(np.stack([signature[:, _word(p)] for p in range(depth)]) * g)
 
 
 def _word(p: int) -> int:
     """Position of the word 0..01 with p zeros in iisignature's list over two letters, levels 1, 2, .."""
-    return sum(2**level for level in range(1, p + 1)) + 1
+    return (1 << (p + 1)) - 1
 
 
 def columns(chain: Chain, lo: int, hi: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """[w, c_0, .., c_{m-1}] as (hi - lo, m + 1), each over its own norm, and the norms (1 for a zero column)."""
+    """[w, c_0, .., c_{m-1}] as (hi - lo, m + 1), each over its norm, and the norms (1 for a zero column)."""
     raw = np.column_stack([unroll(chain, lo, hi).w, *signature_weights(chain, lo, hi, depth)])
     scale = np.linalg.norm(raw, axis=0)
     scale[scale == 0] = 1.0
@@ -99,7 +102,7 @@ def basis(chain: Chain, lo: int, hi: int, depth: int) -> Basis:
 
 def bases(chain: Chain, grid: np.ndarray, depth: int) -> list[Basis]:
     """One basis per coarse interval of ``grid`` (N + 1 fine indices)."""
-    return [basis(chain, int(lo), int(hi), depth) for lo, hi in zip(grid[:-1], grid[1:])]
+    return [basis(chain, int(lo), int(hi), depth) for lo, hi in itertools.pairwise(grid)]
 
 
 def feature_matrix(parts: Sequence[Basis]) -> np.ndarray:
@@ -129,13 +132,15 @@ def chen_join(chain: Chain, parts: Sequence[Basis], depth: int) -> np.ndarray:
         moved[:, 0] = raw[:, 0] * float(np.prod(chain.a[part.hi : whole.hi]))
         for p in range(depth):
             for q in range(p + 1):
-                moved[:, p + 1] += before ** (p - q) / math.factorial(p - q) * (own / total) ** q * raw[:, q + 1]
+                moved[:, p + 1] += (
+                    before ** (p - q) / math.factorial(p - q) * (own / total) ** q * raw[:, q + 1]
+                )
         out[:, j] = _solve(whole, moved / whole.scale)
     return out
 
 
 def _solve(whole: Basis, moved: np.ndarray) -> np.ndarray:
-    """Rows of the map: xi_whole = R^-T (columns of whole), forward substitution that skips dropped features."""
+    """Rows of the map: xi_whole = R^-T (columns of whole), by forward substitution over kept features."""
     xi = np.zeros_like(moved.T)
     for j in np.flatnonzero(whole.kept):
         xi[j] = (moved[:, j] - whole.R[:j, j] @ xi[:j]) / whole.R[j, j]

@@ -13,8 +13,8 @@ from pathlib import Path
 def connect() -> Iterator[int]:
     """A Ray cluster for the block, yielding its number of GPUs.
 
-    Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback and stops it at the end. Workers import this
-    checkout: its folder goes first on their path.
+    Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback and stops it at the end. Workers
+    import this checkout: its folder goes first on their path.
     """
     import ray
 
@@ -26,8 +26,11 @@ def connect() -> Iterator[int]:
         paths = os.pathsep.join([str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         local = {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         ray.init(
-            address=address, log_to_driver=False, logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}, **local,
+            address=address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+            **local,
         )
     try:
         yield int(ray.cluster_resources().get("GPU", 0))

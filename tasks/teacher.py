@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.denoising import Denoising, Images, build_scheduler, build_unet
+from models.errors import InputError
 from models.loop import Batches, LoopConfig, TrainState, generator_for
-from models.teacher import Teacher
+from models.teacher import Teacher, open_pipeline
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
 from tasks.dataset import load_manifest, load_split
-from tasks.params import Params, TrainedTeacher
 from tasks.locks import scratch_lock
+from tasks.params import Params, PretrainedTeacher, TrainedTeacher
 from tasks.training import Training, pick_device, scratch_for
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/teacher: the pipeline folder (``DDPMPipeline.from_pretrained`` opens it) and teacher.json."""
+    """Write data/teacher: a pipeline folder (``DDPMPipeline.from_pretrained`` opens it) and teacher.json."""
     destination = root / "data" / "teacher"
-    if params.teacher.source == "train":
-        pipeline, record = _trained(params, root)
+    if isinstance(params.teacher, TrainedTeacher):
+        pipeline, record = _trained(params.teacher, root)
     else:
-        pipeline, record = _pretrained(params, root)
-    teacher = Teacher.from_pipeline(pipeline)
-    record |= {"fingerprint": teacher.fingerprint(), "shape": list(teacher.shape), "prediction": teacher.prediction}
+        pipeline, record = _pretrained(params.teacher, root)
+    teacher = Teacher.from_pipeline(pipeline, null_label=record["null_label"])
+    record |= {
+        "fingerprint": teacher.fingerprint(),
+        "shape": list(teacher.shape),
+        "prediction": teacher.prediction,
+    }
     with atomic_dir(destination) as folder:
         pipeline.save_pretrained(folder)
         atomic_write_json(folder / "teacher.json", record)
     count = sum(p.numel() for p in teacher.network.parameters())
-    print(f"teacher: {count / 1e6:.2f} M parameters, {teacher.prediction}, state {teacher.shape}, {record['fingerprint'][:12]}")
+    print(
+        f"teacher: {count / 1e6:.2f} M parameters, {teacher.prediction}, state {teacher.shape}, "
+        f"{record['fingerprint'][:12]}"
+    )
 
 
 def load_teacher(root: Path, device: torch.device | str = "cpu") -> Teacher:
@@ -40,38 +49,34 @@ def load_teacher(root: Path, device: torch.device | str = "cpu") -> Teacher:
     return Teacher.load(root / "data" / "teacher").to(device)
 
 
-def _pretrained(params: Params, root: Path):
-    from diffusers import DiffusionPipeline
-
-    source = params.teacher
+def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     local = root / source.path
     name = str(local if local.exists() else source.path)
-    Teacher.load(name, revision=source.revision, trust_remote_code=source.trust_remote_code)
-    pipeline = DiffusionPipeline.from_pretrained(
-        name, revision=source.revision, use_safetensors=True, trust_remote_code=source.trust_remote_code
-    )
-    return pipeline, {"source": source.path, "revision": source.revision, "null_label": _null_label(Path(name))}
+    pipeline = open_pipeline(name, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    teacher = Teacher.from_pipeline(pipeline, name)
+    return pipeline, {"source": source.path, "revision": source.revision, "null_label": teacher.null_label}
 
 
-def _null_label(folder: Path) -> int | None:
-    record = folder / "teacher.json"
-    return json.loads(record.read_text()).get("null_label") if record.is_file() else None
-
-
-def _trained(params: Params, root: Path):
+def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     from diffusers import DDPMPipeline
 
-    spec = params.teacher
-    assert isinstance(spec, TrainedTeacher)
     device = pick_device()
     images, labels = load_split(root, "train")
+    _check(spec, images.shape[-1], labels)
     classes = len(load_manifest(root)["class_names"]) if spec.conditional else None
     torch.manual_seed(spec.seed)
-    network = build_unet(images.shape[-1], images.shape[1], spec.channels, spec.layers_per_block, classes, spec.dropout)
+    network = build_unet(
+        images.shape[-1], images.shape[1], spec.channels, spec.layers_per_block, classes, spec.dropout
+    )
     scheduler = build_scheduler(spec.prediction, spec.schedule)
     method = Denoising(network.to(device), scheduler, spec.scales)
     config = LoopConfig(
-        steps=spec.steps, learning_rate=spec.learning_rate, warmup=spec.warmup, ema=spec.ema, precision=spec.precision, seed=spec.seed
+        steps=spec.steps,
+        learning_rate=spec.learning_rate,
+        warmup=spec.warmup,
+        ema=spec.ema,
+        precision=spec.precision,
+        seed=spec.seed,
     )
     state = TrainState(method, config)
     x0 = torch.tensor(images[:], device=device).float().div_(127.5).sub_(1.0)
@@ -84,13 +89,33 @@ def _trained(params: Params, root: Path):
         training.run("teacher")
     network.load_state_dict(state.averaged_state("teacher"))
     network.cpu().eval()
-    record = {"source": "train", "null_label": method.null_label, "params": spec.model_dump(mode="json"), "last": training.history[-1]}
+    record = {
+        "source": "train",
+        "null_label": method.null_label,
+        "params": spec.model_dump(mode="json"),
+        "last": training.history[-1],
+    }
     return DDPMPipeline(unet=network, scheduler=scheduler), record
+
+
+def _check(spec: TrainedTeacher, size: int, labels: np.ndarray) -> None:
+    if max(spec.scales) != size:
+        raise InputError(
+            f"teacher.scales = {list(spec.scales)}: the largest must be the images' size, {size}"
+        )
+    if spec.conditional and (labels < 0).any():
+        unlabelled = int((labels < 0).sum())
+        raise InputError(
+            f"teacher.conditional = true: {unlabelled} of {len(labels)} images have no label; use false, "
+            "or label all"
+        )
 
 
 def _batches(x0: Tensor, labels: Tensor | None, spec: TrainedTeacher) -> Batches:
     def batch(step: int, micro: int, turn: int) -> Images:
-        rows = torch.randint(len(x0), (spec.batch_size,), generator=generator_for("cpu", spec.seed, 1, step, micro))
+        rows = torch.randint(
+            len(x0), (spec.batch_size,), generator=generator_for("cpu", spec.seed, 1, step, micro)
+        )
         rows = rows.to(x0.device)
         return Images(x0[rows], None if labels is None else labels[rows], step)
 

@@ -1,4 +1,6 @@
-"""Running the training loop as a stage does: device, scratch folder, checkpoints, exact resume, progress, NaN guard."""
+"""Running the training loop as a stage does: device, scratch folder, checkpoints, exact resume, progress, NaN
+guard.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,10 @@ def scratch_for(root: Path, stage: str, *inputs: Any) -> Path:
 class Training:
     """A run of :func:`models.loop.train` with everything around it that must survive a kill.
 
-    ``scratch`` holds checkpoints every ``checkpoint_every`` steps, of which ``keep`` stay; ``extra`` is JSON state of the
-    caller (best score so far, say) that is saved and restored with them. ``validate(step, state)`` runs every
-    ``validate_every`` steps and returns figures for the history. Only ``rank`` 0 validates, saves and shows progress.
+    ``scratch`` holds checkpoints every ``checkpoint_every`` steps, of which ``keep`` stay; ``extra`` is JSON
+    state of the caller (best score so far, say) that is saved and restored with them. ``validate(step,
+    state)`` runs every ``validate_every`` steps and returns figures for the history. Only ``rank`` 0
+    validates, saves and shows progress.
     """
 
     method: Method
@@ -84,7 +87,9 @@ class Training:
         with progress(what, steps) as advance:
             advance(self.state.step)
             try:
-                for report in train(self.method, self.batches, self.state, device=self.device, rank=self.rank):
+                for report in train(
+                    self.method, self.batches, self.state, device=self.device, rank=self.rank
+                ):
                     if self.rank == 0:
                         self._after(report, advance)
             except NonFiniteError as error:
@@ -95,8 +100,14 @@ class Training:
         due = bool(self.validate_every) and (report.step % self.validate_every == 0 or last)
         figures = self.validate(report.step, self.state) if due and self.validate is not None else {}
         if figures or report.step % LOG_EVERY == 0 or last:
-            self.history.append({"step": report.step, "learning_rate": report.learning_rate, **report.terms, **figures})
-        shown = {name.split("/")[-1]: f"{value:.4f}" for name, value in report.terms.items() if name.endswith("/loss")}
+            self.history.append(
+                {"step": report.step, "learning_rate": report.learning_rate, **report.terms, **figures}
+            )
+        shown = {
+            name.split("/")[-1]: f"{value:.4f}"
+            for name, value in report.terms.items()
+            if name.endswith("/loss")
+        }
         advance(1, **shown)
         if report.step % self.checkpoint_every == 0 or last:
             self.save()

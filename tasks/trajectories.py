@@ -38,7 +38,7 @@ class Job:
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/trajectories; shards finished before a kill are kept in the scratch folder and used again."""
+    """Write data/trajectories; shards finished before a kill are kept in the scratch folder and used."""
     spec = params.trajectories
     teacher = load_teacher(root)
     _check(spec, teacher)
@@ -51,14 +51,23 @@ def run(params: Params, root: Path) -> None:
         with progress("trajectories", rows * spec.steps) as advance:
             for _ in _make(root, spec, missing, teacher, advance):
                 pass
-        meta = identity | {"grid_points": path_spec(spec, teacher).grid.tolist(), "teacher": teacher.fingerprint()}
-        names = {split: [str(job.folder.relative_to(scratch)) for job in listed] for split, listed in jobs.items()}
+        meta = identity | {
+            "grid_points": path_spec(spec, teacher).grid.tolist(),
+            "teacher": teacher.fingerprint(),
+        }
+        names = {
+            split: [str(job.folder.relative_to(scratch)) for job in listed] for split, listed in jobs.items()
+        }
         publish(scratch, root / "data" / "trajectories", meta | {"shape": list(teacher.shape)}, names)
-    print(f"trajectories: {spec.train} train + {spec.validation} validation, {spec.steps} steps each, {rows} made now")
+    print(
+        f"trajectories: {spec.train} train + {spec.validation} validation, {spec.steps} steps; {rows} are new"
+    )
 
 
 def path_spec(spec: Trajectories, teacher: Teacher) -> PathSpec:
-    """The chain, grid, signature bases and noise key that ``trajectories`` in params.yaml means for a teacher."""
+    """The chain, grid, signature bases and noise key that ``trajectories`` in params.yaml means for a
+    teacher.
+    """
     chain = Chain(teacher.levels(spec.steps), spec.eta)
     points = getattr(spec.grid, "points", ())
     grid = coarse_grid(chain, spec.intervals, spec.grid.kind, points)
@@ -78,7 +87,9 @@ def _counts(spec: Trajectories) -> dict[str, int]:
 def _check(spec: Trajectories, teacher: Teacher) -> None:
     classes = teacher.num_classes
     if spec.classes is not None and classes is None:
-        raise InputError(f"trajectories.classes = {list(spec.classes)}: this teacher is unconditional; use null")
+        raise InputError(
+            f"trajectories.classes = {list(spec.classes)}: this teacher is unconditional; use null"
+        )
     if spec.classes is not None and classes is not None and max(spec.classes) >= classes:
         raise InputError(f"trajectories.classes = {list(spec.classes)}: expected classes in 0..{classes - 1}")
     if spec.guidance != 1.0 and (classes is None or teacher.null_label is None):
@@ -87,12 +98,19 @@ def _check(spec: Trajectories, teacher: Teacher) -> None:
 
 def _jobs(scratch: Path, split: str, count: int, size: int) -> list[Job]:
     return [
-        Job(split, start, min(start + size, count), scratch / split / f"{start:08d}-{min(start + size, count):08d}")
+        Job(
+            split,
+            start,
+            min(start + size, count),
+            scratch / split / f"{start:08d}-{min(start + size, count):08d}",
+        )
         for start in range(0, count, size)
     ]
 
 
-def _make(root: Path, spec: Trajectories, jobs: list[Job], teacher: Teacher, advance: Advance) -> Iterator[Job]:
+def _make(
+    root: Path, spec: Trajectories, jobs: list[Job], teacher: Teacher, advance: Advance
+) -> Iterator[Job]:
     """Make the shards, here or on Ray workers; yields each job when its shard is whole on disk."""
     if spec.workers and jobs:
         yield from _on_ray(root, spec, jobs, advance)
@@ -110,16 +128,24 @@ class ShardMaker:
         self.spec, self.teacher = spec, teacher
         self.paths = path_spec(spec, teacher)
         if teacher.device.type == "cpu":
-            teacher.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            teacher.network.to(memory_format=torch.channels_last)
         if spec.compile:
             teacher.network.compile()
 
     def make(self, job: Job, advance: Any = None) -> Job:
         arrays = teacher_paths(
-            self.teacher, self.paths, job.split, job.start, job.stop, batch_size=self.spec.batch_size, advance=advance
+            self.teacher,
+            self.paths,
+            job.split,
+            job.start,
+            job.stop,
+            batch_size=self.spec.batch_size,
+            advance=advance,
         )
         kind = np.dtype(self.spec.dtype)
-        write_shard(job.folder, {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in arrays.items()})
+        write_shard(
+            job.folder, {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in arrays.items()}
+        )
         return job
 
 
@@ -132,7 +158,12 @@ def _on_ray(root: Path, spec: Trajectories, jobs: list[Job], advance: Advance) -
     with connect() as gpus:
         options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         actor = ray.remote(**options)(_RayMaker)
-        pool = ActorPool([actor.remote(str(root), spec.model_dump(mode="json")) for _ in range(min(spec.workers, len(jobs)))])
+        pool = ActorPool(
+            [
+                actor.remote(str(root), spec.model_dump(mode="json"))
+                for _ in range(min(spec.workers, len(jobs)))
+            ]
+        )
         for job in pool.map_unordered(lambda maker, job: maker.make.remote(job), jobs):
             advance((job.stop - job.start) * spec.steps)
             yield job
