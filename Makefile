@@ -7,6 +7,7 @@ PIP_ARGS ?=
 TEST_ARGS ?=
 
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
 STAMP := .venv/.installed
 # Stages are `python -m tasks.NAME`: whoever runs them must find the project's own interpreter first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -27,7 +28,8 @@ $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "error: %s is Python %d.%d: 3.11 or later is needed; name one: make PYTHON=/path/to/python3.11" % (sys.executable, *v[:2]))'
 	@command -v cc >/dev/null || { echo "error: no C compiler (cc): iisignature is built from source; install gcc or clang" >&2; exit 2; }
 	@command -v git >/dev/null || { echo "error: git not found: install git" >&2; exit 2; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv python3-dev)" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_paths()["include"], "Python.h"); sys.exit(not os.path.exists(h) and "error: %s not found: iisignature is built from source; install the headers (Debian, Ubuntu: apt install python3-dev)" % h)'
 	@echo "setting up .venv from requirements.lock (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c requirements.lock numpy setuptools wheel
@@ -39,10 +41,10 @@ run: $(STAMP) ## distil the teacher: all stages, report, registered model; ARGS=
 	@$(BIN)/python -m flows.distill method.kind=$(METHOD) $(ARGS)
 
 test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(TEST_ARGS)
+	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
 
 test-slow: $(STAMP) ## the tests that are too long for every day
-	@$(BIN)/python -m pytest -m "slow and not gpu" $(TEST_ARGS)
+	@$(PYTEST) -m "slow and not gpu" $(TEST_ARGS)
 
 check: $(STAMP) ## style, types, import directions and tests
 	$(BIN)/ruff check .

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tasks import environment
@@ -92,18 +94,29 @@ def main(argv: list[str] | None = None) -> int:
             argv
         )
         load_params(Path(PARAMS), arguments.overrides)  # before a server is started
+        _leave_in_order()
         say("starting Prefect (some seconds) ...")
         artifacts.show(distill(arguments.overrides))
     except InputError as error:
         complain(str(error))
         return INPUT_ERROR
     except StageFailed as error:
-        complain(f"{error}; the full log: `make logs`")
+        complain(f"{error}; the next run goes on from the finished work")
         return 1
     except KeyboardInterrupt:
         complain("interrupted; the next run goes on from the finished work")
         return INTERRUPTED
     return 0
+
+
+def _leave_in_order() -> None:
+    """Let a request to end (SIGTERM, a closed terminal) unwind, so that the stage and the server end too."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
 
 
 if __name__ == "__main__":

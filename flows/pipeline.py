@@ -7,8 +7,12 @@ exit status: `python -m flows.pipeline NAME`.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+
+WITH_PARENT = "--with-parent"
 
 _EXITED = re.compile(r"exited with (\d+)")
 
@@ -95,14 +101,24 @@ def _explain(error: BaseException) -> int:
     return 1
 
 
+def _follow_parent(parent: int) -> None:
+    """End this process's group, the stage included, once the parent has gone (killed, so it could not)."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGTERM)
+
+
 def main(argv: list[str]) -> int:
-    """Reproduce the stage named by the only argument."""
+    """Reproduce the stage named by the argument; with `--with-parent` end when the caller has died."""
     environment.prepare(Path.cwd())
-    if len(argv) != 1:
-        print(f"usage: python -m flows.pipeline {{{'|'.join(STAGES)}}}", file=sys.stderr)
+    names = [argument for argument in argv if argument != WITH_PARENT]
+    if len(names) != 1:
+        print(f"usage: python -m flows.pipeline {{{'|'.join(STAGES)}}} [{WITH_PARENT}]", file=sys.stderr)
         return 2
+    if WITH_PARENT in argv:
+        threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        return reproduce(Path.cwd(), argv[0])
+        return reproduce(Path.cwd(), names[0])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

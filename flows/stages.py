@@ -57,7 +57,7 @@ def run_stage(root: Path, name: str) -> bool:
         last[:] = [*last[-19:], line]
         logger.info("%s", line)
 
-    command = [sys.executable, "-m", "flows.pipeline", name]
+    command = [sys.executable, "-m", "flows.pipeline", name, pipeline.WITH_PARENT]
     _check(name, stream(command, root, os.environ, report), last)
     say(f"[green]✓[/] {name}: done in {_duration(time.monotonic() - start)}")
     return True

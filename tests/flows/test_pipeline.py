@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from flows import pipeline
 from flows.overrides import apply_overrides
 from models.errors import InputError
 from tests.flows.project import REPOSITORY, make_project, python, runs
+from tests.flows.test_process import gone, wait_for
 
 # Shared by all stages to read parameters, show progress and write files: a change there changes no results.
 PLUMBING = {
@@ -137,3 +140,22 @@ def test_declared_inputs_and_outputs_fit_together() -> None:
         for dep in stage["deps"]:
             made_here = dep.startswith("data/") and dep.removeprefix("data/") in stages
             assert made_here or os.path.exists(REPOSITORY / dep), f"stage {name}: {dep} does not exist"
+
+
+def test_a_stage_ends_when_its_caller_is_killed(project: Path) -> None:
+    with (project / "stages/dataset.py").open("a") as file:
+        file.write("\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n")
+    code = """if True:
+        import os, pathlib, sys
+        from flows.process import stream
+        command = [sys.executable, "-m", "flows.pipeline", "dataset", "--with-parent"]
+        stream(command, pathlib.Path.cwd(), os.environ, print)
+    """
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=project, stdout=subprocess.DEVNULL)
+    stage = wait_for(project / "pid")
+    caller.kill()
+    caller.wait()
+    deadline = time.monotonic() + 15
+    while not gone(stage) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert gone(stage)
