@@ -43,10 +43,9 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         """Sample images.
 
         `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step numbers;
-        0 = the largest), class_label (-1 = none). Returns (rows * num_images, H, W, C) float32 in [0, 1].
+        0 = the largest), class_label (-1 = none, or all in turn where the student needs one). Returns
+        (rows * num_images, H, W, C) float32 in [0, 1]. Mistakes are INVALID_PARAMETER_VALUE.
         """
-        import torch
-
         asked = {"num_images": 4, "seed": 0, "steps": 0, "class_label": -1} | (params or {})
         count, seed, steps, label = (
             int(asked[name]) for name in ("num_images", "seed", "steps", "class_label")
@@ -60,17 +59,28 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         )
         _require(seed >= 0, f"seed = {seed}: expected 0 or more")
         _require(not allowed or steps in allowed, f"steps = {steps}: this student was made for {allowed}")
-        batches = [
-            self.pipeline(
+        batches = [self._sample(count, steps, self._labels(label, count), seed + row) for row in range(rows)]
+        return np.concatenate(batches).astype(np.float32)
+
+    def _labels(self, label: int, count: int) -> list[int] | None:
+        classes = getattr(self.pipeline.config, "num_classes", None)
+        if label >= 0:
+            return [label] * count
+        return [index % classes for index in range(count)] if classes else None
+
+    def _sample(self, count: int, steps: int, labels: list[int] | None, seed: int) -> np.ndarray:
+        import torch
+
+        try:
+            return self.pipeline(
                 batch_size=count,
                 num_inference_steps=steps,
-                class_labels=None if label < 0 else [label] * count,
-                generator=torch.Generator("cpu").manual_seed(seed + row),
+                class_labels=labels,
+                generator=torch.Generator("cpu").manual_seed(seed),
                 output_type="np",
             ).images
-            for row in range(rows)
-        ]
-        return np.concatenate(batches).astype(np.float32)
+        except ValueError as error:  # the pipeline's own words for a request it cannot serve
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 def _require(condition: bool, message: str) -> None:

@@ -23,7 +23,8 @@ from models.errors import InputError
 from tasks import lineage
 from tasks.atomic import sha256_file
 from tasks.params import Params
-from tasks.tracking import calm, open_store, read_metrics
+from tasks.store import calm, open_store
+from tasks.tracking import read_metrics
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 CONTENT, SCORES, SET = "student.sha256", "evaluation.scores", "evaluation.set"

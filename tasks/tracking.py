@@ -1,18 +1,12 @@
-"""MLflow runs: one per finished distillation, with its parameters, origins, curves, figures and report.
-
-The store is sqlite under mlruns/ unless `registration.tracking_uri` names another.
-"""
+"""MLflow runs: one per finished distillation, with its parameters, origins, curves, figures and report."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import socket
-import sqlite3
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,26 +15,18 @@ from typing import Any
 
 import pandas as pd
 import psutil
-from filelock import FileLock
-from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
+from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from tasks import lineage
 from tasks.params import Params, params_dict
+from tasks.store import open_store
 
 OWNER, FINGERPRINT = "fewstep.owner", "fewstep.fingerprint"
 FIGURES = ("*.html", "*.csv", "metrics.json")
 FIGURE_FOLDERS = ("figures", "grids")
+LONGEST_TAG = 5000
 BATCH = 1000  # MLflow's limit of metrics in one call
-
-# Columns in which MLflow keeps absolute paths.
-_LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-    ("model_versions", "source"),
-)
 
 
 @dataclass(frozen=True)
@@ -49,21 +35,6 @@ class TrackedRun:
 
     run_id: str
     created: bool
-
-
-def open_store(root: Path, params: Params) -> MlflowClient:
-    """A client of the project's MLflow store, made on first use; also MLflow's default from now on."""
-    uri = params.registration.tracking_uri
-    if uri is None:
-        folder = root.resolve() / "mlruns"
-        folder.mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
-        with FileLock(folder / ".lock"), calm():  # two first uses at once would both make the tables
-            _follow_moved_folder(folder)
-            MlflowClient(uri).search_experiments(max_results=1)
-    set_tracking_uri(uri)
-    set_registry_uri(uri)
-    return MlflowClient(uri)
 
 
 def track_run(root: Path, params: Params, prefect_run: str | None = None) -> TrackedRun:
@@ -144,7 +115,10 @@ def _experiment(client: MlflowClient, root: Path, params: Params) -> str:
 
 def _tags(root: Path, hashes: dict[str, str]) -> dict[str, str]:
     student = json.loads((root / "data/student/student.json").read_text())
-    facts = {f"student.{name}": str(value) for name, value in flatten(student)}
+    facts = {f"student.{name}": str(value)[:LONGEST_TAG] for name, value in flatten(student)}
+    record = root / "data/teacher/teacher.json"
+    if record.is_file():
+        facts["teacher.fingerprint"] = str(json.loads(record.read_text()).get("fingerprint"))
     return lineage.git_state(root) | {f"dvc.{name}": value for name, value in hashes.items()} | facts
 
 
@@ -210,40 +184,3 @@ def _ended(owner: str) -> bool:
         return f"{psutil.Process(int(pid)).create_time():.2f}" != started
     except psutil.NoSuchProcess:
         return True
-
-
-def _follow_moved_folder(folder: Path) -> None:
-    """Rewrite the absolute paths in the store after the project folder was moved or copied."""
-    database = folder / "mlflow.db"
-    if not database.is_file():
-        return
-    with sqlite3.connect(database) as store:
-        tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
-        if "experiments" not in tables:
-            return
-        places = [place for (place,) in store.execute("select artifact_location from experiments") if place]
-        old = {place.partition("/mlruns/artifacts/")[0] for place in places if "/mlruns/artifacts/" in place}
-        for before in old - {str(folder.parent)}:
-            for table, column in _LOCATIONS:
-                if table in tables:
-                    moved = f"{column} = ? || substr({column}, ?) where {column} like ? || '/mlruns/%'"
-                    store.execute(
-                        f"update {table} set {moved}", (str(folder.parent), len(before) + 1, before)
-                    )
-    store.close()
-
-
-@contextmanager
-def calm() -> Iterator[None]:
-    """Keep MLflow's own progress notes and advice out of the terminal."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

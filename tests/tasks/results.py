@@ -20,6 +20,8 @@ def write_results(root: Path, kid: float = 0.01, seed: int = 0, dataset: str = "
     shutil.rmtree(root / "data", ignore_errors=True)
     student = write_student(root / "data/student", seed)
     (student / "history.csv").write_text("step,loss,kid\n0,2.0,\n50,1.0,0.5\n")
+    (root / "data/teacher").mkdir()
+    (root / "data/teacher/teacher.json").write_text(json.dumps({"fingerprint": "abc"}))
     results = root / "data/evaluation"
     (results / "figures").mkdir(parents=True)
     (results / "figures/frontier.png").write_bytes(b"png")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from tasks import registration, tracking
+from tasks import registration, store, tracking
 from tasks.params import Params, load_params
 from tasks.registration import Score, Version, compare
 from tests.tasks.results import write_kid, write_lock, write_results
@@ -50,7 +50,7 @@ def second_student(root: Path, params: Params, kid: float, dataset: str = "d") -
 
 
 def aliases(root: Path, params: Params) -> dict[str, str | None]:
-    client = tracking.open_store(root, params)
+    client = store.open_store(root, params)
     return {alias: registration.aliased_version(client, NAME, alias) for alias in ("challenger", "champion")}
 
 
@@ -61,7 +61,7 @@ def test_the_same_student_is_the_same_version(copy: tuple[Path, Params]) -> None
     run = tracking.track_run(root, params)
     assert run.created
     assert registration.register_student(root, params, run.run_id) == Version(NAME, "1", created=False)
-    tags = tracking.open_store(root, params).get_model_version(NAME, "1").tags
+    tags = store.open_store(root, params).get_model_version(NAME, "1").tags
     assert json.loads(tags[registration.SCORES])["10"]["kid"] == 0.02
     assert aliases(root, params) == {"challenger": "1", "champion": "1"}
 
@@ -104,7 +104,7 @@ def test_what_counts_as_better(new: dict[int, Score], old: dict[int, Score], bet
 
 
 def test_a_missing_alias_or_model_is_none(registered: tuple[Path, Params]) -> None:
-    client = tracking.open_store(*registered)
+    client = store.open_store(*registered)
     assert registration.aliased_version(client, NAME, "nobody") is None
     assert registration.aliased_version(client, "no-such-model", "champion") is None
 

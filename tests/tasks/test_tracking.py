@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
-from tasks import lineage, tracking
+from tasks import lineage, store, tracking
 from tasks.params import Params, load_params
 from tests.tasks.results import write_kid, write_lock, write_results
 
@@ -25,7 +25,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params, tra
 
 def test_a_run_tells_what_it_was_made_of(tracked: tuple[Path, Params, tracking.TrackedRun]) -> None:
     root, params, recorded = tracked
-    client = tracking.open_store(root, params)
+    client = store.open_store(root, params)
     run = client.get_run(recorded.run_id)
     assert recorded.created and run.info.status == "FINISHED"
     assert run.data.params["student.steps"] == "321" and run.data.params["method.nfe"] == "[10, 5]"
@@ -37,6 +37,7 @@ def test_a_run_tells_what_it_was_made_of(tracked: tuple[Path, Params, tracking.T
     assert (tags["git.commit"], tags["git.dirty"]) == (commit, "false")
     assert tags["dvc.trajectories"] == lineage.stage_hashes(root)["trajectories"]
     assert (tags["prefect.flow_run"], tags["student.kind"]) == ("flow-1", "sigdeg")
+    assert tags["teacher.fingerprint"] == "abc"
     (source,) = run.inputs.dataset_inputs
     assert (source.dataset.name, source.dataset.digest) == ("trajectories", tags["dvc.trajectories"])
 
@@ -45,7 +46,7 @@ def test_the_training_curve_keeps_its_steps_and_gaps(
     tracked: tuple[Path, Params, tracking.TrackedRun],
 ) -> None:
     root, params, recorded = tracked
-    client = tracking.open_store(root, params)
+    client = store.open_store(root, params)
     losses = client.get_metric_history(recorded.run_id, "train.loss")
     assert [(point.step, point.value) for point in losses] == [(0, 2.0), (50, 1.0)]
     kids = client.get_metric_history(recorded.run_id, "train.kid")
@@ -70,7 +71,7 @@ def test_a_moved_project_keeps_its_runs(
 ) -> None:
     root, params, recorded = tracked
     moved = shutil.copytree(root, tmp_path / "elsewhere")
-    client = tracking.open_store(moved, params)
+    client = store.open_store(moved, params)
     place = client.get_run(recorded.run_id).info.artifact_uri
     assert place == str(moved / "mlruns/artifacts" / params.registration.name / recorded.run_id / "artifacts")
     assert "report.html" in {item.path for item in client.list_artifacts(recorded.run_id)}
@@ -89,7 +90,7 @@ def test_a_failure_on_the_way_ends_the_run_as_failed(
     (root / "data/evaluation/metrics.json").write_text("not json")
     with pytest.raises(ValueError):
         tracking.track_run(root, params)
-    client = tracking.open_store(root, params)
+    client = store.open_store(root, params)
     experiment = client.get_experiment_by_name(params.registration.name).experiment_id
     states = sorted(run.info.status for run in client.search_runs([experiment]))
     assert states == ["FAILED", "FINISHED"]
@@ -101,7 +102,7 @@ def test_runs_of_dead_processes_are_ended(
     tracked: tuple[Path, Params, tracking.TrackedRun], tmp_path: Path
 ) -> None:
     root = shutil.copytree(tracked[0], tmp_path / "copy")
-    client = tracking.open_store(root, tracked[1])
+    client = store.open_store(root, tracked[1])
     experiment = client.create_experiment("reaping")
     host, pid, started = tracking._owner().split("|")
     owners = {
