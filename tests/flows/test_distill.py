@@ -78,7 +78,7 @@ def test_stages_run_once_and_leave_a_model_and_artifacts(
     assert "student: up to date" in capsys.readouterr().out
     show(again)
     told = " ".join(capsys.readouterr().out.split())
-    assert "0.00500" in told and str(project / "data/evaluation/report.html") in told.replace(" ", "")
+    assert "0.005" in told and str(project / "data/evaluation/report.html") in told.replace(" ", "")
     assert "fewstep-mnist16 version 1 (registered before)" in told
 
 
