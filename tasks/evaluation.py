@@ -19,6 +19,7 @@ from tasks import figures, report
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
 from tasks.comparison import evaluate
+from tasks.inputs import load_inputs
 from tasks.params import MnistFeatures, Params
 from tasks.results import Result, Row
 
@@ -29,8 +30,6 @@ GROUPS = ("student", "untrained", "baseline", "teacher", "real")
 
 def run(params: Params, root: Path) -> None:
     """Write metrics.json, three tables as CSV, samples.npz, figures/, grids/ and report.html."""
-    from tasks.inputs import load_inputs
-
     inputs = load_inputs(params, root)
     result = evaluate(inputs, extractor_of(params, root), params.evaluation)
     with atomic_dir(root / "data" / "evaluation") as folder:

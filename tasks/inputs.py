@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.errors import InputError
 from models.pipelines import SigDEGPipeline, load_student
-from models.signature import chen_join
+from models.sigdeg import SigDEGConfig, build_pipeline, make_course
 from models.teacher import Teacher
 from tasks.dataset import load_split
 from tasks.lineage import git_state
@@ -26,13 +26,12 @@ PATH_SAMPLES = 256
 
 def load_inputs(params: Params, root: Path) -> Inputs:
     """Teacher, student, cached paths and real images; InputError for what is missing or does not match."""
-    from models.sigdeg import untrained_pipeline
-
     device = pick_device()
     teacher = load_teacher(root, device)
     student = open_student(root, device)
     nfe = choose_nfe(params.evaluation.nfe, student.nfe)
-    untrained = untrained_pipeline(teacher, params).to(device)
+    spec = path_spec(params.trajectories, teacher)
+    untrained = build_pipeline(teacher, spec, untrained_config(params, nfe))[0].to(device)
     pipelines = {"student": student, "untrained": untrained}
     for network in (teacher.network, student.unet, untrained.unet):
         if device.type == "cpu":
@@ -52,6 +51,13 @@ def load_inputs(params: Params, root: Path) -> Inputs:
         lineage=lineage(params, root, teacher),
         device=device,
     )
+
+
+def untrained_config(params: Params, nfe: tuple[int, ...]) -> SigDEGConfig:
+    """The method's settings that shape the generator before any training."""
+    names = ("order", "look_ahead", "predict_order", "conditioning_limit")
+    given = params.method.model_dump()
+    return SigDEGConfig(nfe=nfe, **{name: given[name] for name in names if name in given})
 
 
 def open_student(root: Path, device: torch.device) -> SigDEGPipeline:
@@ -85,20 +91,8 @@ def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...
     states = _read(shards, "Y", count)
     labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
     fine = _read(shards, "xi", min(count, PATH_SAMPLES))
-    spec = path_spec(params.trajectories, teacher)
-    xi = {}
-    for n in nfe:
-        ratio = fine.shape[1] // n
-        joins = [
-            torch.from_numpy(
-                chen_join(spec.chain, spec.parts[i * ratio : (i + 1) * ratio], params.trajectories.depth)
-            )
-            for i in range(n)
-        ]
-        groups = fine.unflatten(1, (n, ratio))
-        xi[n] = torch.stack(
-            [torch.einsum("pjq,bjqchw->bpchw", join.float(), groups[:, i]) for i, join in enumerate(joins)], 1
-        )
+    spec, config = path_spec(params.trajectories, teacher), untrained_config(params, nfe)
+    xi = {n: make_course(spec, n, config).features(fine) for n in nfe}
     return Paths(states[:, 0].contiguous(), states, xi, None if teacher.num_classes is None else labels)
 
 

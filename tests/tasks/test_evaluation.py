@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from models.errors import InputError
 from tasks.comparison import evaluate
-from tasks.evaluation import format_table, metrics_of, write_outputs
-from tasks.params import Evaluation
+from tasks.evaluation import FEATURES, format_table, metrics_of, read_metrics, run, write_outputs
+from tasks.params import Evaluation, Params
 from tasks.players import Inputs, Paths, choose_nfe, to_bytes, to_float
 from tasks.results import Result
 from tests.models.test_baselines import GaussianTeacher
+from tests.models.test_features import SHIPPED
 
 N, SHAPE, MEAN, STD = 120, (1, 8, 8), 0.1, 0.4
 OFFSET = 0.25
@@ -186,3 +188,22 @@ def test_too_few_paths_or_a_grid_that_does_not_divide() -> None:
         evaluate(replace(inputs, real=inputs.real[:3]), Flat(), SETTINGS)
     with pytest.raises(InputError, match="nfe = 7: expected a divisor of the 20 intervals"):
         inputs.paths.coarse(7)
+
+
+def test_stage_writes_the_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SHIPPED, tmp_path / FEATURES)
+    (tmp_path / "data" / "student").mkdir()
+    (tmp_path / "data" / "student" / "history.csv").write_text("step,loss\n0,2.0\n10,1.0\n")
+    monkeypatch.setattr("tasks.evaluation.load_inputs", lambda params, root: make_inputs())
+    run(Params.model_validate({"evaluation": SETTINGS.model_dump(mode="json")}), tmp_path)
+    folder = tmp_path / "data" / "evaluation"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names >= {"metrics.json", "table.csv", "frontier.csv", "path_error.csv", "samples.npz"}
+    assert names >= {
+        "report.html",
+        *(f"figures/{name}.png" for name in ("frontier", "path_error", "training")),
+    }
+    assert names >= {"grids/student_nfe10.png", "grids/teacher_full.png", "grids/side_by_side_nfe5.png"}
+    metrics = read_metrics(tmp_path)
+    assert metrics["evaluation"] == {"features": "MNIST-CNN", "samples": 100}
+    assert metrics["untrained"]["nfe10"]["frechet"] > metrics["student"]["nfe10"]["frechet"]

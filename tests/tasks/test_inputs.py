@@ -13,10 +13,11 @@ from models.chain import subgrid
 from models.denoising import build_scheduler, build_unet
 from models.errors import InputError
 from models.paths import path_noise
+from models.sigdeg import build_pipeline
 from models.signature import bases, feature_matrix
 from models.teacher import Teacher
 from tasks import dataset, trajectories
-from tasks.inputs import load_paths, open_student, real_images, stage_sums
+from tasks.inputs import load_inputs, load_paths, open_student, real_images, stage_sums, untrained_config
 from tasks.params import Params
 
 PARAMS = Params.model_validate(
@@ -96,3 +97,21 @@ def test_stage_hashes_come_from_the_lock_file(tmp_path: Path) -> None:
     )
     (tmp_path / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{stages}")
     assert stage_sums(tmp_path) == {"data/student (dvc)": "stu.dir"}
+
+
+def test_load_inputs_has_a_working_student_and_untrained_generator(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student that was not trained yet is the untrained generator: same states on the cached paths."""
+    teacher = Teacher.load(root / "data" / "teacher")
+    spec = trajectories.path_spec(PARAMS.trajectories, teacher)
+    pipeline, _ = build_pipeline(teacher, spec, untrained_config(PARAMS, (4, 2)))
+    monkeypatch.setattr("tasks.inputs.load_student", lambda folder, device: pipeline.to(device))
+    inputs = load_inputs(PARAMS, root)
+    assert inputs.nfe == (4, 2) and inputs.steps == 16 and set(inputs.generators) == {"student", "untrained"}
+    for nfe in inputs.nfe:
+        x0, states = inputs.generators["student"](inputs.paths.noise, inputs.paths.xi[nfe], None, nfe, None)
+        _, other = inputs.generators["untrained"](inputs.paths.noise, inputs.paths.xi[nfe], None, nfe, None)
+        assert states.shape == inputs.paths.coarse(nfe).shape and torch.equal(x0, states[:, -1])
+        assert torch.allclose(states, other, atol=1e-3)
+    assert inputs.lineage["teacher fingerprint"] == teacher.fingerprint()
