@@ -1,0 +1,57 @@
+"""Networks and pipelines small enough to build in every test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DiTTransformer2DModel, UNet2DModel
+from torch import nn
+
+from models.denoising import build_scheduler, build_unet
+from models.teacher import Teacher
+from tasks.atomic import atomic_write_json
+
+
+def tiny_unet(size: int = 8, classes: int | None = None, seed: int = 0) -> UNet2DModel:
+    """A UNet of one-channel images with all weights random, the zero-initialised ones too."""
+    torch.manual_seed(seed)
+    return shaken(build_unet(size, 1, (8, 16), 1, classes))
+
+
+def tiny_dit(seed: int = 0, dropout: float = 0.0) -> DiTTransformer2DModel:
+    """A class-conditional DiT (3 classes) of 2-channel 8x8 latents that also predicts a variance."""
+    torch.manual_seed(seed)
+    settings = {"in_channels": 2, "out_channels": 4, "sample_size": 8, "patch_size": 2, "num_layers": 3}
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_embeds_ada_norm": 3, "dropout": dropout}
+    return shaken(DiTTransformer2DModel(**settings, **heads))
+
+
+def shaken(network: Any) -> Any:
+    """The network with a little noise on every weight, so that nothing is zero by accident of initialisation."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return network.eval()
+
+
+def tiny_teacher(prediction: str = "v_prediction", size: int = 8, seed: int = 0) -> Teacher:
+    """An unconditional teacher in memory; ``prediction`` as in params.yaml."""
+    return Teacher(tiny_unet(size, seed=seed), build_scheduler(prediction, "linear"))
+
+
+def save_teacher(
+    root: Path, classes: int | None = None, seed: int = 0, prediction: str = "v_prediction"
+) -> Teacher:
+    """Write data/teacher under ``root`` as the teacher stage does, and load it."""
+    folder = root / "data" / "teacher"
+    network = tiny_unet(classes=classes, seed=seed)
+    DDPMPipeline(unet=network, scheduler=build_scheduler(prediction, "linear")).save_pretrained(folder)
+    atomic_write_json(folder / "teacher.json", {"null_label": classes})
+    return Teacher.load(folder)
+
+
+def weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all weights."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
