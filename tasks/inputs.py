@@ -105,6 +105,8 @@ def lineage(params: Params, root: Path, teacher: Teacher) -> dict[str, str]:
         "student": params.student.seed,
         "evaluation": params.evaluation.seed,
     }
+    gpu = teacher.device.type == "cuda"
+    known["device"] = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     return known | {"seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items())}
 
 

@@ -177,7 +177,6 @@ def path_strip(result: Result) -> list[dict[str, str]]:
 def versions() -> list[tuple[str, str]]:
     """What computed the figures."""
     return [
-        ("device", f"CPU, {platform.machine()}"),
         ("python", platform.python_version()),
         *((p, version(p)) for p in PACKAGES),
     ]
