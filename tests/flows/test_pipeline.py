@@ -34,7 +34,13 @@ PLUMBING = {
 # inputs already), how work is spread over processes, and how it is kept while unfinished.
 ELSEWHERE = {
     "trajectories": {"tasks.teacher", "tasks.training", "models.denoising", "models.loop"},
-    "student": {"tasks.teacher", "tasks.trajectories", "models.denoising"},
+    "student": {
+        "tasks.teacher",
+        "tasks.trajectories",
+        "models.denoising",
+        *("tasks.evaluation", "tasks.comparison", "tasks.players", "tasks.inputs", "tasks.results"),
+        *("tasks.figures", "tasks.grids", "tasks.report", "models.baselines"),
+    },
     "evaluation": {
         "tasks.teacher",
         "tasks.trajectories",
