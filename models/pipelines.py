@@ -154,10 +154,10 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(
         self,
         unet: Any,
-        plans: dict[str, list[dict[str, Any]]],
-        prediction: str,
-        shape: Sequence[int],
-        mean_image: Any,
+        plans: dict[str, list[dict[str, Any]]] | None = None,
+        prediction: str = "epsilon",
+        shape: list[int] | None = None,
+        mean_image: Any = 0.0,
         memory: bool = False,
         clip: float | None = None,
         conditioning_limit: float | None = None,
@@ -170,14 +170,14 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.register_to_config(
             plans=plans,
             prediction=prediction,
-            shape=list(shape),
+            shape=list(shape or (1, 16, 16)),
             mean_image=mean_image,
             memory=memory,
             clip=clip,
             conditioning_limit=conditioning_limit,
             num_classes=num_classes,
         )
-        self._plans = {int(k): [Step.from_dict(s) for s in steps] for k, steps in plans.items()}
+        self._plans = {int(k): [Step.from_dict(s) for s in steps] for k, steps in (plans or {}).items()}
 
     @property
     def nfe(self) -> list[int]:

@@ -38,3 +38,19 @@ def connect() -> Iterator[int]:
         if started:
             ray.shutdown()
         sys.stdout.flush()
+
+
+@contextmanager
+def quiet_train() -> Iterator[None]:
+    """Ray Train's own announcements go to its log files for the block; the stage tells its progress itself."""
+    import logging
+
+    names = ("ray.train", "ray.data", "ray")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -150,7 +150,7 @@ class Window(Section):
 
 
 class SigDegLoss(Section):
-    weighting: Literal["sigma", "uniform", "snr"] = "sigma"
+    weighting: Literal["marginal", "uniform", "final"] = "marginal"
     power: Annotated[float, Field(strict=True, gt=0, le=4)] = 2.0
     mmd: fields.Nonnegative = 0.0
     mmd_bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
@@ -161,6 +161,8 @@ class SigDeg(Section):
     kind: Literal["sigdeg"] = "sigdeg"
     nfe: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(fields.distinct)] = (10, 5)
     order: fields.Order = 2
+    look_ahead: fields.Fraction = 0.0
+    predict_order: fields.Order = 2
     memory: Flag = False
     conditioning_limit: fields.Positive | None = 10.0
     window: Window = Window()

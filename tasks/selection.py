@@ -1,0 +1,116 @@
+"""Which weights to keep: rolled-out KID on held-out noise, since path error alone does not track quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.features import extract
+from models.loop import TrainState, generator_for
+from models.metrics import kid
+from models.pipelines import rollout
+from models.sigdeg import SigDEG
+from tasks.checkpoints import Checkpoint, save_checkpoint
+from tasks.dataset import load_split
+from tasks.params import Params
+from tasks.trajectories import open_trajectories
+
+REFERENCE = 2000
+PATHS = 64
+BATCH = 125
+LEAST = 1e-3
+
+
+class Selection:
+    """Scores averaged weights every now and then and keeps the best in ``scratch/best``.
+
+    The score is the mean over the numbers of steps of KID / untrained KID, against real images of the training split; the
+    evaluation's holdout is not touched. ``record`` holds best_step, best_score and the KIDs, and travels with checkpoints.
+    """
+
+    def __init__(self, method: SigDEG, params: Params, root: Path, scratch: Path, device: torch.device):
+        from tasks.evaluation import extractor_of
+
+        self.method, self.params, self.root, self.scratch, self.device = method, params, root, scratch, device
+        self.record: dict[str, Any] = {}
+        self._extractor_of = extractor_of
+        self._prepared: tuple[Any, Tensor] | None = None
+
+    def validate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Figures for the history: KID and path RMSE by number of steps, of the averaged weights."""
+        network = self.method.pipeline.unet
+        live = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        averaged = state.averaged_state("student")
+        network.load_state_dict(averaged)
+        network.eval()
+        try:
+            figures = self._figures()
+        finally:
+            network.load_state_dict(live)
+            network.train()
+        self._keep(step, figures, averaged)
+        return figures
+
+    def _figures(self) -> dict[str, float]:
+        figures = {}
+        for nfe in self.method.config.nfe:
+            figures[f"kid_{nfe}"] = self._kid(nfe)
+            figures[f"path_rmse_{nfe}"] = self._path_error(nfe)
+        return figures
+
+    def _keep(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
+        kids = {name: value for name, value in figures.items() if name.startswith("kid_")}
+        base = self.record.setdefault("untrained", kids)
+        score = float(np.mean([value / max(base[name], LEAST) for name, value in kids.items()]))
+        if score < self.record.get("best_score", np.inf):
+            save_checkpoint(self.scratch / "best", step, weights, {"scores": kids}, keep=2)
+            self.record |= {"best_step": step, "best_score": score, "scores": kids}
+
+    @staticmethod
+    def best_weights(scratch: Path, step: int) -> dict[str, Tensor]:
+        """The kept weights of ``step``; raises InputError if they were damaged."""
+        return Checkpoint(scratch / "best" / f"step-{step:08d}", step).load()[0]
+
+    def _prepare(self) -> tuple[Any, Tensor]:
+        if self._prepared is None:
+            extractor = self._extractor_of(self.params, self.root)
+            images, _ = load_split(self.root, "train")
+            rows = np.sort(np.random.default_rng(0).permutation(len(images))[:REFERENCE])
+            real = torch.from_numpy(images[rows]).float() / 127.5 - 1
+            self._prepared = extractor, extract(extractor, real)
+        return self._prepared
+
+    def _kid(self, nfe: int) -> float:
+        extractor, real = self._prepare()
+        shape, count = self.method.teacher.shape, self.params.student.validation_samples
+        generator = generator_for("cpu", self.params.student.seed, 13, nfe)
+        features = []
+        for low in range(0, count, BATCH):
+            n = min(BATCH, count - low)
+            noise = torch.randn((n, *shape), generator=generator).to(self.device)
+            labels = self._labels(n)
+            x0 = self.method.sample(noise, labels, nfe=nfe, generator=generator)
+            features.append(extract(extractor, self.method.teacher.decode(x0).float().cpu()))
+        return float(kid(torch.cat(features), real))
+
+    def _labels(self, n: int) -> Tensor | None:
+        classes = self.method.teacher.num_classes
+        return None if classes is None else (torch.arange(n) % classes).to(self.device)
+
+    @torch.no_grad()
+    def _path_error(self, nfe: int) -> float:
+        shards = open_trajectories(self.root)
+        count = min(PATHS, shards.rows("validation"))
+        Y, xi, labels = (torch.from_numpy(shards.array("validation", name)[:count]).to(self.device) for name in ("Y", "xi", "labels"))
+        course = self.method.courses[nfe]
+        given = None if self.method.teacher.num_classes is None else labels
+        pipeline = self.method.pipeline
+        states = rollout(
+            lambda s, X, z, h: pipeline.denoise(s, X, z, h, given), course.steps, Y[:, 0].float(), course.features(xi.float()),
+            pipeline._mean(Y.float()[:, 0]),
+        )
+        return float((states[:, -1] - Y[:, -1].float()).square().mean().sqrt())

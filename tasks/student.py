@@ -1,0 +1,221 @@
+"""Student stage: Ray Train around the training loop, into data/student, a diffusers pipeline folder.
+
+The trainer runs in this process with ``student.workers: 0`` and on that many Ray workers, one GPU each where there are any,
+otherwise. Checkpoints are the project's own in both modes, so a killed worker or driver continues exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from models.errors import InputError
+from models.loop import LoopConfig, TrainState
+from models.pipelines import SigDEGPipeline, save_student
+from models.sigdeg import SigDEG, SigDEGConfig, build_pipeline, export_pipeline
+from models.teacher import Teacher
+from tasks.atomic import atomic_dir, atomic_write_json
+from tasks.cli import stage_main
+from tasks.locks import scratch_lock
+from tasks.params import Params
+from tasks.pathdata import PathBatches
+from tasks.selection import Selection
+from tasks.teacher import load_teacher
+from tasks.training import Training, pick_device, scratch_for
+from tasks.trajectories import open_trajectories, path_spec
+
+RESULT = "result.json"
+
+
+def run(params: Params, root: Path) -> None:
+    """Write data/student: the best student by rolled-out KID, student.json and history.csv."""
+    shards = open_trajectories(root)
+    teacher = load_teacher(root)
+    _check_cache(params, shards.meta, teacher)
+    wanted = {"method": params.method, "student": params.student.model_dump(mode="json", exclude={"workers", "max_failures"})}
+    scratch = scratch_for(root, "student", wanted, shards.meta, params.student.workers)
+    with scratch_lock(scratch):
+        if not (scratch / RESULT).is_file():
+            _fit(params, root, scratch)
+        _publish(params, root, scratch, teacher, shards.meta)
+
+
+def method_config(params: Params) -> SigDEGConfig:
+    """The method's settings from params.yaml."""
+    method = params.method
+    return SigDEGConfig(
+        nfe=tuple(method.nfe),
+        order=method.order,
+        look_ahead=method.look_ahead,
+        predict_order=method.predict_order,
+        memory=method.memory,
+        conditioning_limit=method.conditioning_limit,
+        window_start=method.window.start,
+        window_until=method.window.grow_until,
+        weighting=method.loss.weighting,
+        power=method.loss.power,
+        mmd=method.loss.mmd,
+        mmd_bandwidths=tuple(method.loss.mmd_bandwidths),
+        features=method.loss.features,
+        trainable=method.trainable,
+        lora_rank=method.lora_rank,
+        gradient_checkpointing=params.student.gradient_checkpointing,
+    )
+
+
+def untrained_pipeline(teacher: Teacher, params: Params) -> SigDEGPipeline:
+    """The generator that training starts from, as a pipeline."""
+    pipeline, _ = build_pipeline(teacher, path_spec(params.trajectories, teacher), method_config(params))
+    return export_pipeline(pipeline)
+
+
+def _check_cache(params: Params, meta: dict[str, Any], teacher: Teacher) -> None:
+    if meta["teacher"] != teacher.fingerprint():
+        raise InputError("data/trajectories belongs to another teacher; run python -m tasks.trajectories (or dvc repro) again")
+    spec = params.trajectories.model_dump(mode="json")
+    for key in ("steps", "eta", "intervals", "depth", "grid", "guidance"):
+        if meta[key] != spec[key]:
+            raise InputError(
+                f"data/trajectories was made with {key} = {meta[key]}, params.yaml says {spec[key]}; "
+                "run python -m tasks.trajectories (or dvc repro) again"
+            )
+
+
+def _fit(params: Params, root: Path, scratch: Path) -> None:
+    """Run the worker function under Ray Train; a lost worker is restarted ``max_failures`` times from the last checkpoint."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from tasks.cluster import connect, quiet_train
+
+    workers = params.student.workers
+    with connect() if workers else nullcontext(0) as gpus, quiet_train():
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"params": params.model_dump(mode="json"), "root": str(root), "scratch": str(scratch)},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus) and workers > 0),
+            run_config=RunConfig(
+                name=scratch.name,
+                storage_path=str(root / ".fewstep" / "ray"),
+                failure_config=FailureConfig(max_failures=params.student.max_failures if workers else 0),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _cause(error) from error
+    if not (scratch / RESULT).is_file():
+        raise RuntimeError(f"the training workers ended without a result; their logs are under {root / '.fewstep' / 'ray'}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The InputError inside what Ray raised, if there is one, so that a user sees one line."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, InputError):
+            return InputError(str(seen))
+        failures = getattr(seen, "worker_failures", None) or {}
+        for failure in failures.values():
+            if isinstance(failure, InputError) or isinstance(getattr(failure, "cause", None), InputError):
+                return InputError(str(getattr(failure, "cause", None) or failure))
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker's share of the training; with no workers, all of it."""
+    params, root, scratch = Params.model_validate_json(json.dumps(config["params"])), Path(config["root"]), Path(config["scratch"])
+    rank, world = _place(params.student.workers)
+    device = _device(params.student.workers)
+    training, selection = build_training(params, root, scratch, device, rank, world)
+    with _threads(params.student.workers):
+        training.run("student")
+    if rank == 0:
+        best = {"best_step": training.extra["best_step"], "scores": training.extra["scores"], "steps": training.state.step}
+        pd.DataFrame(training.history).to_csv(scratch / "history.csv", index=False)
+        atomic_write_json(scratch / RESULT, best)
+
+
+def build_training(
+    params: Params, root: Path, scratch: Path, device: torch.device, rank: int = 0, world: int = 1
+) -> tuple[Training, Selection]:
+    """Everything that training needs, deterministic in its arguments."""
+    student = params.student
+    teacher = load_teacher(root, device)
+    spec = path_spec(params.trajectories, teacher)
+    torch.manual_seed(student.seed)
+    method = SigDEG(teacher, spec, method_config(params), student.steps)
+    if device.type == "cpu":
+        method.pipeline.unet.to(memory_format=torch.channels_last)
+    config = LoopConfig(
+        steps=student.steps, learning_rate=student.learning_rate, warmup=student.warmup, schedule=student.schedule,
+        weight_decay=student.weight_decay, ema=student.ema, clip=student.clip, accumulate=student.accumulate,
+        precision=student.precision, seed=student.seed,
+    )
+    state = TrainState(method, config)
+    batches = PathBatches(open_trajectories(root), student.batch_size, student.accumulate, student.seed, device, rank, world)
+    selection = Selection(method, params, root, scratch, device)
+    training = Training(
+        method, state, batches, scratch, device, checkpoint_every=student.checkpoint_every, keep=student.keep_checkpoints,
+        validate_every=student.validate_every, validate=partial(selection.validate), rank=rank, extra=selection.record,
+    )
+    return training, selection
+
+
+def _publish(params: Params, root: Path, scratch: Path, teacher: Teacher, meta: dict[str, Any]) -> None:
+    result = json.loads((scratch / RESULT).read_text())
+    pipeline, _ = build_pipeline(teacher, path_spec(params.trajectories, teacher), method_config(params))
+    weights = Selection.best_weights(scratch, result["best_step"])
+    record = result | {
+        "method": params.method.model_dump(mode="json"),
+        "nfe": list(params.method.nfe),
+        "teacher": teacher.fingerprint(),
+        "trajectories": {key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")},
+    }
+    with atomic_dir(root / "data" / "student") as folder:
+        save_student(export_pipeline(pipeline, weights), folder)
+        atomic_write_json(folder / "student.json", record)
+        (folder / "history.csv").write_bytes((scratch / "history.csv").read_bytes())
+    scores = ", ".join(f"{name} {value:.5f}" for name, value in result["scores"].items())
+    print(f"student: best at step {result['best_step']} of {result['steps']}, {scores}")
+
+
+def _place(workers: int) -> tuple[int, int]:
+    if not workers:
+        return 0, 1
+    from ray.train import get_context
+
+    context = get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+def _device(workers: int) -> torch.device:
+    if not workers:
+        return pick_device()
+    from ray.train.torch import get_device
+
+    return get_device()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[None]:
+    """Ray sets one thread a worker; the in-process mode keeps torch's own number."""
+    before = torch.get_num_threads()
+    if workers and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    stage_main(run)
