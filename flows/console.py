@@ -7,10 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
+FILE_WIDTH = 110
+
 
 def say(message: Any) -> None:
-    """Print a line (rich markup) or a rich table to stdout, at its present width."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=isinstance(message, str))
+    """Print a line (rich markup) or a rich table to stdout; into a file tables are wide enough not to wrap."""
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(message, str))
     console.print(message)
 
 
