@@ -81,7 +81,7 @@ def _add_lora(network: nn.Module, rank: int) -> None:
         r=rank,
         lora_alpha=rank,
         target_modules=list(LORA_TARGETS),
-        exclude_modules=["pos_embed.proj"],
+        exclude_modules=["pos_embed.proj"] if hasattr(network, "pos_embed") else None,
         init_lora_weights="gaussian",
     )
     inject_adapter_in_model(config, network)

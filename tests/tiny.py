@@ -29,7 +29,7 @@ def tiny_dit(seed: int = 0, dropout: float = 0.0) -> DiTTransformer2DModel:
 
 
 def shaken(network: Any) -> Any:
-    """The network with a little noise on every weight, so that nothing is zero by accident of initialisation."""
+    """The network with a little noise on every weight, so that none is zero by its initialisation."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))

