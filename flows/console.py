@@ -11,7 +11,7 @@ FILE_WIDTH = 110
 
 
 def say(message: Any) -> None:
-    """Print a line (rich markup) or a rich table to stdout; into a file tables are wide enough not to wrap."""
+    """Print a line (rich markup) or a rich table to stdout; tables in files do not wrap."""
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(message, str))
     console.print(message)
