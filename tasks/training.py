@@ -43,8 +43,9 @@ class Training:
 
     ``scratch`` holds checkpoints every ``checkpoint_every`` steps, of which ``keep`` stay; ``extra`` is JSON
     state of the caller (best score so far, say) that is saved and restored with them. ``validate(step,
-    state)`` runs every ``validate_every`` steps and returns figures for the history. Only ``rank`` 0
-    validates, saves and shows progress.
+    state)`` runs before the first step and every ``validate_every`` steps, and returns figures for the
+    history; a checkpoint follows, so that what it kept and what a resumed run knows of stay in step. Only
+    ``rank`` 0 validates, saves and shows progress.
     """
 
     method: Method
@@ -86,6 +87,7 @@ class Training:
         steps = self.state.config.steps
         with progress(what, steps) as advance:
             advance(self.state.step)
+            self._before()
             try:
                 for report in train(
                     self.method, self.batches, self.state, device=self.device, rank=self.rank
@@ -94,6 +96,13 @@ class Training:
                         self._after(report, advance)
             except NonFiniteError as error:
                 raise InputError(self._advice(error)) from error
+
+    def _before(self) -> None:
+        """The start is a candidate like every later state, and the only one of a run of no steps."""
+        fresh = self.state.step == 0 and not self.history
+        if self.rank == 0 and fresh and self.validate_every and self.validate is not None:
+            self.history.append({"step": 0, **self.validate(0, self.state)})
+            self.save()
 
     def _after(self, report: StepReport, advance: Advance) -> None:
         last = report.step == self.state.config.steps
@@ -109,7 +118,7 @@ class Training:
             if name.endswith("/loss")
         }
         advance(1, **shown)
-        if report.step % self.checkpoint_every == 0 or last:
+        if report.step % self.checkpoint_every == 0 or figures or last:
             self.save()
 
     def _advice(self, error: NonFiniteError) -> str:
