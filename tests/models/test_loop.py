@@ -88,7 +88,7 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("players", [("student",), ("student", "critic")])
 def test_resume_is_exact(tmp_path: Path, players: tuple[str, ...]) -> None:
-    """2N steps = N, a checkpoint on disk, a new process's objects, N: weights, EMA, optimizers and reports."""
+    """2N steps = N, a checkpoint on disk, new objects, N: weights, EMA, optimizers, reports."""
     config = LoopConfig(steps=12, warmup=3, ema=0.9, accumulate=2, weight_decay=0.01, clip=0.5)
     whole = Regression(players, noisy=True)
     straight = TrainState(whole, config)
@@ -146,7 +146,7 @@ def test_accumulation_is_the_big_batch() -> None:
 
 
 def test_clipping() -> None:
-    """Gradients reach the optimizer with norm ``clip``; the report has the norm before it; 0 means no clipping."""
+    """Gradients reach the optimizer with norm ``clip``; the report has the norm before; 0 is no clipping."""
     norms: dict[float, tuple[float, float]] = {}
     for clip in (0.0, 1e-3, 1e3):
         method = Regression()
