@@ -228,7 +228,9 @@ class Teacher(nn.Module):
 def open_pipeline(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """A diffusers pipeline from a folder or hub id, safetensors weights only; InputError if there is none."""
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()
     if Path(source).exists() and not (Path(source) / "model_index.json").is_file():
         raise InputError(
             f"teacher {source}: no model_index.json; expected a diffusers pipeline folder (save_pretrained)"

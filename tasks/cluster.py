@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+
 
 @contextmanager
-def connect() -> Iterator[int]:
+def connect(workers: int | None = None) -> Iterator[int]:
     """A Ray cluster for the block, yielding its number of GPUs.
 
-    Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback and stops it at the end. Workers
-    import this checkout: its folder goes first on their path.
+    Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback, with room for ``workers`` whatever
+    the number of cores, and stops it at the end. Workers import this checkout: its folder goes first on their
+    path.
     """
     import ray
 
@@ -23,14 +26,16 @@ def connect() -> Iterator[int]:
     address = os.environ.get("RAY_ADDRESS")
     started = not ray.is_initialized()
     if started:
-        paths = os.pathsep.join([str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        local = {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        paths = os.pathsep.join(
+            [str(CHECKOUT), str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        )
+        alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": workers}
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
-            **local,
+            **({} if address else alone),
         )
     try:
         yield int(ray.cluster_resources().get("GPU", 0))
@@ -42,7 +47,7 @@ def connect() -> Iterator[int]:
 
 @contextmanager
 def quiet_train() -> Iterator[None]:
-    """Ray Train's own announcements go to its log files for the block; the stage tells its progress itself."""
+    """Ray Train's own announcements go to its log files for the block; the stage tells its progress."""
     import logging
 
     names = ("ray.train", "ray.data", "ray")

@@ -1,7 +1,8 @@
 """Student stage: Ray Train around the training loop, into data/student, a diffusers pipeline folder.
 
-The trainer runs in this process with ``student.workers: 0`` and on that many Ray workers, one GPU each where there are any,
-otherwise. Checkpoints are the project's own in both modes, so a killed worker or driver continues exactly.
+The trainer runs in this process with ``student.workers: 0`` and on that many Ray workers, one GPU each where
+there are any, otherwise. Checkpoints are the project's own in both modes, so a killed worker or driver
+continues exactly.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,26 @@ from models.sigdeg import SigDEG, SigDEGConfig, build_pipeline, export_pipeline
 from models.teacher import Teacher
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
+from tasks.dataset import load_manifest
 from tasks.locks import scratch_lock
 from tasks.params import Params
 from tasks.pathdata import PathBatches
 from tasks.selection import Selection
+from tasks.shards import ShardSet
 from tasks.teacher import load_teacher
 from tasks.training import Training, pick_device, scratch_for
 from tasks.trajectories import open_trajectories, path_spec
 
 RESULT = "result.json"
+UNSEEN = {"workers", "batch_size", "shard_size", "compile"}
 
 
 def run(params: Params, root: Path) -> None:
     """Write data/student: the best student by rolled-out KID, student.json and history.csv."""
     shards = open_trajectories(root)
     teacher = load_teacher(root)
-    _check_cache(params, shards.meta, teacher)
-    wanted = {"method": params.method, "student": params.student.model_dump(mode="json", exclude={"workers", "max_failures"})}
-    scratch = scratch_for(root, "student", wanted, shards.meta, params.student.workers)
+    _check_cache(params, shards, teacher)
+    scratch = _scratch(params, root, shards)
     with scratch_lock(scratch):
         if not (scratch / RESULT).is_file():
             _fit(params, root, scratch)
@@ -77,30 +79,45 @@ def untrained_pipeline(teacher: Teacher, params: Params) -> SigDEGPipeline:
     return export_pipeline(pipeline)
 
 
-def _check_cache(params: Params, meta: dict[str, Any], teacher: Teacher) -> None:
-    if meta["teacher"] != teacher.fingerprint():
-        raise InputError("data/trajectories belongs to another teacher; run python -m tasks.trajectories (or dvc repro) again")
-    spec = params.trajectories.model_dump(mode="json")
-    for key in ("steps", "eta", "intervals", "depth", "grid", "guidance"):
-        if meta[key] != spec[key]:
+def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
+    """The place of unfinished work, named by all that the result depends on."""
+    student = params.student.model_dump(mode="json", exclude={"workers", "max_failures"})
+    rows = {split: shards.rows(split) for split in shards.splits}
+    images, features = load_manifest(root)["sha256"], params.evaluation.features
+    inputs = (params.method, student, shards.meta, rows, images, features, params.student.workers)
+    return scratch_for(root, "student", *inputs)
+
+
+def _check_cache(params: Params, shards: ShardSet, teacher: Teacher) -> None:
+    again = "run python -m tasks.trajectories (or dvc repro) again"
+    if shards.meta["teacher"] != teacher.fingerprint():
+        raise InputError(f"data/trajectories belongs to another teacher; {again}")
+    there = shards.meta | {split: shards.rows(split) for split in shards.splits}
+    for key, wanted in params.trajectories.model_dump(mode="json", exclude=UNSEEN).items():
+        if there[key] != wanted:
             raise InputError(
-                f"data/trajectories was made with {key} = {meta[key]}, params.yaml says {spec[key]}; "
-                "run python -m tasks.trajectories (or dvc repro) again"
+                f"data/trajectories was made with {key} = {there[key]}, trajectories.{key} is {wanted}; {again}"
             )
 
 
 def _fit(params: Params, root: Path, scratch: Path) -> None:
-    """Run the worker function under Ray Train; a lost worker is restarted ``max_failures`` times from the last checkpoint."""
+    """Run the worker function under Ray Train; a lost worker is restarted ``max_failures`` times from the
+    last checkpoint.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from tasks.cluster import connect, quiet_train
 
     workers = params.student.workers
-    with connect() if workers else nullcontext(0) as gpus, quiet_train():
+    with connect(workers) if workers else nullcontext(0) as gpus, quiet_train():
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"params": params.model_dump(mode="json"), "root": str(root), "scratch": str(scratch)},
+            train_loop_config={
+                "params": params.model_dump(mode="json"),
+                "root": str(root),
+                "scratch": str(scratch),
+            },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus) and workers > 0),
             run_config=RunConfig(
                 name=scratch.name,
@@ -113,7 +130,9 @@ def _fit(params: Params, root: Path, scratch: Path) -> None:
         except Exception as error:
             raise _cause(error) from error
     if not (scratch / RESULT).is_file():
-        raise RuntimeError(f"the training workers ended without a result; their logs are under {root / '.fewstep' / 'ray'}")
+        raise RuntimeError(
+            f"the training workers ended without a result; their logs are under {root / '.fewstep' / 'ray'}"
+        )
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -132,21 +151,29 @@ def _cause(error: BaseException) -> BaseException:
 
 def _work(config: dict[str, Any]) -> None:
     """One worker's share of the training; with no workers, all of it."""
-    params, root, scratch = Params.model_validate_json(json.dumps(config["params"])), Path(config["root"]), Path(config["scratch"])
+    params, root, scratch = (
+        Params.model_validate_json(json.dumps(config["params"])),
+        Path(config["root"]),
+        Path(config["scratch"]),
+    )
     rank, world = _place(params.student.workers)
     device = _device(params.student.workers)
-    training, selection = build_training(params, root, scratch, device, rank, world)
+    training = build_training(params, root, scratch, device, rank, world)
     with _threads(params.student.workers):
         training.run("student")
     if rank == 0:
-        best = {"best_step": training.extra["best_step"], "scores": training.extra["scores"], "steps": training.state.step}
+        best = {
+            "best_step": training.extra["best_step"],
+            "scores": training.extra["scores"],
+            "steps": training.state.step,
+        }
         pd.DataFrame(training.history).to_csv(scratch / "history.csv", index=False)
         atomic_write_json(scratch / RESULT, best)
 
 
 def build_training(
     params: Params, root: Path, scratch: Path, device: torch.device, rank: int = 0, world: int = 1
-) -> tuple[Training, Selection]:
+) -> Training:
     """Everything that training needs, deterministic in its arguments."""
     student = params.student
     teacher = load_teacher(root, device)
@@ -156,18 +183,35 @@ def build_training(
     if device.type == "cpu":
         method.pipeline.unet.to(memory_format=torch.channels_last)
     config = LoopConfig(
-        steps=student.steps, learning_rate=student.learning_rate, warmup=student.warmup, schedule=student.schedule,
-        weight_decay=student.weight_decay, ema=student.ema, clip=student.clip, accumulate=student.accumulate,
-        precision=student.precision, seed=student.seed,
+        steps=student.steps,
+        learning_rate=student.learning_rate,
+        warmup=student.warmup,
+        schedule=student.schedule,
+        weight_decay=student.weight_decay,
+        ema=student.ema,
+        clip=student.clip,
+        accumulate=student.accumulate,
+        precision=student.precision,
+        seed=student.seed,
     )
     state = TrainState(method, config)
-    batches = PathBatches(open_trajectories(root), student.batch_size, student.accumulate, student.seed, device, rank, world)
-    selection = Selection(method, params, root, scratch, device)
-    training = Training(
-        method, state, batches, scratch, device, checkpoint_every=student.checkpoint_every, keep=student.keep_checkpoints,
-        validate_every=student.validate_every, validate=partial(selection.validate), rank=rank, extra=selection.record,
+    batches = PathBatches(
+        open_trajectories(root), student.batch_size, student.accumulate, student.seed, device, rank, world
     )
-    return training, selection
+    selection = Selection(method, params, root, scratch, device)
+    return Training(
+        method,
+        state,
+        batches,
+        scratch,
+        device,
+        checkpoint_every=student.checkpoint_every,
+        keep=student.keep_checkpoints,
+        validate_every=student.validate_every,
+        validate=selection.validate,
+        rank=rank,
+        extra=selection.record,
+    )
 
 
 def _publish(params: Params, root: Path, scratch: Path, teacher: Teacher, meta: dict[str, Any]) -> None:
@@ -178,7 +222,9 @@ def _publish(params: Params, root: Path, scratch: Path, teacher: Teacher, meta: 
         "method": params.method.model_dump(mode="json"),
         "nfe": list(params.method.nfe),
         "teacher": teacher.fingerprint(),
-        "trajectories": {key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")},
+        "trajectories": {
+            key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")
+        },
     }
     with atomic_dir(root / "data" / "student") as folder:
         save_student(export_pipeline(pipeline, weights), folder)

@@ -155,7 +155,7 @@ def _on_ray(root: Path, spec: Trajectories, jobs: list[Job], advance: Advance) -
 
     from tasks.cluster import connect
 
-    with connect() as gpus:
+    with connect(spec.workers) as gpus:
         options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         actor = ray.remote(**options)(_RayMaker)
         pool = ActorPool(
