@@ -1,0 +1,63 @@
+"""Grids, noise and paths small enough to compute in every test."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from models.chain import Chain, coarse_grid
+from models.denoising import build_scheduler
+from models.paths import PathSpec, path_labels, path_noise
+from models.sigdeg import PathBatch
+from models.signature import bases, feature_matrix
+from models.teacher import Teacher
+from tests.tiny import tiny_dit, tiny_teacher, tiny_unet
+
+KINDS = ("epsilon", "v_prediction", "sample", "flow", "dit", "conditional")
+
+
+def teacher_of(kind: str) -> Teacher:
+    """A UNet of that prediction, a class-conditional DiT (epsilon) or UNet (v)."""
+    if kind == "flow":
+        return Teacher(tiny_unet(), FlowMatchEulerDiscreteScheduler(shift=2.0))
+    if kind == "dit":
+        return Teacher(tiny_dit(), build_scheduler("epsilon", "linear"))
+    if kind == "conditional":
+        return Teacher(tiny_unet(classes=3), build_scheduler("v_prediction", "cosine"), null_label=3)
+    return tiny_teacher(kind)
+
+
+def spec_of(
+    teacher: Teacher, steps: int = 12, intervals: int = 4, depth: int = 2, eta: float = 1.0
+) -> PathSpec:
+    """The chain of ``steps`` with an even grid."""
+    chain = Chain(teacher.levels(steps), eta)
+    grid = coarse_grid(chain, intervals)
+    return PathSpec(chain, grid, bases(chain, grid, depth), seed=3)
+
+
+def features_of(spec: PathSpec, z: Tensor) -> Tensor:
+    """xi (n, N, m + 1, C, H, W) from the chain's noise z (n, K, C, H, W)."""
+    weights = torch.as_tensor(feature_matrix(spec.parts), dtype=z.dtype)
+    return torch.einsum("ipk,nkchw->nipchw", weights, z)
+
+
+@torch.no_grad()
+def fine_paths(teacher: Teacher, spec: PathSpec, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(states (n, K + 1, C, H, W), noise (n, K, C, H, W), labels) of the teacher's chain, written out plainly."""
+    noise = path_noise(spec, "train", range(n), teacher.shape)
+    labels = path_labels(spec, teacher.num_classes, range(n))
+    states = [noise[:, 0]]
+    for k in range(spec.chain.steps):
+        x0 = teacher.denoise(states[-1], float(spec.chain.levels.t[k]), labels)
+        a, b, s = (float(v[k]) for v in (spec.chain.a, spec.chain.b, spec.chain.s))
+        states.append(a * states[-1] + b * x0 + s * noise[:, k + 1])
+    return torch.stack(states, 1), noise[:, 1:], labels
+
+
+def batch_of(teacher: Teacher, spec: PathSpec, n: int, step: int = 0) -> PathBatch:
+    """The first ``n`` cached paths as a training batch."""
+    states, z, labels = fine_paths(teacher, spec, n)
+    return PathBatch(states[:, torch.as_tensor(np.asarray(spec.grid))], features_of(spec, z), labels, step)
