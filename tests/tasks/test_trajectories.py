@@ -1,4 +1,4 @@
-"""Trajectories: bytes that depend on the seed alone, shards that survive kills and damage, one cache for all NFE."""
+"""Trajectories: bytes that depend on the seed alone, shards that outlive kills and damage, one cache."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_one_cache_serves_fewer_steps(root: Path) -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("grid", ["index", "logsnr"])
 def test_cached_paths_obey_the_identity(root: Path, eta: float, grid: str) -> None:
-    """Y_{i+1} - A Y_i - |w| xi_0 is B times an average of the teacher's denoised images, replayed from the noise."""
+    """Y_{i+1} - A Y_i - |w| xi_0 is B times an average of denoised images, here replayed from the noise."""
     changes = {"eta": eta, "grid": {"kind": grid}, "dtype": "float32"}
     stored = content(make(root, **changes))
     teacher = Teacher.load(root / "data" / "teacher")
