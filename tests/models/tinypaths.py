@@ -46,7 +46,7 @@ def features_of(spec: PathSpec, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fine_paths(teacher: Teacher, spec: PathSpec, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(states (n, K + 1, C, H, W), noise (n, K, C, H, W), labels) of the teacher's chain, written out plainly."""
+    """(states (n, K + 1, C, H, W), noise (n, K, C, H, W), labels) of the chain, plainly."""
     noise = path_noise(spec, "train", range(n), teacher.shape)
     labels = path_labels(spec, teacher.num_classes, range(n))
     states = [noise[:, 0]]
