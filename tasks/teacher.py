@@ -62,7 +62,7 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
 
     device = pick_device()
     images, labels = load_split(root, "train")
-    _check(spec, images.shape[-1], labels)
+    _check(spec, labels)
     classes = len(load_manifest(root)["class_names"]) if spec.conditional else None
     torch.manual_seed(spec.seed)
     network = build_unet(
@@ -98,11 +98,7 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     return DDPMPipeline(unet=network, scheduler=scheduler), record
 
 
-def _check(spec: TrainedTeacher, size: int, labels: np.ndarray) -> None:
-    if max(spec.scales) != size:
-        raise InputError(
-            f"teacher.scales = {list(spec.scales)}: the largest must be the images' size, {size}"
-        )
+def _check(spec: TrainedTeacher, labels: np.ndarray) -> None:
     if spec.conditional and (labels < 0).any():
         unlabelled = int((labels < 0).sum())
         raise InputError(
