@@ -88,12 +88,9 @@ class TrainState:
         self.players = dict(method.players)
         self.optimizers = {name: self._optimizer(name, net) for name, net in self.players.items()}
         self.averages = {
-            name: {k: v.detach().clone() for k, v in _trained(self.players[name]).items()}
-            for name in method.averaged
+            name: {k: v.detach().clone() for k, v in _trained(self.players[name]).items()} for name in method.averaged
         }
-        self.scaler = torch.amp.GradScaler(
-            "cuda", enabled=config.precision == "float16" and torch.cuda.is_available()
-        )
+        self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "float16" and torch.cuda.is_available())
 
     def _optimizer(self, name: str, net: nn.Module) -> torch.optim.AdamW:
         groups: dict[float, list[Tensor]] = defaultdict(list)

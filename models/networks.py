@@ -13,9 +13,7 @@ from models.errors import InputError
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj", "net.2")
 
 
-def student_network(
-    network: nn.Module, in_channels: int, trainable: str = "full", rank: int = 16
-) -> nn.Module:
+def student_network(network: nn.Module, in_channels: int, trainable: str = "full", rank: int = 16) -> nn.Module:
     """A copy of a UNet2DModel or DiT whose first layer takes ``in_channels`` >= the teacher's.
 
     The added channels' weights are zero, so the copy computes the teacher until it is trained. ``trainable``:
@@ -48,9 +46,7 @@ def widen_input(network: nn.Module, in_channels: int) -> None:
     """Give the first convolution ``in_channels`` inputs, the new ones with zero weights; config follows."""
     old: Any = first_layer(network)
     if in_channels < old.in_channels:
-        raise InputError(
-            f"student input channels {in_channels}: expected at least the teacher's {old.in_channels}"
-        )
+        raise InputError(f"student input channels {in_channels}: expected at least the teacher's {old.in_channels}")
     new = nn.Conv2d(
         in_channels,
         old.out_channels,

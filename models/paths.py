@@ -115,6 +115,23 @@ def _advance_together(
     }
 
 
+@torch.no_grad()
+def movement(teacher: Teacher, spec: PathSpec) -> np.ndarray:
+    """(K - 1,) mean squared change of the denoised image per fine step, on one lane of pilot paths (train split)."""
+    chain, device = spec.chain, teacher.device
+    noise = path_noise(spec, "train", range(spec.lane), teacher.shape).to(device)
+    labels = path_labels(spec, teacher.num_classes, range(spec.lane))
+    labels = None if labels is None else labels.to(device)
+    x, before, moved = noise[:, 0], None, []
+    for k in range(chain.steps):
+        x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), labels)
+        if before is not None:
+            moved.append(float((x0 - before).square().mean()))
+        before = x0
+        x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * noise[:, k + 1]
+    return np.asarray(moved)
+
+
 def _in_lanes(teacher: Teacher, spec: PathSpec, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
     half = spec.precision != "float32"
     out = []

@@ -265,10 +265,14 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Draw ``batch_size`` images.
 
         ``output_type``: "pil"; "np" for (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [-1,
-        1]. Raises ValueError for a number of steps the student was not made for, or missing or unknown
-        classes.
+        1]. Raises ValueError for a number of steps the student was not made for, missing or unknown
+        classes, and other output types.
         """
         self.plan(num_inference_steps)
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type {output_type!r}: expected pil, np or pt")
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: expected at least 1")
         device = self._execution_device
         labels = self._labels(class_labels, batch_size, device)
         like = torch.empty(0, device=device, dtype=torch.float32)

@@ -41,7 +41,13 @@ def asked_index(chain: Chain, lo: int, hi: int, look_ahead: float) -> int:
 
 
 def make_plan(
-    chain: Chain, parts: Sequence[Basis], order: int = 2, look_ahead: float | Sequence[float] = 0.0, predict_order: int = 1, last_order=1, mixs=1.0
+    chain: Chain,
+    parts: Sequence[Basis],
+    order: int = 2,
+    look_ahead: float | Sequence[float] = 0.0,
+    predict_order: int = 1,
+    last_order=1,
+    mixs=1.0,
 ) -> list[Step]:
     """Steps for the intervals of ``parts``. ``order``: points in (7); ``look_ahead``: 0 (ask at Y_i) up to 1, or one each."""
     lam = _finite_half_logsnr(chain)
@@ -56,17 +62,26 @@ def make_plan(
             before = unroll(chain, part.lo, k)
             a, b = before.A, before.B
             m = part.Q[: k - part.lo].T @ before.w
-            past = asked[: predict_order]
+            past = asked[:predict_order]
             predict = lagrange_means(past, lam[part.lo : k], before.omega) if past else predict
         used = order if i < len(parts) - 1 else min(order, last_order)
         points = [lam[k], *asked[: used - 1]]
-        mix = -mixs*lagrange_means(points, lam[part.lo : part.hi], whole.omega)[1:]
+        mix = -mixs * lagrange_means(points, lam[part.lo : part.hi], whole.omega)[1:]
         steps.append(
             Step(
-                t=float(chain.levels.t[k]), alpha=float(chain.levels.alpha[k]), sigma=float(chain.levels.sigma[k]),
-                a=a, b=b, m=tuple(map(float, m)), predict=tuple(map(float, predict)), A=whole.A, B=whole.B,
-                n=tuple(map(float, part.Q.T @ whole.w)), mix=tuple(map(float, mix)),
-                width=float(lam[min(part.hi, chain.steps - 1)] - lam[part.lo]) / 4.0, kept=tuple(map(float, part.kept)),
+                t=float(chain.levels.t[k]),
+                alpha=float(chain.levels.alpha[k]),
+                sigma=float(chain.levels.sigma[k]),
+                a=a,
+                b=b,
+                m=tuple(map(float, m)),
+                predict=tuple(map(float, predict)),
+                A=whole.A,
+                B=whole.B,
+                n=tuple(map(float, part.Q.T @ whole.w)),
+                mix=tuple(map(float, mix)),
+                width=float(lam[min(part.hi, chain.steps - 1)] - lam[part.lo]) / 4.0,
+                kept=tuple(map(float, part.kept)),
             )
         )
         asked.insert(0, lam[k])

@@ -219,7 +219,9 @@ class SigDEG:
         return torch.stack(states, 1)
 
     def _past(self) -> int:
-        return max(self.config.order - 1, self.config.predict_order if self.config.look_ahead else 0, int(self.config.memory))
+        return max(
+            self.config.order - 1, self.config.predict_order if self.config.look_ahead else 0, int(self.config.memory)
+        )
 
     def _denoise(
         self, step: Step, state: Tensor, xi: Tensor, history: list[Tensor], mean: Tensor, labels: Tensor | None
@@ -243,7 +245,9 @@ class SigDEG:
         student = self.teacher.features(alpha * x0 + sigma * eps, t.floor(), labels)
         with torch.no_grad():
             teacher = self.teacher.features(alpha * target + sigma * eps, t.floor(), labels)
-        return rbf_mmd(student.flatten(1), teacher.flatten(1), self.config.mmd_bandwidths), feature_loss(student, teacher)
+        return rbf_mmd(student.flatten(1), teacher.flatten(1), self.config.mmd_bandwidths), feature_loss(
+            student, teacher
+        )
 
     @torch.no_grad()
     def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
@@ -253,7 +257,7 @@ class SigDEG:
 
 def untrained_rollout(teacher: Teacher, course: Course, Y: Tensor, xi: Tensor, labels: Tensor | None = None) -> Tensor:
     """States (n, N + 1, C, H, W) of the generator with the teacher's own network; a second way to the untrained student."""
-    mean = mean_image(teacher, course.steps[0].t).to(Y)
+    mean = mean_image(teacher, float(teacher.levels(1).t[0])).to(Y)
 
     def denoise(step: Step, X: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
         return teacher.denoise(X, step.t, labels)

@@ -212,6 +212,14 @@ class Teacher(nn.Module):
         images: Tensor = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
         return images.clamp(-1, 1)
 
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """x0 of images in [-1, 1]: themselves, or the mean of their VAE encoding for latent teachers."""
+        if self.vae is None:
+            return images
+        x0: Tensor = self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+        return x0
+
     def fingerprint(self) -> str:
         """sha256 (hex) of weights, network configuration, schedule and null label, wherever it came from."""
         digest = hashlib.sha256()

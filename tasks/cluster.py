@@ -26,9 +26,7 @@ def connect(workers: int | None = None) -> Iterator[int]:
     address = os.environ.get("RAY_ADDRESS")
     started = not ray.is_initialized()
     if started:
-        paths = os.pathsep.join(
-            [str(CHECKOUT), str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        )
+        paths = os.pathsep.join([str(CHECKOUT), str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": workers}
         ray.init(
             address=address,

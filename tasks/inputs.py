@@ -19,7 +19,7 @@ from tasks.params import Params
 from tasks.players import Inputs, Paths, choose_nfe, to_float
 from tasks.teacher import load_teacher
 from tasks.training import pick_device
-from tasks.trajectories import open_trajectories, path_spec
+from tasks.trajectories import cached_spec, open_trajectories
 
 PATH_SAMPLES = 256
 
@@ -30,7 +30,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     teacher = load_teacher(root, device)
     student = open_student(root, device)
     nfe = choose_nfe(params.evaluation.nfe, student.nfe)
-    spec = path_spec(params.trajectories, teacher)
+    spec = cached_spec(params.trajectories, teacher, open_trajectories(root))
     untrained = build_pipeline(teacher, spec, untrained_config(params, nfe))[0].to(device)
     pipelines = {"student": student, "untrained": untrained}
     for network in (teacher.network, student.unet, untrained.unet):
@@ -66,9 +66,7 @@ def open_student(root: Path, device: torch.device) -> SigDEGPipeline:
         return load_student(root / "data" / "student", device=device)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"data/student cannot be opened ({first}); run python -m tasks.student again"
-        ) from error
+        raise InputError(f"data/student cannot be opened ({first}); run python -m tasks.student again") from error
 
 
 def real_images(root: Path, seed: int) -> tuple[Tensor, Tensor]:
@@ -84,14 +82,12 @@ def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...
     """The validation paths of data/trajectories, with features for each number of steps (Chen's identity)."""
     shards = open_trajectories(root)
     if shards.meta["teacher"] != teacher.fingerprint():
-        raise InputError(
-            "data/trajectories was made with another teacher; run python -m tasks.trajectories again"
-        )
+        raise InputError("data/trajectories was made with another teacher; run python -m tasks.trajectories again")
     count = min(params.evaluation.samples, shards.rows("validation"))
     states = _read(shards, "Y", count)
     labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
     fine = _read(shards, "xi", min(count, PATH_SAMPLES))
-    spec, config = path_spec(params.trajectories, teacher), untrained_config(params, nfe)
+    spec, config = cached_spec(params.trajectories, teacher, shards), untrained_config(params, nfe)
     xi = {n: make_course(spec, n, config).features(fine) for n in nfe}
     return Paths(states[:, 0].contiguous(), states, xi, None if teacher.num_classes is None else labels)
 
@@ -115,9 +111,7 @@ def stage_sums(root: Path) -> dict[str, str]:
     import yaml
 
     path = root / "dvc.lock"
-    stages: dict[str, Any] = (
-        (yaml.safe_load(path.read_text()) or {}).get("stages", {}) if path.is_file() else {}
-    )
+    stages: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}).get("stages", {}) if path.is_file() else {}
     return {
         f"{out['path']} (dvc)": str(out["md5"])
         for name, stage in stages.items()

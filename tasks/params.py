@@ -91,6 +91,10 @@ class IndexGrid(Section):
     kind: Literal["index"] = "index"
 
 
+class AdaptiveGrid(Section):
+    kind: Literal["adaptive"] = "adaptive"
+
+
 class LogSnrGrid(Section):
     kind: Literal["logsnr"] = "logsnr"
 
@@ -108,7 +112,7 @@ class GivenGrid(Section):
         return self
 
 
-Grid = Annotated[IndexGrid | LogSnrGrid | GivenGrid, Field(discriminator="kind")]
+Grid = Annotated[AdaptiveGrid | IndexGrid | LogSnrGrid | GivenGrid, Field(discriminator="kind")]
 
 
 class Trajectories(Section):
@@ -117,7 +121,7 @@ class Trajectories(Section):
     steps: Annotated[int, Field(strict=True, ge=2, le=1000)] = 100
     eta: fields.Fraction = 1.0
     intervals: Annotated[int, Field(strict=True, ge=1, le=1000)] = 20
-    grid: Grid = IndexGrid()
+    grid: Grid = AdaptiveGrid()
     depth: Annotated[int, Field(strict=True, ge=1, le=6)] = 2
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "float32"
@@ -161,7 +165,7 @@ class SigDeg(Section):
     kind: Literal["sigdeg"] = "sigdeg"
     nfe: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(fields.distinct)] = (10, 5)
     order: fields.Order = 2
-    look_ahead: fields.Fraction = 0.0
+    look_ahead: fields.Fraction = 0.25
     predict_order: fields.Order = 2
     memory: Flag = False
     conditioning_limit: fields.Positive | None = 10.0

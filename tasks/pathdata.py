@@ -18,7 +18,14 @@ class PathBatches:
     """
 
     def __init__(
-        self, shards: ShardSet, size: int, accumulate: int, seed: int, device: torch.device, rank: int = 0, world: int = 1
+        self,
+        shards: ShardSet,
+        size: int,
+        accumulate: int,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
     ):
         self.Y, self.xi, self.labels = (shards.array("train", name) for name in ("Y", "xi", "labels"))
         self.size, self.accumulate, self.seed, self.device = size, accumulate, seed, device
@@ -30,7 +37,9 @@ class PathBatches:
         first = ((step * self.accumulate + micro) * self.world + self.rank) * self.size
         places = np.arange(first, first + self.size)
         count = len(self.Y)
-        return np.concatenate([self._permutation(int(e))[places[places // count == e] % count] for e in np.unique(places // count)])
+        return np.concatenate(
+            [self._permutation(int(e))[places[places // count == e] % count] for e in np.unique(places // count)]
+        )
 
     def __call__(self, step: int, micro: int, turn: int) -> PathBatch:
         rows = self.rows(step, micro)

@@ -105,12 +105,17 @@ class Selection:
     def _path_error(self, nfe: int) -> float:
         shards = open_trajectories(self.root)
         count = min(PATHS, shards.rows("validation"))
-        Y, xi, labels = (torch.from_numpy(shards.array("validation", name)[:count]).to(self.device) for name in ("Y", "xi", "labels"))
+        Y, xi, labels = (
+            torch.from_numpy(shards.array("validation", name)[:count]).to(self.device) for name in ("Y", "xi", "labels")
+        )
         course = self.method.courses[nfe]
         given = None if self.method.teacher.num_classes is None else labels
         pipeline = self.method.pipeline
         states = rollout(
-            lambda s, X, z, h: pipeline.denoise(s, X, z, h, given), course.steps, Y[:, 0].float(), course.features(xi.float()),
+            lambda s, X, z, h: pipeline.denoise(s, X, z, h, given),
+            course.steps,
+            Y[:, 0].float(),
+            course.features(xi.float()),
             pipeline._mean(Y.float()[:, 0]),
         )
         return float((states[:, -1] - Y[:, -1].float()).square().mean().sqrt())

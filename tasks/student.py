@@ -19,7 +19,7 @@ import torch
 
 from models.errors import InputError
 from models.loop import LoopConfig, TrainState
-from models.pipelines import SigDEGPipeline, save_student
+from models.pipelines import save_student
 from models.sigdeg import SigDEG, SigDEGConfig, build_pipeline, export_pipeline
 from models.teacher import Teacher
 from tasks.atomic import atomic_dir, atomic_write_json
@@ -32,7 +32,7 @@ from tasks.selection import Selection
 from tasks.shards import ShardSet
 from tasks.teacher import load_teacher
 from tasks.training import Training, pick_device, scratch_for
-from tasks.trajectories import open_trajectories, path_spec
+from tasks.trajectories import cached_spec, open_trajectories, path_spec
 
 RESULT = "result.json"
 UNSEEN = {"workers", "batch_size", "shard_size", "compile"}
@@ -71,12 +71,6 @@ def method_config(params: Params) -> SigDEGConfig:
         lora_rank=method.lora_rank,
         gradient_checkpointing=params.student.gradient_checkpointing,
     )
-
-
-def untrained_pipeline(teacher: Teacher, params: Params) -> SigDEGPipeline:
-    """The generator that training starts from, as a pipeline."""
-    pipeline, _ = build_pipeline(teacher, path_spec(params.trajectories, teacher), method_config(params))
-    return export_pipeline(pipeline)
 
 
 def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
@@ -177,7 +171,8 @@ def build_training(
     """Everything that training needs, deterministic in its arguments."""
     student = params.student
     teacher = load_teacher(root, device)
-    spec = path_spec(params.trajectories, teacher)
+    shards = open_trajectories(root)
+    spec = cached_spec(params.trajectories, teacher, shards)
     torch.manual_seed(student.seed)
     method = SigDEG(teacher, spec, method_config(params), student.steps)
     if device.type == "cpu":
@@ -195,9 +190,7 @@ def build_training(
         seed=student.seed,
     )
     state = TrainState(method, config)
-    batches = PathBatches(
-        open_trajectories(root), student.batch_size, student.accumulate, student.seed, device, rank, world
-    )
+    batches = PathBatches(shards, student.batch_size, student.accumulate, student.seed, device, rank, world)
     selection = Selection(method, params, root, scratch, device)
     return Training(
         method,
@@ -216,15 +209,14 @@ def build_training(
 
 def _publish(params: Params, root: Path, scratch: Path, teacher: Teacher, meta: dict[str, Any]) -> None:
     result = json.loads((scratch / RESULT).read_text())
-    pipeline, _ = build_pipeline(teacher, path_spec(params.trajectories, teacher), method_config(params))
+    spec = path_spec(params.trajectories, teacher, meta["grid_points"])
+    pipeline, _ = build_pipeline(teacher, spec, method_config(params))
     weights = Selection.best_weights(scratch, result["best_step"])
     record = result | {
         "method": params.method.model_dump(mode="json"),
         "nfe": list(params.method.nfe),
         "teacher": teacher.fingerprint(),
-        "trajectories": {
-            key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")
-        },
+        "trajectories": {key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")},
     }
     with atomic_dir(root / "data" / "student") as folder:
         save_student(export_pipeline(pipeline, weights), folder)

@@ -89,9 +89,7 @@ class Training:
             advance(self.state.step)
             self._before()
             try:
-                for report in train(
-                    self.method, self.batches, self.state, device=self.device, rank=self.rank
-                ):
+                for report in train(self.method, self.batches, self.state, device=self.device, rank=self.rank):
                     if self.rank == 0:
                         self._after(report, advance)
             except NonFiniteError as error:
@@ -109,14 +107,8 @@ class Training:
         due = bool(self.validate_every) and (report.step % self.validate_every == 0 or last)
         figures = self.validate(report.step, self.state) if due and self.validate is not None else {}
         if figures or report.step % LOG_EVERY == 0 or last:
-            self.history.append(
-                {"step": report.step, "learning_rate": report.learning_rate, **report.terms, **figures}
-            )
-        shown = {
-            name.split("/")[-1]: f"{value:.4f}"
-            for name, value in report.terms.items()
-            if name.endswith("/loss")
-        }
+            self.history.append({"step": report.step, "learning_rate": report.learning_rate, **report.terms, **figures})
+        shown = {name.split("/")[-1]: f"{value:.4f}" for name, value in report.terms.items() if name.endswith("/loss")}
         advance(1, **shown)
         if report.step % self.checkpoint_every == 0 or figures or last:
             self.save()

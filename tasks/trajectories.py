@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.chain import Chain, coarse_grid
+from models.chain import Chain, adaptive_grid, coarse_grid
 from models.errors import InputError
-from models.paths import PathSpec, teacher_paths
+from models.paths import PathSpec, movement, teacher_paths
 from models.signature import bases
 from models.teacher import Teacher
+from tasks.atomic import atomic_write_json
 from tasks.cli import stage_main
 from tasks.locks import scratch_lock
 from tasks.params import Params, Trajectories
@@ -44,35 +46,49 @@ def run(params: Params, root: Path) -> None:
     _check(spec, teacher)
     identity = spec.model_dump(mode="json", exclude=UNTOLD)
     scratch = scratch_for(root, "trajectories", identity, teacher.fingerprint())
+    points = grid_points(spec, teacher.to(pick_device()), scratch)
     jobs = {split: _jobs(scratch, split, count, spec.shard_size) for split, count in _counts(spec).items()}
     with scratch_lock(scratch):
         missing = [job for split in jobs.values() for job in split if usable_shard(job.folder) is None]
         rows = sum(job.stop - job.start for job in missing)
         with progress("trajectories", rows * spec.steps) as advance:
-            for _ in _make(root, spec, missing, teacher, advance):
+            for _ in _make(root, spec, missing, teacher, points, advance):
                 pass
-        meta = identity | {
-            "grid_points": path_spec(spec, teacher).grid.tolist(),
-            "teacher": teacher.fingerprint(),
-        }
-        names = {
-            split: [str(job.folder.relative_to(scratch)) for job in listed] for split, listed in jobs.items()
-        }
+        meta = identity | {"grid_points": points, "teacher": teacher.fingerprint()}
+        names = {split: [str(job.folder.relative_to(scratch)) for job in listed] for split, listed in jobs.items()}
         publish(scratch, root / "data" / "trajectories", meta | {"shape": list(teacher.shape)}, names)
-    print(
-        f"trajectories: {spec.train} train + {spec.validation} validation, {spec.steps} steps; {rows} are new"
-    )
+    print(f"trajectories: {spec.train} train + {spec.validation} validation, {spec.steps} steps; {rows} are new")
 
 
-def path_spec(spec: Trajectories, teacher: Teacher) -> PathSpec:
-    """The chain, grid, signature bases and noise key that ``trajectories`` in params.yaml means for a
-    teacher.
+def path_spec(spec: Trajectories, teacher: Teacher, points: Sequence[int] | None = None) -> PathSpec:
+    """The chain, grid, signature bases and noise key that ``trajectories`` in params.yaml means for a teacher.
+
+    ``points``: the coarse grid, if it is known already, as from a manifest's ``grid_points``; else an adaptive grid
+    costs pilot runs of the teacher.
     """
     chain = Chain(teacher.levels(spec.steps), spec.eta)
-    points = getattr(spec.grid, "points", ())
-    grid = coarse_grid(chain, spec.intervals, spec.grid.kind, points)
+    kind = "given" if points is not None else spec.grid.kind
+    if kind == "adaptive":
+        pilot = PathSpec(chain, np.zeros(0), (), spec.seed, spec.lane, "float32", spec.guidance, spec.classes)
+        grid = adaptive_grid(movement(teacher, pilot), spec.intervals)
+    else:
+        grid = coarse_grid(chain, spec.intervals, kind, points or getattr(spec.grid, "points", ()))
     parts = bases(chain, grid, spec.depth)
     return PathSpec(chain, grid, parts, spec.seed, spec.lane, spec.precision, spec.guidance, spec.classes)
+
+
+def grid_points(spec: Trajectories, teacher: Teacher, scratch: Path) -> list[int]:
+    """The coarse grid of this cache, kept in its scratch folder so that a rerun on another device keeps it."""
+    kept = scratch / "grid.json"
+    if not kept.is_file():
+        scratch.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(kept, path_spec(spec, teacher).grid.tolist())
+    return [int(point) for point in json.loads(kept.read_text())]
+
+
+def cached_spec(params: Trajectories, teacher: Teacher, shards: ShardSet) -> PathSpec:
+    """The spec of an opened cache, its coarse grid read from the manifest."""
+    return path_spec(params, teacher, shards.meta["grid_points"])
 
 
 def open_trajectories(root: Path) -> ShardSet:
@@ -87,9 +103,7 @@ def _counts(spec: Trajectories) -> dict[str, int]:
 def _check(spec: Trajectories, teacher: Teacher) -> None:
     classes = teacher.num_classes
     if spec.classes is not None and classes is None:
-        raise InputError(
-            f"trajectories.classes = {list(spec.classes)}: this teacher is unconditional; use null"
-        )
+        raise InputError(f"trajectories.classes = {list(spec.classes)}: this teacher is unconditional; use null")
     if spec.classes is not None and classes is not None and max(spec.classes) >= classes:
         raise InputError(f"trajectories.classes = {list(spec.classes)}: expected classes in 0..{classes - 1}")
     if spec.guidance != 1.0 and (classes is None or teacher.null_label is None):
@@ -109,13 +123,13 @@ def _jobs(scratch: Path, split: str, count: int, size: int) -> list[Job]:
 
 
 def _make(
-    root: Path, spec: Trajectories, jobs: list[Job], teacher: Teacher, advance: Advance
+    root: Path, spec: Trajectories, jobs: list[Job], teacher: Teacher, points: list[int], advance: Advance
 ) -> Iterator[Job]:
     """Make the shards, here or on Ray workers; yields each job when its shard is whole on disk."""
     if spec.workers and jobs:
-        yield from _on_ray(root, spec, jobs, advance)
+        yield from _on_ray(root, spec, jobs, points, advance)
         return
-    maker = ShardMaker(spec, teacher.to(pick_device()))
+    maker = ShardMaker(spec, teacher.to(pick_device()), points)
     for job in jobs:
         maker.make(job, advance)
         yield job
@@ -124,9 +138,9 @@ def _make(
 class ShardMaker:
     """Makes shards with one teacher; lives in the stage's process or in a Ray actor."""
 
-    def __init__(self, spec: Trajectories, teacher: Teacher):
+    def __init__(self, spec: Trajectories, teacher: Teacher, points: Sequence[int]):
         self.spec, self.teacher = spec, teacher
-        self.paths = path_spec(spec, teacher)
+        self.paths = path_spec(spec, teacher, points)
         if teacher.device.type == "cpu":
             teacher.network.to(memory_format=torch.channels_last)
         if spec.compile:
@@ -143,13 +157,11 @@ class ShardMaker:
             advance=advance,
         )
         kind = np.dtype(self.spec.dtype)
-        write_shard(
-            job.folder, {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in arrays.items()}
-        )
+        write_shard(job.folder, {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in arrays.items()})
         return job
 
 
-def _on_ray(root: Path, spec: Trajectories, jobs: list[Job], advance: Advance) -> Iterator[Job]:
+def _on_ray(root: Path, spec: Trajectories, jobs: list[Job], points: list[int], advance: Advance) -> Iterator[Job]:
     import ray
     from ray.util import ActorPool
 
@@ -159,10 +171,7 @@ def _on_ray(root: Path, spec: Trajectories, jobs: list[Job], advance: Advance) -
         options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         actor = ray.remote(**options)(_RayMaker)
         pool = ActorPool(
-            [
-                actor.remote(str(root), spec.model_dump(mode="json"))
-                for _ in range(min(spec.workers, len(jobs)))
-            ]
+            [actor.remote(str(root), spec.model_dump(mode="json"), points) for _ in range(min(spec.workers, len(jobs)))]
         )
         for job in pool.map_unordered(lambda maker, job: maker.make.remote(job), jobs):
             advance((job.stop - job.start) * spec.steps)
@@ -170,11 +179,11 @@ def _on_ray(root: Path, spec: Trajectories, jobs: list[Job], advance: Advance) -
 
 
 class _RayMaker:
-    def __init__(self, root: str, spec: dict[str, Any]):
+    def __init__(self, root: str, spec: dict[str, Any], points: list[int]):
         if not torch.cuda.is_available():
             torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
         settings = Trajectories.model_validate(spec)
-        self.maker = ShardMaker(settings, load_teacher(Path(root)).to(pick_device()))
+        self.maker = ShardMaker(settings, load_teacher(Path(root)).to(pick_device()), points)
 
     def make(self, job: Job) -> Job:
         return self.maker.make(job)

@@ -28,6 +28,7 @@ SMALL = {
     "lane": 4,
     "shard_size": 4,
     "batch_size": 8,
+    "grid": {"kind": "index"},
 }
 
 
