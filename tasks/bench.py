@@ -21,7 +21,7 @@ from tasks.params import Params, Trajectories
 from tasks.progress import progress
 from tasks.teacher import load_teacher
 from tasks.training import pick_device
-from tasks.trajectories import Job, ShardMaker
+from tasks.trajectories import Job, ShardMaker, path_spec
 
 ROUNDS = 5
 WANTED = 0.9
@@ -47,7 +47,7 @@ def measure(spec: Trajectories, teacher: Teacher, rounds: int) -> dict[str, floa
     Generation is the stage's own work on one shard of ``spec.batch_size`` paths, noise, signatures, checksums
     and writing included; the bare loop calls the network as often, on lanes of the same size and layout.
     """
-    maker = ShardMaker(spec, teacher)
+    maker = ShardMaker(spec, teacher, path_spec(spec, teacher).grid.tolist())
     lanes = max(1, spec.batch_size // spec.lane)
     rows = lanes * spec.lane * spec.steps
     bare, generation, ratios = [], [], []

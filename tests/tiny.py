@@ -41,9 +41,7 @@ def tiny_teacher(prediction: str = "v_prediction", size: int = 8, seed: int = 0)
     return Teacher(tiny_unet(size, seed=seed), build_scheduler(prediction, "linear"))
 
 
-def save_teacher(
-    root: Path, classes: int | None = None, seed: int = 0, prediction: str = "v_prediction"
-) -> Teacher:
+def save_teacher(root: Path, classes: int | None = None, seed: int = 0, prediction: str = "v_prediction") -> Teacher:
     """Write data/teacher under ``root`` as the teacher stage does, and load it."""
     folder = root / "data" / "teacher"
     network = tiny_unet(classes=classes, seed=seed)

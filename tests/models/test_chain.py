@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from models.chain import Chain, coarse_grid, subgrid, unroll
+from models.chain import Chain, adaptive_grid, coarse_grid, subgrid, unroll
 from models.errors import InputError
 from models.teacher import Levels, Teacher, to_x0
 from tests.tiny import tiny_unet
@@ -147,6 +147,19 @@ def test_given_grid_and_subgrid() -> None:
     for wrong in (3, 40, 0):
         with pytest.raises(InputError, match=f"method.nfe {wrong}: must divide"):
             subgrid(grid, wrong)
+
+
+def test_adaptive_grid_shares_movement_out() -> None:
+    assert adaptive_grid(np.full(100, 3.0), 4).tolist() == [0, 25, 50, 75, 101]  # clean data is one step further
+    moves = np.where(np.arange(100) < 50, 1.0, 16.0)  # the fourth root counts: 1 and 2
+    assert adaptive_grid(moves, 3).tolist() == [0, 50, 75, 101]
+    still = np.zeros(19)
+    still[10] = 1.0
+    for intervals in (1, 2, 7, 20):
+        grid = adaptive_grid(still, intervals)
+        assert len(grid) == intervals + 1 and (grid[0], grid[-1]) == (0, 20) and np.all(np.diff(grid) > 0)
+    with pytest.raises(InputError, match=r"intervals = 21"):
+        adaptive_grid(still, 21)
 
 
 def test_bad_chains() -> None:

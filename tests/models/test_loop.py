@@ -64,9 +64,7 @@ def batches(step: int, micro: int, turn: int) -> tuple[Tensor, Tensor]:
     return x[rows], y[rows]
 
 
-def run(
-    state: TrainState, method: Regression, give: Any = batches, until: int | None = None
-) -> list[StepReport]:
+def run(state: TrainState, method: Regression, give: Any = batches, until: int | None = None) -> list[StepReport]:
     reports = []
     for report in train(method, give, state):
         reports.append(report)
@@ -135,9 +133,7 @@ def test_accumulation_is_the_big_batch() -> None:
         method = Regression()
         state = TrainState(method, LoopConfig(steps=4, learning_rate=0.1, accumulate=accumulate))
         size = 12 // accumulate
-        reports = run(
-            state, method, lambda _s, m, _t, n=size: (x[m * n : (m + 1) * n], y[m * n : (m + 1) * n])
-        )
+        reports = run(state, method, lambda _s, m, _t, n=size: (x[m * n : (m + 1) * n], y[m * n : (m + 1) * n]))
         outcomes.append((method.players["student"].state_dict(), reports[-1].terms))
     for name, value in outcomes[0][0].items():
         torch.testing.assert_close(outcomes[1][0][name], value, rtol=1e-4, atol=1e-5)
@@ -216,9 +212,7 @@ def test_rates_of_players_and_of_single_weights() -> None:
     method = Regression(("student", "critic"))
     first = next(method.players["student"].parameters())
     first.rate_scale = 10.0  # type: ignore[attr-defined]
-    state = TrainState(
-        method, LoopConfig(steps=4, learning_rate=1e-3, warmup=2, player_rates={"critic": 5e-3})
-    )
+    state = TrainState(method, LoopConfig(steps=4, learning_rate=1e-3, warmup=2, player_rates={"critic": 5e-3}))
     (report,) = run(state, method, until=1)
     rates = {name: [g["lr"] for g in o.param_groups] for name, o in state.optimizers.items()}
     assert rates["student"] == pytest.approx([5e-4, 5e-3]) and rates["critic"] == pytest.approx([2.5e-3])
@@ -237,9 +231,7 @@ def test_frozen_weights_stay() -> None:
 
 
 def test_keys_give_their_own_streams() -> None:
-    draws = {
-        key: torch.randn(4, generator=generator_for("cpu", *key)) for key in [(0, 1), (1, 0), (0, 1, 0), (0,)]
-    }
+    draws = {key: torch.randn(4, generator=generator_for("cpu", *key)) for key in [(0, 1), (1, 0), (0, 1, 0), (0,)]}
     values = list(draws.values())
     assert not any(torch.equal(a, b) for i, a in enumerate(values) for b in values[i + 1 :])
     assert torch.equal(draws[0, 1], torch.randn(4, generator=generator_for("cpu", 0, 1)))

@@ -14,9 +14,7 @@ from models.chain import Chain, coarse_grid, unroll
 from models.mixture import GaussianMixture, snr_levels
 from models.signature import basis
 
-MIXTURE = GaussianMixture(
-    torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.2]]), torch.tensor([0.3, 0.3, 0.4]), 0.3
-)
+MIXTURE = GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.2]]), torch.tensor([0.3, 0.3, 0.4]), 0.3)
 STATES = torch.tensor([[0.4, -0.2], [-1.0, 0.7], [2.0, 1.0]], dtype=torch.float64)
 LEVELS = [(0.3, 0.95), (0.8, 0.6), (1.0, 0.5)]
 

@@ -15,9 +15,7 @@ from tasks.training import Training, pick_device, scratch_for
 from tests.models.test_loop import Regression, batches, equal
 
 
-def training(
-    scratch: Path, noisy: bool = True, bad_step: int = -1, steps: int = 23, **options: object
-) -> Training:
+def training(scratch: Path, noisy: bool = True, bad_step: int = -1, steps: int = 23, **options: object) -> Training:
     method = Regression(("student", "critic"), noisy=noisy, bad_step=bad_step)
     state = TrainState(method, LoopConfig(steps=steps, warmup=2, ema=0.9))
     kept: dict[str, object] = {"checkpoint_every": 5, "keep": 2} | options

@@ -20,16 +20,8 @@ from tasks.shards import ShardSet
 from tasks.trajectories import open_trajectories, path_spec, run
 from tests.tiny import save_teacher
 
-SMALL = {
-    "train": 10,
-    "validation": 5,
-    "steps": 12,
-    "intervals": 4,
-    "lane": 4,
-    "shard_size": 4,
-    "batch_size": 8,
-    "grid": {"kind": "index"},
-}
+SMALL = {"train": 10, "validation": 5, "steps": 12, "intervals": 4, "lane": 4, "shard_size": 4, "batch_size": 8}
+SMALL |= {"grid": {"kind": "index"}}
 
 
 def settings(**changes: Any) -> Params:
@@ -91,9 +83,7 @@ def test_bytes_do_not_depend_on_batch_size(root: Path) -> None:
             shard.rmdir()
         make(root, dtype="float32", batch_size=batch_size)
         assert files(root) == bytes_of
-    assert np.isfinite(known["train/Y"]).all() and not same(
-        known, content(make(root, dtype="float32", seed=1))
-    )
+    assert np.isfinite(known["train/Y"]).all() and not same(known, content(make(root, dtype="float32", seed=1)))
 
 
 def test_content_does_not_depend_on_shards_or_counts(root: Path) -> None:
@@ -132,9 +122,7 @@ def test_killed_in_the_middle_keeps_finished_shards(root: Path, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt):
             make(root)
     assert not (root / "data" / "trajectories").exists()
-    kept = {
-        p: (p.stat().st_ino, p.stat().st_mtime_ns) for shard in scratch_shards(root) for p in shard.iterdir()
-    }
+    kept = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for shard in scratch_shards(root) for p in shard.iterdir()}
     assert len(scratch_shards(root)) == 2 and scratch_shards(root) == sorted(written)
     written.clear()
     monkeypatch.setattr(trajectories, "write_shard", lambda d, a: written.append(d) or real(d, a))
@@ -309,3 +297,20 @@ def test_half_precision_and_progress(root: Path) -> None:
     assert a["Y"].dtype == b["Y"].dtype == np.float32 and np.array_equal(a["xi"], b["xi"])
     gap = np.abs(a["Y"] - b["Y"]).max() / np.abs(a["Y"]).max()
     assert 0 < gap < 0.1
+
+
+def test_adaptive_grid_is_measured_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid of a cache is in its scratch folder and manifest; a rerun and a reader take it from there."""
+    real, calls = trajectories.movement, []
+    monkeypatch.setattr(trajectories, "movement", lambda *given: calls.append(1) or real(*given))
+    shards = make(root, grid={"kind": "adaptive"})
+    points = shards.meta["grid_points"]
+    assert points[0] == 0 and points[-1] == 12 and len(points) == 5 and np.all(np.diff(points) > 0)
+    known = files(root)
+    (scratch_shards(root)[1] / "Y.npy").unlink()
+    make(root, grid={"kind": "adaptive"})
+    assert files(root) == known and calls == [1]
+    section = settings(grid={"kind": "adaptive"}).trajectories
+    teacher = Teacher.load(root / "data" / "teacher")
+    assert trajectories.cached_spec(section, teacher, shards).grid.tolist() == points and calls == [1]
+    assert path_spec(section, teacher).grid.tolist() == points
