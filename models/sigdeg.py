@@ -204,7 +204,7 @@ class SigDEG:
 
         History that lies before the window is the student's own answer at teacher states, without gradient.
         """
-        mean = self.pipeline._mean(Y)
+        mean = self.pipeline._mean(Y[:, 0])
         history: list[Tensor] = []
         with torch.no_grad():
             for i in range(max(0, first - self._past()), first):
