@@ -144,9 +144,9 @@ def _distinct(grid: np.ndarray) -> np.ndarray:
 def adaptive_grid(movement: np.ndarray, intervals: int, exponent: float = 0.25) -> np.ndarray:
     """N + 1 fine indices that share the teacher's own movement out evenly.
 
-    ``movement``: (K - 1,) mean squared change of the denoised image from fine step k to k + 1, measured on pilot paths. Points
-    are equal quantiles of cumulated movement^exponent. Where the denoised image stands still (pure noise, almost clean) one
-    coarse step goes far; 1/4 was the best of 1/4, 1/3 and 1/2 by KID at 5 and 10 steps (docs/LOG.md).
+    ``movement``: (K - 1,) mean squared change of the denoised image from fine step k to k + 1, measured on pilot paths.
+    Points are equal quantiles of cumulated movement^exponent. Where the denoised image stands still (pure noise, almost
+    clean) one coarse step goes far; 1/4 was the best of 1/4, 1/3 and 1/2 by KID at 5 and 10 steps (docs/LOG.md).
     """
     K = len(movement) + 1
     if intervals > K:

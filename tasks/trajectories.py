@@ -72,7 +72,8 @@ def path_spec(spec: Trajectories, teacher: Teacher, points: Sequence[int] | None
         pilot = PathSpec(chain, np.zeros(0), (), spec.seed, spec.lane, "float32", spec.guidance, spec.classes)
         grid = adaptive_grid(movement(teacher, pilot), spec.intervals)
     else:
-        grid = coarse_grid(chain, spec.intervals, kind, points or getattr(spec.grid, "points", ()))
+        given: Sequence[int] = getattr(spec.grid, "points", ()) if points is None else points
+        grid = coarse_grid(chain, spec.intervals, kind, given)
     parts = bases(chain, grid, spec.depth)
     return PathSpec(chain, grid, parts, spec.seed, spec.lane, spec.precision, spec.guidance, spec.classes)
 
