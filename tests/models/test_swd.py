@@ -1,0 +1,340 @@
+"""SwD on tiny networks: sampler against diffusers, players, training pairs, resume, and a training that improves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchLCMScheduler
+from torch import Tensor
+
+from models.denoising import Denoising, Images, build_scheduler
+from models.errors import InputError
+from models.loop import LoopConfig, TrainState, generator_for, train
+from models.scales import make_schedule
+from models.swd import ImageBatch, SwD
+from models.swd_build import SwDConfig, build_swd_pipeline, make_ladder, shrink
+from models.swd_losses import linear_mmd
+from models.swd_pipeline import ScaleStep, SwDPipeline, renoise, upscale
+from models.teacher import Teacher
+from tests.tiny import tiny_dit, tiny_teacher, tiny_unet, weights
+
+SCHEDULE = make_schedule([(1.0, 4), (0.9, 4), (0.7, 6), (0.4, 8)], 8, 2)
+CONFIG = SwDConfig(SCHEDULE, fake_updates=2)
+MMD_ONLY = SwDConfig(SCHEDULE, dmd=0.0, gan=0.0)
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(step: int = 0, n: int = 6, labels: Tensor | None = None) -> ImageBatch:
+    return ImageBatch(0.5 * normals(n, 1, 8, 8, seed=100 + step), labels, step)
+
+
+def test_sampler_is_diffusers_lcm_scheduler_for_flow_matching() -> None:
+    teacher = tiny_teacher("flow")
+    pipeline = build_swd_pipeline(teacher, CONFIG)
+    noise = normals(3, 1, 8, 8)
+    ours, seen = pipeline.rollout(noise, generator=stream(5))
+
+    scheduler = FlowMatchLCMScheduler(num_train_timesteps=1000, shift=1.0)
+    scheduler.set_scale_factors([1.0, 1.5, 2.0], "bicubic")
+    scheduler.set_timesteps(sigmas=[s.sigma for s in SCHEDULE])
+    x, generator = noise[..., :4, :4], stream(5)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(teacher.predict(x, t), t, x, generator=generator).prev_sample
+    assert torch.allclose(ours, x, atol=2e-5)
+    assert [tuple(v.shape[-2:]) for v in seen] == [(4, 4), (4, 4), (6, 6), (8, 8)]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
+def test_rollout_by_hand_with_the_teachers_own_denoiser(prediction: str) -> None:
+    teacher = tiny_teacher(prediction)
+    ladder = make_ladder(teacher, SCHEDULE)
+    pipeline = SwDPipeline(teacher.network, [asdict(s) for s in ladder], prediction, [1, 8, 8])
+    noise, xi = normals(2, 1, 8, 8), [normals(2, 1, s.size, s.size, seed=i) for i, s in enumerate(ladder[1:])]
+    x0 = teacher.denoise(noise[..., :4, :4], ladder[0].t)
+    for step, eps in zip(ladder[1:], xi, strict=True):
+        up = F.interpolate(x0, size=step.size, mode="bicubic", align_corners=False)
+        x0 = teacher.denoise(step.alpha * up + step.sigma * eps, step.t)
+    assert torch.allclose(pipeline.rollout(noise, xi)[0], x0, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(pipeline.rollout(noise, xi, noise_first=False)[0], normals(2, 1, 8, 8))
+
+
+def test_noise_first_puts_correlated_noise_in() -> None:
+    class Zero(torch.nn.Module):
+        dtype = torch.float32
+        seen: list[Tensor]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x: Tensor, timestep: Tensor, class_labels: None, return_dict: bool) -> tuple[Tensor]:
+            self.seen.append(x)
+            return (torch.zeros_like(x),)
+
+    ladder = [ScaleStep(9, 0.0, 1.0, 16), ScaleStep(5, 0.0, 1.0, 32)]
+    for wrong in (False, True):
+        network = Zero()
+        pipeline = SwDPipeline.__new__(SwDPipeline)
+        SwDPipeline.__init__(pipeline, None, [asdict(s) for s in ladder], "sample", [1, 32, 32])
+        pipeline.unet = network
+        pipeline.rollout(normals(64, 1, 32, 32), generator=stream(1), noise_first=wrong)
+        x = network.seen[1]
+        neighbours = float((x[..., 1:] * x[..., :-1]).mean() / x.square().mean())
+        assert neighbours > 0.5 if wrong else abs(neighbours) < 0.02
+
+
+def test_epsilon_networks_are_damped_at_pure_noise_only() -> None:
+    teacher = tiny_teacher("epsilon")
+    ladder = make_ladder(teacher, SCHEDULE, limit=10.0)
+    assert [s.damping < 1 for s in ladder] == [True, False, False, False]
+    first = ladder[0]
+    pipeline = build_swd_pipeline(teacher, CONFIG)
+    x = normals(3, 1, 4, 4)
+    free, held = teacher.denoise(x, first.t), pipeline.denoise(first, x)
+    mean = torch.tensor(first.mean)
+    assert torch.allclose(held - mean, (free - mean) * 10 * first.alpha / first.sigma, atol=1e-2)
+    with torch.no_grad():
+        before = pipeline.denoise(first, x)
+        pipeline.unet.conv_out.bias.add_(0.01)
+        moved = (pipeline.denoise(first, x) - before).abs().max()
+    assert float(moved) == pytest.approx(0.1, rel=0.01)  # 10 times the error, not 150
+    assert all(s.damping == 1 for s in make_ladder(tiny_teacher("v_prediction"), SCHEDULE, limit=10.0))
+
+
+def test_levels_that_a_teacher_cannot_tell_apart_are_refused() -> None:
+    close = make_schedule([(1.0, 8), (0.5, 8), (0.49999, 8)], 8, 2)
+    with pytest.raises(InputError, match="same level"):
+        make_ladder(tiny_teacher("epsilon"), close)
+
+
+def test_mmd_alone_never_builds_the_fake_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: SwD) -> Teacher:
+        raise AssertionError("built")
+
+    monkeypatch.setattr(SwD, "_fake_network", refuse)
+    method = SwD(tiny_teacher(), MMD_ONLY)
+    assert set(method.players) == {"student"} and method.active(3) == ("student",)
+    gated = SwD(tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, dmd_off=(4, 6, 8)))
+    assert set(gated.players) == {"student"}
+    with pytest.raises(AssertionError, match="built"):
+        SwD(tiny_teacher(), CONFIG)
+
+
+def test_turns_follow_the_gate() -> None:
+    method = SwD(tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, fake_updates=3, dmd_off=(4,)))
+    assert [method.active(i) for i in range(4)] == [("student",)] * 2 + [("fake",) * 3 + ("student",)] * 2
+    both = SwD(tiny_teacher(), replace(CONFIG, dmd=0.0, mmd=0.0))  # GAN alone trains the fake network for its features
+    assert both.active(0) == ("fake", "fake", "discriminator", "student")
+    with pytest.raises(InputError, match="no loss is left at size 4"):
+        SwD(tiny_teacher(), SwDConfig(SCHEDULE, mmd=0.0, gan=0.0, dmd_off=(4,)))
+
+
+def test_players_touch_their_own_weights_only() -> None:
+    method = SwD(tiny_teacher(), CONFIG)
+    for player in ("fake", "discriminator", "student"):
+        for network in method.players.values():
+            network.zero_grad(set_to_none=True)
+        loss, _ = method.loss(player, batch(2), stream())
+        torch.autograd.backward(loss)
+        touched = {name for name, net in method.players.items() if any(p.grad is not None for p in net.parameters())}
+        assert touched == {player}
+        assert all(p.grad is not None for p in method.players[player].parameters())
+    assert all(p.grad is None for p in method.teacher.network.parameters())
+
+
+def test_student_loss_is_the_sum_of_its_terms() -> None:
+    method = SwD(tiny_teacher(), replace(CONFIG, dmd=0.5, gan=0.25, mmd=2.0))
+    total, terms = method.loss("student", batch(3), stream(4))
+    wanted = 0.5 * terms["dmd_8"] + 0.25 * terms["gan_8"] + 2.0 * terms["mmd_8"]
+    assert torch.allclose(total, wanted) and set(terms) == {"dmd_8", "gan_8", "mmd_8"}
+    # the untrained fake network is the teacher, so there is nothing to gain yet
+    assert float(terms["dmd_8"].detach()) == pytest.approx(0, abs=1e-9)
+
+
+def test_pairs_are_shrunk_by_area_upscaled_and_then_noised() -> None:
+    method = SwD(tiny_teacher("flow"), MMD_ONLY)
+    given = batch(2)
+    target, x = method.pair(given, 2, stream(3))
+    six = F.adaptive_avg_pool2d(given.x0, 6)
+    four = given.x0.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    assert torch.allclose(target, six, atol=1e-6)
+    eps = torch.randn(six.shape, generator=stream(3))
+    up = F.interpolate(four, size=6, mode="bicubic", align_corners=False)
+    assert torch.allclose(x, 0.3 * up + 0.7 * eps, atol=1e-6)
+    target, x = method.pair(given, 0, stream(3))
+    assert torch.equal(x, torch.randn(target.shape, generator=stream(3))) and target.shape[-1] == 4
+
+
+def test_backward_simulation_feeds_the_students_own_step() -> None:
+    method = SwD(tiny_teacher("flow"), replace(MMD_ONLY, backward_simulation=True))
+    given = batch(3)
+    _, x = method.pair(given, 3, stream(3))
+    generator = stream(3)
+    eps = torch.randn(given.x0.shape, generator=generator)
+    _, before = method.pair(given, 2, generator, simulate=False)
+    with torch.no_grad():
+        previous = method.pipeline.denoise(method.ladder[2], before)
+    assert torch.allclose(x, renoise(method.ladder[3], upscale(previous, 8), eps), atol=1e-5)
+    assert [method.paired(i) for i in range(4)] == [False, False, True, True]
+
+
+def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> None:
+    method = SwD(tiny_teacher(), MMD_ONLY)
+    y = shrink(method.teacher, batch().x0, 6)
+    assert float(method._mmd(2, y, y, None, stream())) == pytest.approx(0, abs=1e-7)
+    assert float(method._mmd(2, y.roll(1, 0), y, None, stream())) > 1e-3
+    four = shrink(method.teacher, batch().x0, 4)
+    same = method._mmd(0, four, four, None, stream())
+    assert torch.allclose(method._mmd(0, four.roll(1, 0), four, None, stream()), same, atol=0.2)
+
+
+def test_one_scale_per_step_for_all_micro_batches_and_players() -> None:
+    method = SwD(tiny_teacher(), CONFIG)
+    seen: list[tuple[int, str, int]] = []
+    kept = method.pair
+
+    def pair(given: ImageBatch, i: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        seen.append((given.step, "pair", i))
+        return kept(given, i, generator)
+
+    method.pair = pair  # type: ignore[method-assign, assignment]
+    state = TrainState(method, LoopConfig(steps=4, accumulate=2))
+    for _ in train(method, lambda step, micro, turn: batch(step, 4), state):
+        pass
+    assert {(step, i) for step, _, i in seen} == {(k, k) for k in range(4)}
+    assert len(seen) == 4 * 2 * (2 + 1 + 1)
+
+
+def test_resume_is_exact_with_three_players(tmp_path: Path) -> None:
+    from tasks.checkpoints import flatten, latest_checkpoint, save_checkpoint, unflatten
+
+    def fresh() -> tuple[SwD, TrainState]:
+        torch.manual_seed(1)
+        method = SwD(tiny_teacher(), CONFIG)
+        rates = {"fake": 2e-4, "discriminator": 5e-4}
+        return method, TrainState(method, LoopConfig(steps=4, player_rates=rates, ema=0.9))
+
+    method, state = fresh()
+    for report in train(method, lambda step, micro, turn: batch(step), state):
+        if report.step == 2:
+            save_checkpoint(tmp_path, 2, *flatten(state.state_dict()), keep=1)
+    again, resumed = fresh()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    resumed.load_state_dict(unflatten(*found.load()))
+    for _ in train(again, lambda step, micro, turn: batch(step), resumed):
+        pass
+    assert set(method.players) == {"student", "fake", "discriminator"}
+    for name, network in method.players.items():
+        other = weights(again.players[name])
+        assert all(torch.equal(value, other[key]) for key, value in weights(network).items()), name
+    assert all(torch.equal(v, resumed.averages["student"][k]) for k, v in state.averages["student"].items())
+
+
+def two_colours(step: int, micro: int, turn: int) -> ImageBatch:
+    """Images of one colour each, -0.8 or 0.8."""
+    colour = torch.randint(2, (32, 1, 1, 1), generator=generator_for("cpu", step)) * 1.6 - 0.8
+    return ImageBatch(colour.expand(-1, 1, 8, 8).contiguous(), None, step)
+
+
+@pytest.fixture(scope="module")
+def taught() -> Teacher:
+    """A teacher that has learnt the two colours at sizes 4 and 8."""
+    torch.manual_seed(0)
+    method = Denoising(tiny_unet(), build_scheduler("v_prediction", "linear"), (4, 8))
+    state = TrainState(method, LoopConfig(steps=250, learning_rate=4e-3))
+    for _ in train(method, lambda step, *_: Images(two_colours(step, 0, 0).x0, None, step), state):
+        pass
+    return Teacher(method.players["teacher"], method.teacher.scheduler)
+
+
+@pytest.mark.parametrize(("mmd", "dmd"), [(1.0, 0.0), (0.0, 1.0)])
+def test_each_loss_alone_brings_two_step_samples_to_the_data(taught: Teacher, mmd: float, dmd: float) -> None:
+    schedule = make_schedule([(1.0, 4), (0.6, 8)], 8, 2)
+    method = SwD(taught, SwDConfig(schedule, mmd=mmd, dmd=dmd, gan=0.0, fake_updates=2))
+    state = TrainState(method, LoopConfig(steps=120, learning_rate=1e-3))
+
+    def samples() -> Tensor:
+        return method.sample(normals(128, 1, 8, 8), generator=stream(1))
+
+    def error(x0: Tensor) -> float:
+        return float((x0.abs() - 0.8).square().mean())
+
+    before = error(samples())
+    for _ in train(method, two_colours, state):
+        pass
+    after = samples()
+    assert error(after) < 0.6 * before
+    assert 0.25 < float((after.mean((1, 2, 3)) > 0).float().mean()) < 0.75  # both colours are still made
+
+
+def test_dmd_and_gan_with_a_guided_conditional_teacher_and_lora() -> None:
+    teacher = Teacher(tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_label=3)
+    config = replace(CONFIG, guidance=2.0, trainable="lora", lora_rank=2, kernel="rbf")
+    method = SwD(teacher, config)
+    trained = {n for n, p in method.players["student"].named_parameters() if p.requires_grad}
+    assert trained and all("lora" in name or name.startswith("conv_in") for name in trained)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    state = TrainState(method, LoopConfig(steps=4, learning_rate=1e-3))
+    reports = list(train(method, lambda step, micro, turn: batch(step, labels=labels), state))
+    assert {key.split("/")[0] for key in reports[-1].terms} == {"student", "fake", "discriminator"}
+    assert all(torch.isfinite(torch.tensor(list(r.terms.values()))).all() for r in reports)
+    assert method.fake is not None and not any(p.requires_grad for p in teacher.network.parameters())
+
+
+def test_dit_students_run_at_every_size() -> None:
+    teacher = Teacher(tiny_dit(), DDPMScheduler(clip_sample=False))
+    method = SwD(teacher, CONFIG)
+    labels = torch.tensor([0, 1, 2, 0])
+    given = ImageBatch(0.5 * normals(4, 2, 8, 8), labels, 2)
+    for player in ("fake", "discriminator", "student"):
+        assert torch.isfinite(method.loss(player, given, stream())[0])
+    assert method.sample(normals(4, 2, 8, 8), labels).shape == (4, 2, 8, 8)
+
+
+def test_latents_are_shrunk_in_pixel_space() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=2, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16,
+    )  # fmt: skip
+    teacher = Teacher(tiny_dit(), DDPMScheduler(clip_sample=False), vae=vae)
+    z = normals(2, 2, 8, 8)
+    small = shrink(teacher, z, 4)
+    with torch.no_grad():
+        images = vae.decode(z / vae.config.scaling_factor).sample.clamp(-1, 1)
+        wanted = vae.encode(F.avg_pool2d(images, 2)).latent_dist.mean * vae.config.scaling_factor
+    assert torch.allclose(small, wanted, atol=1e-5)
+    assert not torch.allclose(small, F.avg_pool2d(z, 2), atol=1e-2)
+    assert shrink(teacher, z, 8) is z
+
+
+def test_pipeline_folder_round_trip(tmp_path: Path) -> None:
+    pipeline = build_swd_pipeline(tiny_teacher("epsilon"), CONFIG)
+    pipeline.save_pretrained(tmp_path)
+    again = SwDPipeline.from_pretrained(tmp_path)
+    first, second = (
+        p(batch_size=2, num_inference_steps=4, generator=stream(3), output_type="pt").images for p in (pipeline, again)
+    )
+    assert torch.allclose(first, second, atol=1e-3) and first.shape == (2, 1, 8, 8) and again.nfe == [4]
+    assert json.loads((tmp_path / "model_index.json").read_text())["ladder"][0]["size"] == 4
+    with pytest.raises(ValueError, match="this student has"):
+        again(num_inference_steps=5)
+
+
+def test_linear_mmd_of_shuffled_places_is_zero() -> None:
+    tokens = normals(2, 9, 4)
+    assert float(linear_mmd(tokens, tokens.flip(1))) == pytest.approx(0, abs=1e-6)
