@@ -230,6 +230,24 @@ def test_frozen_weights_stay() -> None:
     assert torch.equal(frozen, before) and "0.weight" not in state.averages["student"]
 
 
+def test_every_loss_has_its_own_noise() -> None:
+    """Steps, micro-batches, turns and ranks draw differently; the same of all four draws the same."""
+
+    class Listening(Regression):
+        def loss(self, player: str, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            heard.append((round(float(torch.randn((), generator=generator)), 6), round(float(torch.randn(())), 6)))
+            return super().loss(player, batch, generator)
+
+    heard: list[tuple[float, float]] = []
+    for rank in (0, 1, 0):
+        method = Listening(("student", "critic"))
+        state = TrainState(method, LoopConfig(steps=2, accumulate=2))
+        list(train(method, batches, state, rank=rank))
+    assert heard[:12] == heard[24:]
+    for draws in zip(*heard[:24], strict=True):  # of the loss's generator, and of the one that dropout uses
+        assert len(set(draws)) == 24
+
+
 def test_keys_give_their_own_streams() -> None:
     draws = {key: torch.randn(4, generator=generator_for("cpu", *key)) for key in [(0, 1), (1, 0), (0, 1, 0), (0,)]}
     values = list(draws.values())
@@ -246,9 +264,8 @@ def _worker(rank: int, world: int, port: int, folder: str) -> None:
     mine = slice(rank * 6, rank * 6 + 6)
     method = Regression()
     state = TrainState(method, LoopConfig(steps=3, learning_rate=0.1, clip=0.1))
-    for _ in train(method, lambda *_: (x[mine], y[mine]), state, rank=rank):
-        pass
-    save_checkpoint(Path(folder) / str(rank), 3, *flatten(state.state_dict()))
+    norms = [r.terms["student/grad_norm"] for r in train(method, lambda *_: (x[mine], y[mine]), state, rank=rank)]
+    save_checkpoint(Path(folder) / str(rank), 3, *flatten(state.state_dict() | {"norms": norms}))
     dist.destroy_process_group()
 
 
@@ -266,6 +283,9 @@ def test_two_workers_are_one_with_both_batches(tmp_path: Path) -> None:
     assert equal(states[0]["players"], states[1]["players"])
     method = Regression()
     state = TrainState(method, LoopConfig(steps=3, learning_rate=0.1, clip=0.1))
-    run(state, method, lambda *_: data(12))
+    reports = run(state, method, lambda *_: data(12))
+    norms = [report.terms["student/grad_norm"] for report in reports]
+    assert states[0]["norms"] == pytest.approx(norms, rel=1e-4)  # Adam alone would hide a wrong factor
+    assert states[1]["norms"] == states[0]["norms"]
     for name, value in method.players["student"].state_dict().items():
         torch.testing.assert_close(states[0]["players"]["student"][name], value, rtol=1e-4, atol=1e-5)

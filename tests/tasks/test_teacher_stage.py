@@ -14,6 +14,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteSchedul
 from models.errors import InputError
 from models.teacher import Teacher
 from tasks import dataset, teacher, trajectories
+from tasks.checkpoints import latest_checkpoint, unflatten
 from tasks.params import Params, Trajectories
 from tasks.training import Training
 from tests.models.test_loop import equal
@@ -79,6 +80,12 @@ def test_what_a_trained_teacher_leaves(tmp_path: Path) -> None:
     assert (found.shape, found.num_classes, found.clip) == ((1, 8, 8), None, None)
     pipe = DDPMPipeline.from_pretrained(tmp_path / "data" / "teacher", use_safetensors=True)
     assert pipe(batch_size=2, num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 1)
+    (scratch,) = (path for path in (tmp_path / ".fewstep" / "scratch" / "teacher").iterdir() if path.is_dir())
+    checkpoint = latest_checkpoint(scratch)
+    assert checkpoint is not None and checkpoint.step == 6
+    saved = unflatten(*checkpoint.load())["train"]
+    assert equal(weights(found.network), saved["averages"]["teacher"])  # the EMA, not the last weights
+    assert not equal(weights(found.network), saved["players"]["teacher"])
     moved = train(tmp_path, learning_rate=2e-3)
     assert moved.fingerprint() != found.fingerprint()
 
