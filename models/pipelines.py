@@ -309,7 +309,13 @@ def _randn(shape: Sequence[int], like: Tensor, generator: torch.Generator | None
 
 
 def save_student(pipeline: SigDEGPipeline, folder: Path) -> None:
-    """Write the pipeline folder: weights as safetensors, model_index.json and this file as pipeline.py."""
+    """Write the pipeline folder: weights as safetensors, model_index.json and this file as pipeline.py.
+
+    The networks forget where they were read from, so that the bytes are the same wherever the project lies.
+    """
+    for part in pipeline.components.values():
+        if "_name_or_path" in getattr(part, "config", ()):
+            part.register_to_config(_name_or_path="")
     pipeline.save_pretrained(folder, safe_serialization=True)
     shutil.copyfile(__file__, folder / "pipeline.py")
     for weights in folder.rglob("*.safetensors"):

@@ -34,6 +34,9 @@ def run(params: Params, root: Path) -> None:
         "shape": list(teacher.shape),
         "prediction": teacher.prediction,
     }
+    for part in pipeline.components.values():
+        if "_name_or_path" in getattr(part, "config", ()):
+            part.register_to_config(_name_or_path="")  # a folder of this machine
     with atomic_dir(destination) as folder:
         pipeline.save_pretrained(folder)
         atomic_write_json(folder / "teacher.json", record)
