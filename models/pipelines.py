@@ -13,6 +13,7 @@ and the denoised images of earlier steps D_{i-1}, D_{i-2}, ..:
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -308,8 +309,8 @@ def _randn(shape: Sequence[int], like: Tensor, generator: torch.Generator | None
     return torch.randn(tuple(shape), generator=generator, device=where, dtype=torch.float32).to(like.device)
 
 
-def save_student(pipeline: SigDEGPipeline, folder: Path) -> None:
-    """Write the pipeline folder: weights as safetensors, model_index.json and this file as pipeline.py.
+def save_student(pipeline: Any, folder: Path) -> None:
+    """Write the pipeline folder: weights as safetensors, model_index.json and the class's own file as pipeline.py.
 
     The networks forget where they were read from, so that the bytes are the same wherever the project lies.
     """
@@ -317,18 +318,16 @@ def save_student(pipeline: SigDEGPipeline, folder: Path) -> None:
         if "_name_or_path" in getattr(part, "config", ()):
             part.register_to_config(_name_or_path="")
     pipeline.save_pretrained(folder, safe_serialization=True)
-    shutil.copyfile(__file__, folder / "pipeline.py")
+    shutil.copyfile(inspect.getfile(type(pipeline)), folder / "pipeline.py")
     for weights in folder.rglob("*.safetensors"):
         weights.chmod(0o644)
 
 
-def load_student(folder: Path, device: torch.device | str = "cpu") -> SigDEGPipeline:
-    """Open a student folder with this module's class; raises ValueError if it is not one."""
+def load_student(folder: Path, device: torch.device | str = "cpu", kind: Any = SigDEGPipeline) -> Any:
+    """Open a student folder with the pipeline class ``kind``; raises ValueError if it is not one."""
     if not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(
-            f"student {folder}: no model_index.json; expected a folder written by the student stage"
-        )
-    pipeline: SigDEGPipeline = SigDEGPipeline.from_pretrained(str(folder), use_safetensors=True)
+        raise ValueError(f"student {folder}: no model_index.json; expected a folder written by the student stage")
+    pipeline = kind.from_pretrained(str(folder), use_safetensors=True)
     pipeline.to(device)
     return pipeline
 

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from models.chain import subgrid
 from models.losses import feature_loss, path_loss, rbf_mmd
 from models.method import Losses
-from models.networks import merged, student_network
+from models.networks import student_network
 from models.paths import PathSpec
 from models.pipelines import SigDEGPipeline, Step, asked_state, next_state, path_average, rollout, steps_as_dicts
 from models.plans import make_plan
@@ -137,19 +137,6 @@ def build_pipeline(teacher: Teacher, spec: PathSpec, config: SigDEGConfig) -> tu
         frozen=frozen,
     )
     return pipeline, courses
-
-
-def export_pipeline(pipeline: SigDEGPipeline, weights: dict[str, Tensor] | None = None) -> SigDEGPipeline:
-    """A pipeline to save: ``weights`` (an EMA state dict, say) in place, LoRA folded in, a stock diffusers network."""
-    trained = pipeline.unet
-    if weights is not None:
-        kept = {k: v.detach().clone() for k, v in trained.state_dict().items()}
-        trained.load_state_dict(weights)
-    network = merged(trained)
-    if weights is not None:
-        trained.load_state_dict(kept)
-    settings: dict[str, Any] = {k: v for k, v in pipeline.config.items() if not k.startswith("_")}
-    return SigDEGPipeline(**{**settings, "unet": network, "vae": pipeline.vae, "frozen": pipeline.frozen})
 
 
 class SigDEG:

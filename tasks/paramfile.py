@@ -25,7 +25,8 @@ def read_overridden(model: type[BaseModel], path: Path, overrides: Sequence[str]
     """The mapping in the YAML file with `key.sub=value` overrides applied; raises InputError.
 
     An override may name any key that `model` knows, in the file or not. One that picks another variant of a
-    section (`teacher.source=train`) drops the keys which only the former variant had.
+    section (`teacher.source=train`) drops the keys which only the former variant had, and sets what the new one
+    wants in other sections (its `companions`: `method.kind=swd` has other rates than `sigdeg`).
     """
     data = _read_mapping(path)
     parsed = [_parse_override(text) for text in overrides]
@@ -50,16 +51,12 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such parameter file; run in the project's folder or give --params FILE"
-        ) from None
+        raise InputError(f"{path}: no such parameter file; run in the project's folder or give --params FILE") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); expected a YAML file") from None
     data = _yaml(text, path.name)
     if not isinstance(data, dict):
-        raise InputError(
-            f"{path.name}: found {_shown(data)}, expected a mapping such as `student: {{steps: 300}}`"
-        )
+        raise InputError(f"{path.name}: found {_shown(data)}, expected a mapping such as `student: {{steps: 300}}`")
     return data
 
 
@@ -94,9 +91,7 @@ def _apply(model: type[BaseModel], data: dict[str, Any], keys: list[str], value:
             raise InputError(f"override {dotted}: unknown key{_suggest(key, known)}")
         if depth == len(keys) - 1:
             break
-        variants = [
-            option for v in variants if key in v.model_fields for option in _models(_annotation(v, key))
-        ]
+        variants = [option for v in variants if key in v.model_fields for option in _models(_annotation(v, key))]
         if not variants:
             raise InputError(f"override {'.'.join(keys)}: {dotted} has no keys below it; set {dotted}=VALUE")
         if not isinstance(target.get(key), dict):
@@ -104,10 +99,11 @@ def _apply(model: type[BaseModel], data: dict[str, Any], keys: list[str], value:
         target = target[key]
     if len(variants) > 1 and (chosen := _variant(variants, keys[-1], value)):
         own = chosen.model_fields
-        for name in [
-            name for name in target if name not in own and any(name in v.model_fields for v in variants)
-        ]:
+        for name in [name for name in target if name not in own and any(name in v.model_fields for v in variants)]:
             del target[name]
+        if target.get(keys[-1]) != value:
+            for section, values in getattr(chosen, "companions", {}).items():
+                data[section] = {**data.get(section, {}), **values}
     target[keys[-1]] = value
 
 
@@ -182,11 +178,7 @@ def _resolve(
 def _chosen(variants: list[type[BaseModel]]) -> str:
     """The tag of the one variant in question, such as " with source = pretrained"."""
     fields = variants[0].model_fields.items() if len(variants) == 1 else ()
-    tags = [
-        (name, get_args(field.annotation))
-        for name, field in fields
-        if get_origin(field.annotation) is Literal
-    ]
+    tags = [(name, get_args(field.annotation)) for name, field in fields if get_origin(field.annotation) is Literal]
     return "".join(f" with {name} = {values[0]}" for name, values in tags if len(values) == 1)
 
 

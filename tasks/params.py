@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from tasks import fields
 from tasks.fields import Count, Flag, LocalPath, Natural, Precision, Section, Seed, Size
 from tasks.paramfile import read_overridden, validated
+from tasks.swd_params import Swd
 
 
 class _Dataset(Section):
@@ -148,6 +149,27 @@ class Trajectories(Section):
         return self
 
 
+class Student(Section):
+    steps: Natural = 300
+    batch_size: Count = 32
+    accumulate: Count = 1
+    learning_rate: fields.LearningRate = 1e-4
+    warmup: Natural = 20
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: fields.Nonnegative = 0.0
+    ema: fields.Decay = 0.99
+    clip: fields.Positive = 1.0
+    precision: Precision = "float32"
+    gradient_checkpointing: Flag = False
+    workers: Annotated[int, Field(strict=True, ge=0, le=1024)] = 0
+    validate_every: Count = 50
+    validation_samples: Annotated[int, Field(strict=True, ge=2)] = 500
+    checkpoint_every: Count = 50
+    keep_checkpoints: Count = 2
+    max_failures: Natural = 2
+    seed: Seed = 0
+
+
 class Window(Section):
     start: Count = 1
     grow_until: fields.Fraction = 0.5
@@ -174,26 +196,12 @@ class SigDeg(Section):
     trainable: Literal["full", "lora", "input"] = "full"
     lora_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] = 16
 
+    companions: ClassVar[dict[str, dict[str, Any]]] = {
+        "student": {key: Student.model_fields[key].default for key in Swd.companions["student"]}
+    }
 
-class Student(Section):
-    steps: Natural = 300
-    batch_size: Count = 32
-    accumulate: Count = 1
-    learning_rate: fields.LearningRate = 1e-4
-    warmup: Natural = 20
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: fields.Nonnegative = 0.0
-    ema: fields.Decay = 0.99
-    clip: fields.Positive = 1.0
-    precision: Precision = "float32"
-    gradient_checkpointing: Flag = False
-    workers: Annotated[int, Field(strict=True, ge=0, le=1024)] = 0
-    validate_every: Count = 50
-    validation_samples: Annotated[int, Field(strict=True, ge=2)] = 500
-    checkpoint_every: Count = 50
-    keep_checkpoints: Count = 2
-    max_failures: Natural = 2
-    seed: Seed = 0
+
+Method = Annotated[SigDeg | Swd, Field(discriminator="kind")]
 
 
 class MnistFeatures(Section):
@@ -246,15 +254,21 @@ class Params(Section):
     dataset: Dataset = MnistDataset()
     teacher: Teacher = PretrainedTeacher()
     trajectories: Trajectories = Trajectories()
-    method: SigDeg = SigDeg()
+    method: Method = SigDeg()
     student: Student = Student()
     evaluation: Evaluation = Evaluation()
     registration: Registration = Registration()
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _sigdeg_if_unsaid(cls, value: Any) -> Any:
+        return {"kind": "sigdeg", **value} if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         intervals = self.trajectories.intervals
-        if bad := [nfe for nfe in self.method.nfe if intervals % nfe]:
+        along_paths = self.method.nfe if isinstance(self.method, SigDeg) else ()
+        if bad := [nfe for nfe in along_paths if intervals % nfe]:
             expected = f"expected a divisor of trajectories.intervals = {intervals}"
             raise ValueError(f"method.nfe = {bad[0]}: {expected}")
         for key in ("validation_samples", "batch_size"):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.loop import generator_for
 from models.sigdeg import PathBatch
+from models.swd import ImageBatch
 from tasks.shards import ShardSet
 
+READ = 256
 
-class PathBatches:
-    """``batches(step, micro, turn)``: this rank's batch of training paths, a function of its arguments alone.
 
-    Every epoch is a fresh permutation of all paths; ranks and micro-batches take consecutive pieces of it, so no path comes
-    twice before every other has come once.
+class Rows:
+    """Which paths make this rank's batch at (step, micro, turn): a function of its arguments alone.
+
+    Every epoch is a fresh permutation of all paths; ranks and micro-batches take consecutive pieces of it, so no
+    path comes twice before every other has come once. Other turns of a step (other players) go other ways.
     """
 
     def __init__(
@@ -27,32 +33,54 @@ class PathBatches:
         rank: int = 0,
         world: int = 1,
     ):
-        self.Y, self.xi, self.labels = (shards.array("train", name) for name in ("Y", "xi", "labels"))
+        self.Y, self.labels = (shards.array("train", name) for name in ("Y", "labels"))
         self.size, self.accumulate, self.seed, self.device = size, accumulate, seed, device
         self.rank, self.world = rank, world
-        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
-    def rows(self, step: int, micro: int) -> np.ndarray:
+    def rows(self, step: int, micro: int, turn: int = 0) -> np.ndarray:
         """Indices (size,) of the paths of this rank's batch."""
         first = ((step * self.accumulate + micro) * self.world + self.rank) * self.size
         places = np.arange(first, first + self.size)
         count = len(self.Y)
         return np.concatenate(
-            [self._permutation(int(e))[places[places // count == e] % count] for e in np.unique(places // count)]
+            [self._permutation(int(e), turn)[places[places // count == e] % count] for e in np.unique(places // count)]
         )
+
+    def _permutation(self, epoch: int, turn: int) -> np.ndarray:
+        if turn not in self._orders or self._orders[turn][0] != epoch:
+            key = (epoch, turn) if turn else (epoch,)
+            order = torch.randperm(len(self.Y), generator=generator_for("cpu", self.seed, 11, *key))
+            self._orders[turn] = (epoch, order.numpy())
+        return self._orders[turn][1]
+
+    def _labels(self, rows: np.ndarray) -> Tensor | None:
+        labels = torch.from_numpy(self.labels[rows])
+        return None if bool((labels < 0).any()) else labels.to(self.device)
+
+
+class PathBatches(Rows):
+    """``batches(step, micro, turn)``: teacher paths with their features, for Sig-DEG."""
+
+    def __init__(self, shards: ShardSet, *settings: Any, **more: Any):
+        super().__init__(shards, *settings, **more)
+        self.xi = shards.array("train", "xi")
 
     def __call__(self, step: int, micro: int, turn: int) -> PathBatch:
         rows = self.rows(step, micro)
-        labels = torch.from_numpy(self.labels[rows])
-        return PathBatch(
-            Y=torch.from_numpy(self.Y[rows]).to(self.device).float(),
-            xi=torch.from_numpy(self.xi[rows]).to(self.device).float(),
-            labels=None if bool((labels < 0).any()) else labels.to(self.device),
-            step=step,
-        )
+        Y, xi = (torch.from_numpy(array[rows]).to(self.device).float() for array in (self.Y, self.xi))
+        return PathBatch(Y, xi, self._labels(rows), step)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._epoch[0] != epoch:
-            order = torch.randperm(len(self.Y), generator=generator_for("cpu", self.seed, 11, epoch))
-            self._epoch = (epoch, order.numpy())
-        return self._epoch[1]
+
+class ImageBatches(Rows):
+    """``batches(step, micro, turn)``: the ends of teacher paths, its images, for SwD."""
+
+    def __init__(self, shards: ShardSet, *settings: Any, **more: Any):
+        super().__init__(shards, *settings, **more)
+        count = len(self.Y)
+        self.x0 = np.concatenate([self.Y[low : min(low + READ, count)][:, -1] for low in range(0, count, READ)])
+
+    def __call__(self, step: int, micro: int, turn: int) -> ImageBatch:
+        rows = self.rows(step, micro, turn)
+        x0 = torch.from_numpy(self.x0[rows]).to(self.device).float()
+        return ImageBatch(x0, self._labels(rows), step)

@@ -14,6 +14,7 @@ from models.loop import TrainState, generator_for
 from models.metrics import kid
 from models.pipelines import rollout
 from models.sigdeg import SigDEG
+from models.swd import SwD
 from tasks.checkpoints import Checkpoint, save_checkpoint
 from tasks.dataset import load_split
 from tasks.params import Params
@@ -32,7 +33,7 @@ class Selection:
     evaluation's holdout is not touched. ``record`` holds best_step, best_score and the KIDs, and travels with checkpoints.
     """
 
-    def __init__(self, method: SigDEG, params: Params, root: Path, scratch: Path, device: torch.device):
+    def __init__(self, method: SigDEG | SwD, params: Params, root: Path, scratch: Path, device: torch.device):
         from tasks.evaluation import extractor_of
 
         self.method, self.params, self.root, self.scratch, self.device = method, params, root, scratch, device
@@ -59,7 +60,8 @@ class Selection:
         figures = {}
         for nfe in self.method.config.nfe:
             figures[f"kid_{nfe}"] = self._kid(nfe)
-            figures[f"path_rmse_{nfe}"] = self._path_error(nfe)
+            if isinstance(self.method, SigDEG):
+                figures[f"path_rmse_{nfe}"] = self._path_error(self.method, nfe)
         return figures
 
     def _keep(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
@@ -102,15 +104,15 @@ class Selection:
         return None if classes is None else (torch.arange(n) % classes).to(self.device)
 
     @torch.no_grad()
-    def _path_error(self, nfe: int) -> float:
+    def _path_error(self, method: SigDEG, nfe: int) -> float:
         shards = open_trajectories(self.root)
         count = min(PATHS, shards.rows("validation"))
         Y, xi, labels = (
             torch.from_numpy(shards.array("validation", name)[:count]).to(self.device) for name in ("Y", "xi", "labels")
         )
-        course = self.method.courses[nfe]
-        given = None if self.method.teacher.num_classes is None else labels
-        pipeline = self.method.pipeline
+        course = method.courses[nfe]
+        given = None if method.teacher.num_classes is None else labels
+        pipeline = method.pipeline
         states = rollout(
             lambda s, X, z, h: pipeline.denoise(s, X, z, h, given),
             course.steps,

@@ -20,21 +20,21 @@ import torch
 from models.errors import InputError
 from models.loop import LoopConfig, TrainState
 from models.pipelines import save_student
-from models.sigdeg import SigDEG, SigDEGConfig, build_pipeline, export_pipeline
+from models.students import export_pipeline
 from models.teacher import Teacher
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
 from tasks.dataset import load_manifest
 from tasks.locks import scratch_lock
+from tasks.methods import RECIPES, Source
 from tasks.params import Params
-from tasks.pathdata import PathBatches
 from tasks.selection import Selection
 from tasks.shards import ShardSet
 from tasks.teacher import load_teacher
 from tasks.training import Training, pick_device, scratch_for
-from tasks.trajectories import cached_spec, open_trajectories, path_spec
+from tasks.trajectories import open_trajectories
 
-RESULT = "result.json"
+RESULT, FACTS = "result.json", "facts.json"
 UNSEEN = {"workers", "batch_size", "shard_size", "compile"}
 
 
@@ -45,32 +45,13 @@ def run(params: Params, root: Path) -> None:
     _check_cache(params, shards, teacher)
     scratch = _scratch(params, root, shards)
     with scratch_lock(scratch):
+        if not (scratch / FACTS).is_file():
+            source = Source(params, teacher.to(pick_device()), shards)
+            atomic_write_json(scratch / FACTS, RECIPES[params.method.kind].measure(source, root))
         if not (scratch / RESULT).is_file():
             _fit(params, root, scratch)
-        _publish(params, root, scratch, teacher, shards.meta)
-
-
-def method_config(params: Params) -> SigDEGConfig:
-    """The method's settings from params.yaml."""
-    method = params.method
-    return SigDEGConfig(
-        nfe=tuple(method.nfe),
-        order=method.order,
-        look_ahead=method.look_ahead,
-        predict_order=method.predict_order,
-        memory=method.memory,
-        conditioning_limit=method.conditioning_limit,
-        window_start=method.window.start,
-        window_until=method.window.grow_until,
-        weighting=method.loss.weighting,
-        power=method.loss.power,
-        mmd=method.loss.mmd,
-        mmd_bandwidths=tuple(method.loss.mmd_bandwidths),
-        features=method.loss.features,
-        trainable=method.trainable,
-        lora_rank=method.lora_rank,
-        gradient_checkpointing=params.student.gradient_checkpointing,
-    )
+        facts = json.loads((scratch / FACTS).read_text())
+        _publish(root, scratch, Source(params, teacher.cpu(), shards, facts))
 
 
 def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
@@ -88,9 +69,9 @@ def _check_cache(params: Params, shards: ShardSet, teacher: Teacher) -> None:
         raise InputError(f"data/trajectories belongs to another teacher; {again}")
     there = shards.meta | {split: shards.rows(split) for split in shards.splits}
     for key, wanted in params.trajectories.model_dump(mode="json", exclude=UNSEEN).items():
-        if there[key] != wanted:
+        if there.get(key) != wanted:
             raise InputError(
-                f"data/trajectories was made with {key} = {there[key]}, trajectories.{key} is {wanted}; {again}"
+                f"data/trajectories was made with {key} = {there.get(key)}, trajectories.{key} is {wanted}; {again}"
             )
 
 
@@ -172,14 +153,16 @@ def build_training(
     student = params.student
     teacher = load_teacher(root, device)
     shards = open_trajectories(root)
-    spec = cached_spec(params.trajectories, teacher, shards)
+    facts = json.loads((scratch / FACTS).read_text()) if (scratch / FACTS).is_file() else {}
+    recipe = RECIPES[params.method.kind]
     torch.manual_seed(student.seed)
-    method = SigDEG(teacher, spec, method_config(params), student.steps)
+    method = recipe.method(Source(params, teacher, shards, facts))
     if device.type == "cpu":
         method.pipeline.unet.to(memory_format=torch.channels_last)
     config = LoopConfig(
         steps=student.steps,
         learning_rate=student.learning_rate,
+        player_rates=recipe.rates(params),
         warmup=student.warmup,
         schedule=student.schedule,
         weight_decay=student.weight_decay,
@@ -190,7 +173,7 @@ def build_training(
         seed=student.seed,
     )
     state = TrainState(method, config)
-    batches = PathBatches(shards, student.batch_size, student.accumulate, student.seed, device, rank, world)
+    batches = recipe.batches(shards, params, device, rank, world)
     selection = Selection(method, params, root, scratch, device)
     return Training(
         method,
@@ -207,15 +190,16 @@ def build_training(
     )
 
 
-def _publish(params: Params, root: Path, scratch: Path, teacher: Teacher, meta: dict[str, Any]) -> None:
+def _publish(root: Path, scratch: Path, source: Source) -> None:
     result = json.loads((scratch / RESULT).read_text())
-    spec = path_spec(params.trajectories, teacher, meta["grid_points"])
-    pipeline, _ = build_pipeline(teacher, spec, method_config(params))
+    params, meta = source.params, source.shards.meta
+    pipeline = RECIPES[params.method.kind].pipeline(source)
     weights = Selection.best_weights(scratch, result["best_step"])
     record = result | {
         "method": params.method.model_dump(mode="json"),
         "nfe": list(params.method.nfe),
-        "teacher": teacher.fingerprint(),
+        "facts": source.facts,
+        "teacher": source.teacher.fingerprint(),
         "trajectories": {key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")},
     }
     with atomic_dir(root / "data" / "student") as folder:

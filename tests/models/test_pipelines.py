@@ -19,10 +19,10 @@ from models.sigdeg import (
     Course,
     SigDEGConfig,
     build_pipeline,
-    export_pipeline,
     mean_image,
     untrained_rollout,
 )
+from models.students import export_pipeline
 from models.teacher import Teacher
 from tests.models.tinypaths import KINDS, spec_of, teacher_of
 from tests.tiny import shaken, tiny_unet

@@ -151,7 +151,7 @@ BAD: list[tuple[str, str]] = [
     ("method.nfe=[10, 7]", "method.nfe = 7: expected a divisor of trajectories.intervals = 20"),
     ("method.nfe=[5, 5]", "method.nfe = [5, 5]: expected distinct entries"),
     ("method.nfe=5", "method.nfe = 5: expected a list such as [1, 2]"),
-    ("method.kind=other", "method.kind = \"other\": expected 'sigdeg'"),
+    ("method.kind=other", "method.kind = other: expected one of 'sigdeg', 'swd'"),
     ("method.window.start=0", "method.window.start = 0: expected a number >= 1"),
     ("evaluation.baselines=[ddim, dim]", "evaluation.baselines.1 = \"dim\": expected 'ddim', 'ddpm'"),
     ("evaluation.neighbours=2000", "evaluation.neighbours = 2000: expected fewer than samples = 1000"),

@@ -1,0 +1,109 @@
+"""What the student stage and the evaluation need of each distillation method: one table, kind -> recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.loop import Batches
+from models.sigdeg import SigDEG, SigDEGConfig, build_pipeline
+from models.swd import SwD
+from models.swd_build import build_swd_pipeline
+from models.teacher import Teacher
+from tasks.params import Params, SigDeg
+from tasks.pathdata import ImageBatches, PathBatches
+from tasks.scalewise import measure, swd_config
+from tasks.shards import ShardSet
+from tasks.swd_params import Swd
+from tasks.trajectories import cached_spec
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a method comes from. ``facts``: what the recipe's ``measure`` found, as JSON."""
+
+    params: Params
+    teacher: Teacher
+    shards: ShardSet
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``measure(source, root)`` runs once, before any training; the others are deterministic in their arguments.
+
+    ``method``: for the training loop, with ``pipeline``, ``teacher`` and ``config.nfe``; ``pipeline``: untrained;
+    ``batches(shards, params, device, rank, world)``; ``rates``: learning rates of players other than the student.
+    """
+
+    method: Callable[[Source], Any]
+    pipeline: Callable[[Source], Any]
+    batches: Callable[[ShardSet, Params, torch.device, int, int], Batches]
+    measure: Callable[[Source, Path], Facts] = lambda source, root: {}
+    rates: Callable[[Params], dict[str, float]] = lambda params: {}
+
+
+def method_config(params: Params) -> SigDEGConfig:
+    """Sig-DEG's settings from params.yaml."""
+    method = params.method
+    assert isinstance(method, SigDeg)
+    return SigDEGConfig(
+        nfe=tuple(method.nfe),
+        order=method.order,
+        look_ahead=method.look_ahead,
+        predict_order=method.predict_order,
+        memory=method.memory,
+        conditioning_limit=method.conditioning_limit,
+        window_start=method.window.start,
+        window_until=method.window.grow_until,
+        weighting=method.loss.weighting,
+        power=method.loss.power,
+        mmd=method.loss.mmd,
+        mmd_bandwidths=tuple(method.loss.mmd_bandwidths),
+        features=method.loss.features,
+        trainable=method.trainable,
+        lora_rank=method.lora_rank,
+        gradient_checkpointing=params.student.gradient_checkpointing,
+    )
+
+
+def _sigdeg(source: Source) -> SigDEG:
+    spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
+    return SigDEG(source.teacher, spec, method_config(source.params), source.params.student.steps)
+
+
+def _sigdeg_pipeline(source: Source) -> Any:
+    spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
+    return build_pipeline(source.teacher, spec, method_config(source.params))[0]
+
+
+def _batches(kind: Callable[..., Batches]) -> Callable[[ShardSet, Params, torch.device, int, int], Batches]:
+    def make(shards: ShardSet, params: Params, device: torch.device, rank: int, world: int) -> Batches:
+        student = params.student
+        return kind(shards, student.batch_size, student.accumulate, student.seed, device, rank, world)
+
+    return make
+
+
+def _swd_rates(params: Params) -> dict[str, float]:
+    assert isinstance(params.method, Swd)
+    given = params.method.rates.model_dump()
+    return {player: rate for player, rate in given.items() if rate is not None}
+
+
+RECIPES = {
+    "sigdeg": Recipe(_sigdeg, _sigdeg_pipeline, _batches(PathBatches)),
+    "swd": Recipe(
+        lambda source: SwD(source.teacher, swd_config(source.params, source.facts)),
+        lambda source: build_swd_pipeline(source.teacher, swd_config(source.params, source.facts)),
+        _batches(ImageBatches),
+        lambda source, root: measure(source.params, root, source.teacher, source.shards),
+        _swd_rates,
+    ),
+}

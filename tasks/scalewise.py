@@ -1,0 +1,139 @@
+"""What SwD needs to know before it trains: its schedule, and at which sizes the teacher can judge."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.errors import InputError
+from models.features import FeatureExtractor, extract
+from models.loop import generator_for
+from models.metrics import kid
+from models.scales import (
+    Scale,
+    Schedule,
+    auto_schedule,
+    make_schedule,
+    network_stride,
+    preset,
+    radial_power,
+    short_run,
+)
+from models.swd_build import SwDConfig, shrink
+from models.teacher import Teacher
+from tasks.dataset import load_split
+from tasks.params import Params
+from tasks.shards import ShardSet
+from tasks.swd_params import AutoSchedule, GivenSchedule, Swd
+
+REFERENCE = 2000
+BATCH = 125
+FLOOR = 1e-3
+
+logger = logging.getLogger(__name__)
+
+
+def measure(params: Params, root: Path, teacher: Teacher, shards: ShardSet) -> dict[str, Any]:
+    """The schedule, the data's spectrum, and the teacher's KID at every size: facts that training starts from."""
+    method = _section(params)
+    _, height, width = teacher.shape
+    if height != width:
+        raise InputError(f"method.kind = swd: the teacher makes {height}x{width} states; expected square ones")
+    count = min(shards.rows("validation"), REFERENCE)
+    images = torch.from_numpy(np.asarray(shards.array("validation", "Y")[:count][:, -1], dtype=np.float32))
+    power = radial_power(images)
+    schedule = schedule_of(method, teacher, power)
+    facts: dict[str, Any] = {"schedule": [list(scale) for scale in schedule], "power": power.tolist(), "gate": []}
+    if method.dmd.weight and method.dmd.gate == "on":
+        facts["gate"] = _gate(params, root, teacher, schedule, images)
+    return facts
+
+
+def schedule_of(method: Swd, teacher: Teacher, power: np.ndarray) -> Schedule:
+    """The schedule that `method.schedule` means for a teacher and a spectrum; InputError for one it cannot run."""
+    given, full, stride = method.schedule, teacher.shape[1], network_stride(teacher)
+    if isinstance(given, GivenSchedule):
+        return make_schedule(given.pairs, full, stride)
+    if isinstance(given, AutoSchedule):
+        return auto_schedule(power, given.sigmas, full, stride, given.smallest)
+    return preset(given.steps, full, stride)
+
+
+def swd_config(params: Params, facts: dict[str, Any]) -> SwDConfig:
+    """The method's settings from params.yaml and the measured facts."""
+    method = _section(params)
+    return SwDConfig(
+        schedule=tuple(Scale(sigma, size) for sigma, size in facts["schedule"]),
+        dmd=method.dmd.weight,
+        dmd_off=tuple(row["size"] for row in facts["gate"] if not row["dmd"]),
+        guidance=params.trajectories.guidance,
+        gan=method.gan.weight,
+        gan_features=method.gan.features,
+        mmd=method.mmd.weight,
+        kernel=method.mmd.kernel,
+        huber=method.mmd.huber,
+        bandwidths=method.mmd.bandwidths,
+        fake_updates=method.fake_updates,
+        backward_simulation=method.backward_simulation,
+        conditioning_limit=method.conditioning_limit,
+        trainable=method.trainable,
+        lora_rank=method.lora_rank,
+    )
+
+
+def _section(params: Params) -> Swd:
+    assert isinstance(params.method, Swd)
+    return params.method
+
+
+def _gate(params: Params, root: Path, teacher: Teacher, schedule: Schedule, full: Tensor) -> list[dict[str, Any]]:
+    """Per size: KID of the teacher's own samples made at that size, and of its full-size ones reduced to it.
+
+    Both against real images of the training split, reduced alike. The teacher passes (``dmd``) where the first is
+    at most `method.dmd.limit` times the second.
+    """
+    from tasks.evaluation import extractor_of
+
+    method, extractor = _section(params), extractor_of(params, root)
+    pixels, _ = load_split(root, "train")
+    rows = np.sort(np.random.default_rng(0).permutation(len(pixels))[:REFERENCE])
+    real = torch.from_numpy(pixels[rows]).float() / 127.5 - 1
+    found = []
+    for size in sorted({scale.size for scale in schedule}):
+        own = _own_samples(params, teacher, size)
+        reduced = torch.cat([shrink(teacher, part, size) for part in full[: len(own)].to(teacher.device).split(BATCH)])
+        side = real.shape[-1] * size // teacher.shape[1]
+        reference = extract(extractor, F.interpolate(real, size=(side, side), mode="area"))
+        value, base = (_kid(extractor, teacher, x0, reference) for x0 in (own, reduced))
+        passed = value <= method.dmd.limit * max(base, FLOOR)
+        found.append({"size": size, "kid": value, "reduced_kid": base, "dmd": passed})
+        message = "teacher at size %d: KID %.5f, its full-size images reduced: %.5f"
+        if passed:
+            logger.info(message, size, value, base)
+        else:
+            off = "; more than %g times worse, so DMD is off at this size (method.dmd.gate=off overrides)"
+            logger.warning(message + off, size, value, base, method.dmd.limit)
+    return found
+
+
+def _own_samples(params: Params, teacher: Teacher, size: int) -> Tensor:
+    method = _section(params)
+    parts, classes = [], teacher.num_classes
+    for low in range(0, method.dmd.samples, BATCH):
+        n = min(BATCH, method.dmd.samples - low)
+        generator = generator_for("cpu", params.student.seed, 17, size, low)
+        noise = torch.randn((n, teacher.shape[0], size, size), generator=generator).to(teacher.device)
+        labels = None if classes is None else (torch.arange(low, low + n) % classes).to(teacher.device)
+        parts.append(short_run(teacher, noise, method.dmd.steps, labels, params.trajectories.guidance))
+    return torch.cat(parts)
+
+
+def _kid(extractor: FeatureExtractor, teacher: Teacher, x0: Tensor, reference: Tensor) -> float:
+    images = torch.cat([teacher.decode(part).float().cpu() for part in x0.split(BATCH)])
+    return float(kid(extract(extractor, images), reference))

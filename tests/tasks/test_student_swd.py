@@ -1,0 +1,169 @@
+"""The student stage with scale-wise distillation: the same stage, loop, checkpoints and selection as Sig-DEG's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.errors import InputError
+from models.students import open_student
+from models.swd_pipeline import SwDPipeline
+from tasks import scalewise, student
+from tasks.methods import RECIPES, Source
+from tasks.params import Params
+from tasks.teacher import load_teacher
+from tasks.trajectories import open_trajectories
+from tests.tasks.distillation import make_root, settings, stage
+
+PAIRS = [[1.0, 4], [0.8, 6], [0.5, 8]]
+SWD: dict[str, Any] = {
+    "kind": "swd",
+    "schedule": {"kind": "given", "pairs": PAIRS},
+    "dmd": {"limit": 1e6, "samples": 16, "steps": 2},
+    "fake_updates": 1,
+}
+
+
+def swd_settings(**sections: dict[str, Any]) -> Params:
+    """Params of the tiny project with method.kind = swd."""
+    content = json.loads(settings(**{k: v for k, v in sections.items() if k != "method"}).model_dump_json())
+    content["method"] = SWD | sections.get("method", {})
+    return Params.model_validate_json(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_root(tmp_path_factory.mktemp("swd"))
+
+
+@pytest.fixture()
+def root(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def source(root: Path, params: Params) -> Source:
+    return Source(params, load_teacher(root), open_trajectories(root))
+
+
+def test_stage_writes_a_student_that_opens_anywhere(root: Path, tmp_path: Path) -> None:
+    student.run(swd_settings(), root)
+    folder = root / "data/student"
+    record = json.loads((folder / "student.json").read_text())
+    assert record["nfe"] == [3] and record["facts"]["schedule"] == PAIRS
+    assert [row["size"] for row in record["facts"]["gate"]] == [4, 6, 8]
+    curve = pd.read_csv(folder / "history.csv")
+    assert curve["step"].iloc[-1] == 4 and np.isfinite(curve["kid_3"]).all()
+    pipeline = open_student(folder)
+    assert isinstance(pipeline, SwDPipeline)
+    expected = pipeline(3, generator=torch.Generator().manual_seed(2), output_type="np").images
+    code = f"""if True:
+        import numpy, torch
+        from diffusers import DiffusionPipeline
+        pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, custom_pipeline={str(folder)!r},
+                                                 trust_remote_code=True)
+        images = pipe(batch_size=3, num_inference_steps=3, generator=torch.Generator().manual_seed(2),
+                      output_type="np").images
+        numpy.save("images.npy", images)
+    """
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert np.allclose(np.load(tmp_path / "images.npy"), expected, atol=1e-5)
+
+
+def test_a_killed_stage_continues_to_the_same_student(root: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(root, whole)
+    params = swd_settings(student={"steps": 4})
+    student.run(params, whole)
+    kill = """if True:
+        import os, tasks.training
+        kept = tasks.training.Training.save
+        def save(self):
+            kept(self)
+            if self.state.step == 2:
+                os.kill(os.getpid(), 9)
+        tasks.training.Training.save = save
+    """
+    assert stage(root, params, kill).returncode == -9
+    assert not (root / "data/student").exists()
+    student.run(params, root)
+    for name in ("unet/diffusion_pytorch_model.safetensors", "history.csv", "student.json"):
+        assert (root / "data/student" / name).read_bytes() == (whole / "data/student" / name).read_bytes(), name
+
+
+def test_gate_switches_dmd_off_where_the_teacher_fails(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = iter([0.9, 0.1, 0.2, 0.1, 0.1, 0.1])  # own, reduced; for sizes 4, 6, 8
+    monkeypatch.setattr(scalewise, "_kid", lambda *_: next(values))
+    params = swd_settings(method={"dmd": {"limit": 3.0, "samples": 16, "steps": 2}, "gan": {"weight": 0.0}})
+    given = source(root, params)
+    with caplog.at_level(logging.WARNING):
+        facts = RECIPES["swd"].measure(given, root)
+    assert [row["dmd"] for row in facts["gate"]] == [False, True, True]
+    assert len(caplog.messages) == 1 and "size 4: KID 0.90000" in caplog.messages[0]
+    method = RECIPES["swd"].method(Source(params, given.teacher, given.shards, facts))
+    assert [method.active(i) for i in range(3)] == [("student",), ("fake", "student"), ("fake", "student")]
+    off = swd_settings(method={"dmd": {"gate": "off"}})
+    assert RECIPES["swd"].measure(source(root, off), root)["gate"] == []
+
+
+def test_gate_measures_own_samples_at_each_size_against_reduced_ones(root: Path) -> None:
+    params = swd_settings()
+    gate = RECIPES["swd"].measure(source(root, params), root)["gate"]
+    assert all(np.isfinite([row["kid"], row["reduced_kid"]]).all() and row["dmd"] for row in gate)
+    assert gate == RECIPES["swd"].measure(source(root, params), root)["gate"]  # the same noise every time
+
+
+@pytest.mark.parametrize(
+    ("schedule", "line"),
+    [
+        ({"kind": "given", "pairs": [[1.0, 4], [0.5, 6]]}, "last size is 6; expected 8"),
+        ({"kind": "given", "pairs": [[1.0, 3], [0.5, 8]]}, "multiple of 2"),
+    ],
+)
+def test_schedules_that_do_not_fit_the_teacher_are_one_line(root: Path, schedule: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        student.run(swd_settings(method={"schedule": schedule}), root)
+
+
+def test_auto_schedule_comes_from_the_cached_images(root: Path) -> None:
+    params = swd_settings(method={"schedule": {"kind": "auto", "sigmas": [1.0, 0.6, 0.3], "smallest": 4}})
+    facts = RECIPES["swd"].measure(source(root, params), root)
+    sizes = [size for _, size in facts["schedule"]]
+    assert sizes == sorted(sizes) and sizes[0] == 4 and sizes[-1] == 8
+    power = np.array(facts["power"])
+    lost = power[np.arange(len(power)) > sizes[1] / 2]
+    assert (lost * 0.4**2 <= 0.6**2).all()
+
+
+def test_batches_are_the_ends_of_the_paths_and_other_players_see_others(root: Path) -> None:
+    given = source(root, swd_settings())
+    batches = RECIPES["swd"].batches(given.shards, given.params, torch.device("cpu"), 0, 1)
+    last = torch.from_numpy(given.shards.array("train", "Y")[:16][:, -1]).float()
+    seen = torch.cat([batches(step, 0, 0).x0 for step in range(4)])
+    order = torch.cdist(seen.flatten(1), last.flatten(1)).argmin(1)
+    assert torch.equal(seen, last[order]) and sorted(order.tolist()) == list(range(16))
+    assert not torch.equal(batches(0, 0, 0).x0, batches(0, 0, 1).x0)
+    assert torch.equal(batches(3, 0, 1).x0, batches(3, 0, 1).x0) and batches(3, 0, 1).step == 3
+
+
+def test_choosing_the_method_brings_its_training_settings() -> None:
+    from tasks.params import Student, load_params
+
+    file = Path(__file__).parents[2] / "params.yaml"
+    chosen = load_params(file, ["student.ema=0.5", "method.kind=swd"])
+    wanted = type(chosen.method).companions["student"]  # type: ignore[union-attr]
+    assert chosen.student.ema == 0.5 and chosen.student.steps == wanted["steps"] != Student().steps
+    assert load_params(file, ["method.kind=sigdeg"]).student == load_params(file).student
