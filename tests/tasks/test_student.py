@@ -256,8 +256,9 @@ def together(root: Path, other: Path, steps: int, code: str = "") -> None:
     student.run(one, root)
     result = stage(other, two, code)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("student: best at step") and result.stdout.count("\n") == 1
-    assert result.stderr == ""
+    said = result.stdout.splitlines()
+    assert said[-1].startswith("student: best at step") and result.stderr == ""
+    assert len(said) == 1 or code  # Ray tells of a worker that dies
     for what in (".players.student.", ".exp_avg"):
         expected, found = trained(root, what), trained(other, what)
         assert expected.keys() == found.keys() and len(found) > 50
@@ -293,7 +294,7 @@ def test_nan_in_a_worker_ends_with_one_line(root: Path) -> None:
     code = (
         f"import tasks.student\ndef work(config):{spoil}\n    import tasks.student\n    tasks.student._work(config)\n"
     )
-    params = settings(student={"steps": 6, "workers": 1, "max_failures": 1, "validate_every": 10})
+    params = settings(student={"steps": 6, "workers": 1, "max_failures": 0, "validate_every": 10})
     result = stage(root, params, code + "tasks.student._work = work\n")
     assert result.returncode == 2, result.stderr
     lines = result.stderr.strip().splitlines()
