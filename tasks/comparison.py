@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import baselines
 from models.errors import InputError
@@ -38,9 +39,7 @@ class Judge:
     def pilot(self, images: Tensor) -> float:
         return Kid(self.real).add("pilot", extract(self.extractor, images)).value("pilot")
 
-    def measure(
-        self, sampler: str, title: str, group: str, nfe: int | None, images: Tensor, ms: float | None
-    ) -> Row:
+    def measure(self, sampler: str, title: str, group: str, nfe: int | None, images: Tensor, ms: float | None) -> Row:
         features = extract(self.extractor, images)
         self.kid.add(f"{sampler}.{nfe}", features)
         precision, recall = precision_recall(features, self.real, self.settings.neighbours)
@@ -90,6 +89,13 @@ class Studio:
             self.advance(len(noise) * cost)
         return torch.cat(images), times
 
+    def flops(self, sampler: Sampler) -> int:
+        """Floating-point operations of one image."""
+        noise, labels = self.inputs_of(slice(0, 1))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            sampler(noise, labels, torch.Generator().manual_seed(0))
+        return int(counter.get_total_flops())
+
     def warm_up(self) -> float:
         """ms of one teacher call per image, after a first call that is not counted."""
         noise, labels = self.inputs_of(self.batches()[0])
@@ -124,7 +130,14 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
                 _generator(result, judge, studio, name, nfe)
             for name in names:
                 _baseline(result, judge, studio, name, nfe)
-        _paths(result, inputs, settings, advance)
+        for name, (_, steps) in inputs.others.items():
+            for nfe in steps:
+                _generator(result, judge, studio, name, nfe)
+        for nfe in sorted(_equal_compute(result) - set(inputs.nfe)):
+            for name in names:
+                _baseline(result, judge, studio, name, nfe)
+        if inputs.paths.xi:
+            _paths(result, inputs, settings, advance)
     _compare(result, judge)
     return result
 
@@ -133,11 +146,21 @@ def _total(inputs: Inputs, samples: int, names: list[str], batch: int) -> int:
     calls = sum(inputs.nfe)
     runs = (len(inputs.generators) + len(names)) * samples
     pilots = sum(len(baselines.variants(inputs.teacher, name)) - 1 for name in names) * min(samples, batch)
-    return calls * (runs + pilots + len(inputs.generators) * _path_count(inputs, samples))
+    others = sum(sum(steps) for _, steps in inputs.others.values()) * samples
+    return others + calls * (runs + pilots + len(inputs.generators) * _path_count(inputs, samples))
 
 
 def _path_count(inputs: Inputs, samples: int) -> int:
-    return min(samples, *(len(xi) for xi in inputs.paths.xi.values()))
+    return min([samples, *(len(xi) for xi in inputs.paths.xi.values())]) if inputs.paths.xi else 0
+
+
+def _equal_compute(result: Result) -> set[int]:
+    """Numbers of full-size calls that cost what the student's cheaper steps do."""
+    teacher = result.teacher
+    one = result.flops[teacher.key] / (teacher.nfe or 1)
+    students = [row for row in result.rows if row.group == "student"]
+    cheaper = [row for row in students if one and result.flops[row.key] < 0.9 * one * (row.nfe or 1)]
+    return {max(1, round(result.flops[row.key] / one)) for row in cheaper}
 
 
 def _references(result: Result, judge: Judge, inputs: Inputs, studio: Studio) -> None:
@@ -150,14 +173,22 @@ def _references(result: Result, judge: Judge, inputs: Inputs, studio: Studio) ->
         ("real", "Real images", "real", None, inputs.other_real, None),
     ):
         row = judge.measure(sampler, title, group, nfe, images, cost)
+        if sampler == "teacher":
+            result.flops[row.key] = inputs.steps * studio.flops(
+                lambda noise, labels, _: inputs.teacher.predict(noise, torch.tensor(500.0), labels, inputs.guidance)
+            )
         result.rows.append(row)
         result.images[row.key] = to_bytes(images)
 
 
 def _generator(result: Result, judge: Judge, studio: Studio, name: str, nfe: int) -> None:
-    """The student or the untrained generator, on fresh path features."""
-    images, times = studio.make(studio.inputs.generator(name, nfe), studio.batches(), nfe)
-    row = judge.measure(name, f"{name.capitalize()} Sig-DEG", name, nfe, images, median(times))
+    """The student, the untrained generator or another rollout, on fresh noise."""
+    sampler, inputs = studio.inputs.generator(name, nfe), studio.inputs
+    images, times = studio.make(sampler, studio.batches(), nfe)
+    group = name if name in inputs.generators else "other"
+    title = inputs.titles.get(name, f"{name.capitalize()} Sig-DEG")
+    row = judge.measure(name, title, group, nfe, images, median(times))
+    result.flops[row.key] = studio.flops(sampler)
     if (name, nfe) in studio.inputs.calls:
         result.calls[row.key] = studio.inputs.calls[name, nfe]
     _record(result, row, images)
@@ -166,9 +197,7 @@ def _generator(result: Result, judge: Judge, studio: Studio, name: str, nfe: int
 def _record(result: Result, row: Row, images: Tensor) -> None:
     result.rows.append(row)
     result.images[row.key] = to_bytes(images)
-    logger.info(
-        "%s, %s calls: KID %.5f, %.1f ms per image", row.title, row.nfe, row.kid.value, row.ms_per_image
-    )
+    logger.info("%s, %s calls: KID %.5f, %.1f ms per image", row.title, row.nfe, row.kid.value, row.ms_per_image)
 
 
 def _baseline(result: Result, judge: Judge, studio: Studio, name: str, nfe: int) -> None:
@@ -183,6 +212,7 @@ def _baseline(result: Result, judge: Judge, studio: Studio, name: str, nfe: int)
         images, times = torch.cat([images, more]), times + more_times
     row = judge.measure(name, baselines.title(name), "baseline", nfe, images, median(times))
     result.spacing[row.key] = baselines.split_name(best)[1]
+    result.flops[row.key] = studio.flops(studio.inputs.baseline(best, nfe))
     _record(result, row, images)
 
 
@@ -203,10 +233,12 @@ def _paths(result: Result, inputs: Inputs, settings: Evaluation, advance: Advanc
 
 def _compare(result: Result, judge: Judge) -> None:
     """Paired KID differences of the student to what it has to beat."""
+    steps = sorted({row.nfe for row in result.rows if row.group == "baseline" and row.nfe}, reverse=True)
     for nfe in result.nfe:
         rivals = {
             "teacher": result.teacher,
-            **{f"best_at_{n}": r[0] for n in result.nfe if (r := result.baselines(n))},
+            **{f"best_at_{n}": r[0] for n in steps if (r := result.baselines(n))},
+            **{row.sampler: row for row in result.rows if row.group == "other" and row.nfe == nfe},
         }
         rivals |= {row.group: row for row in result.rows if row.group == "untrained" and row.nfe == nfe}
         for name, rival in rivals.items():

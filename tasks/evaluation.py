@@ -73,7 +73,7 @@ def metrics_of(result: Result) -> dict[str, Any]:
     """
     metrics: dict[str, Any] = {"evaluation": {"features": result.features, "samples": result.samples}}
     for row in result.rows:
-        metrics.setdefault(row.sampler, {})[row.step_key] = figures_of(row)
+        metrics.setdefault(row.sampler, {})[row.step_key] = figures_of(row) | _gflops(result, row)
     for nfe in result.nfe:
         for row in result.baselines(nfe)[:1]:
             metrics.setdefault("best_training_free", {})[f"nfe{nfe}"] = {
@@ -102,6 +102,10 @@ def figures_of(row: Row) -> dict[str, Any]:
     return figures_ if row.ms_per_image is None else {**figures_, "ms_per_image": row.ms_per_image}
 
 
+def _gflops(result: Result, row: Row) -> dict[str, float]:
+    return {"gflops": result.flops[row.key] / 1e9} if row.key in result.flops else {}
+
+
 def table_of(result: Result) -> pd.DataFrame:
     """One line per sampler and number of calls, the best KID of each number first."""
     lines = [
@@ -111,6 +115,7 @@ def table_of(result: Result) -> pd.DataFrame:
             "nfe": row.nfe,
             "spacing": result.spacing.get(row.key),
             **figures_of(row),
+            "gflops": result.flops[row.key] / 1e9 if row.key in result.flops else None,
         }
         for row in sorted(result.rows, key=lambda row: (-(row.nfe or 10**9), row.kid.value))
     ]

@@ -92,8 +92,9 @@ def figures_of(result: Result, curve: pd.DataFrame | None) -> dict[str, Callable
     """Drawing functions by name; each takes a theme."""
     found: dict[str, Callable[[Theme], Figure]] = {
         "frontier": lambda theme: frontier(result, theme),
-        "path_error": lambda theme: path_error(result, theme),
     }
+    if result.path_error:
+        found["path_error"] = lambda theme: path_error(result, theme)
     if curve is not None and "step" in curve and len(curve) > 1:
         found["training"] = lambda theme: training_curve(curve, theme)
     return found

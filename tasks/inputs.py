@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
-from models.pipelines import SigDEGPipeline, load_student
 from models.sigdeg import SigDEGConfig, build_pipeline, make_course
+from models.students import open_student as load_student
+from models.students import with_network
+from models.swd_pipeline import SwDPipeline
 from models.teacher import Teacher
 from tasks.dataset import load_split
 from tasks.lineage import git_state
@@ -22,6 +27,7 @@ from tasks.training import pick_device
 from tasks.trajectories import cached_spec, open_trajectories
 
 PATH_SAMPLES = 256
+TITLES = {"SigDEGPipeline": "Sig-DEG student", "SwDPipeline": "SwD student"}
 
 
 def load_inputs(params: Params, root: Path) -> Inputs:
@@ -30,37 +36,69 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     teacher = load_teacher(root, device)
     student = open_student(root, device)
     nfe = choose_nfe(params.evaluation.nfe, student.nfe)
-    spec = cached_spec(params.trajectories, teacher, open_trajectories(root))
-    untrained = build_pipeline(teacher, spec, untrained_config(params, nfe))[0].to(device)
+    untrained = untrained_like(student, params, root, teacher, nfe).to(device)
     pipelines = {"student": student, "untrained": untrained}
-    for network in (teacher.network, student.unet, untrained.unet):
+    rivals = open_rivals(params.evaluation.rivals, root, device)
+    for network in (teacher.network, *(pipe.unet for pipe in (pipelines | rivals).values())):
         if device.type == "cpu":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     calls = {(name, n): pipe.network_calls(n) for name, pipe in pipelines.items() for n in nfe}
+    calls |= {(name, n): pipe.network_calls(n) for name, pipe in rivals.items() for n in pipe.nfe}
+    others: dict[str, Any] = {name: (pipe.rollout, tuple(pipe.nfe)) for name, pipe in rivals.items()}
+    if scale_wise := isinstance(student, SwDPipeline):
+        others["noise_first"] = (partial(student.rollout, noise_first=True), nfe)
+    kind = "SwD" if scale_wise else "Sig-DEG"
     real, other = real_images(root, params.evaluation.seed)
     return Inputs(
         teacher=teacher,
         generators={name: pipe.rollout for name, pipe in pipelines.items()},
-        paths=load_paths(params, root, teacher, nfe),
+        paths=load_paths(params, root, teacher, () if scale_wise else nfe),
         real=real,
         other_real=other,
         nfe=nfe,
         steps=params.trajectories.steps,
         guidance=params.trajectories.guidance,
         calls={key: count for key, count in calls.items() if count != key[1]},
+        others=others,
+        titles={
+            "student": f"Student {kind}",
+            "untrained": f"Untrained {kind}",
+            "noise_first": "Control: noise before upscaling",
+            **{name: f"{TITLES[type(pipe).__name__]} in {name}" for name, pipe in rivals.items()},
+        },
         lineage=lineage(params, root, teacher),
         device=device,
     )
 
 
+def untrained_like(student: Any, params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...]) -> Any:
+    """The generator that the student's training started from, or would have for these numbers of steps."""
+    if isinstance(student, SwDPipeline):
+        return with_network(student, copy.deepcopy(teacher.network))
+    spec = cached_spec(params.trajectories, teacher, open_trajectories(root))
+    return build_pipeline(teacher, spec, untrained_config(params, nfe))[0]
+
+
+def open_rivals(folders: Sequence[str], root: Path, device: torch.device) -> dict[str, Any]:
+    """Other students, by the names of their folders (dots become underscores)."""
+    opened: dict[str, Any] = {}
+    for folder in folders:
+        try:
+            opened[Path(folder).name.replace(".", "_")] = load_student(root / folder, device=device)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"evaluation.rivals: {folder} cannot be opened ({first})") from error
+    return opened
+
+
 def untrained_config(params: Params, nfe: tuple[int, ...]) -> SigDEGConfig:
     """The method's settings that shape the generator before any training."""
     names = ("order", "look_ahead", "predict_order", "conditioning_limit")
-    given = params.method.model_dump()
+    given = params.method.model_dump() if params.method.kind == "sigdeg" else {}
     return SigDEGConfig(nfe=nfe, **{name: given[name] for name in names if name in given})
 
 
-def open_student(root: Path, device: torch.device) -> SigDEGPipeline:
+def open_student(root: Path, device: torch.device) -> Any:
     """The pipeline in data/student."""
     try:
         return load_student(root / "data" / "student", device=device)
@@ -86,7 +124,7 @@ def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...
     count = min(params.evaluation.samples, shards.rows("validation"))
     states = _read(shards, "Y", count)
     labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
-    fine = _read(shards, "xi", min(count, PATH_SAMPLES))
+    fine = _read(shards, "xi", min(count, PATH_SAMPLES)) if nfe else torch.zeros(0)
     spec, config = cached_spec(params.trajectories, teacher, shards), untrained_config(params, nfe)
     xi = {n: make_course(spec, n, config).features(fine) for n in nfe}
     return Paths(states[:, 0].contiguous(), states, xi, None if teacher.num_classes is None else labels)

@@ -230,6 +230,7 @@ class Evaluation(Section):
     baselines: Annotated[tuple[Baseline, ...], AfterValidator(fields.distinct)] = (
         "ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc",
     )  # fmt: skip
+    rivals: Annotated[tuple[LocalPath, ...], AfterValidator(fields.distinct)] = ()
     bootstrap: Natural = 200
     neighbours: Count = 3
     batch_size: Count = 125

@@ -24,7 +24,10 @@ class Sampler(Protocol):
 
 
 class Rollout(Protocol):
-    """A few-step generator: (x0, states (n, nfe + 1, C, H, W)); xi None means fresh path features."""
+    """A few-step generator: (x0, what it passed on its way); xi None means fresh noise.
+
+    Sig-DEG passes states (n, nfe + 1, C, H, W); xi are path features then.
+    """
 
     def __call__(
         self,
@@ -33,7 +36,7 @@ class Rollout(Protocol):
         labels: Tensor | None,
         nfe: int,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,7 @@ class Paths:
         """States (n, nfe + 1, C, H, W) at every (N / nfe)-th point."""
         intervals = self.states.shape[1] - 1
         if intervals % nfe:
-            raise InputError(
-                f"nfe = {nfe}: expected a divisor of the {intervals} intervals of data/trajectories"
-            )
+            raise InputError(f"nfe = {nfe}: expected a divisor of the {intervals} intervals of data/trajectories")
         return self.states[:, :: intervals // nfe]
 
 
@@ -75,7 +76,8 @@ class Inputs:
     """Everything that is evaluated.
 
     `generators` maps `student` and `untrained` to their rollouts; `calls` gives a generator's network calls
-    where they are not its number of steps; `steps` is the length of the teacher's full run.
+    where they are not its number of steps; `others` are more rollouts (controls, other students) with the numbers
+    of steps they are made for; `titles` are shown for both; `steps` is the length of the teacher's full run.
     """
 
     teacher: Any
@@ -87,6 +89,8 @@ class Inputs:
     steps: int
     guidance: float = 1.0
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
+    others: dict[str, tuple[Rollout, tuple[int, ...]]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
     lineage: dict[str, str] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -101,8 +105,10 @@ class Inputs:
         return sample
 
     def generator(self, name: str, nfe: int) -> Sampler:
+        rollout = self.generators[name] if name in self.generators else self.others[name][0]
+
         def sample(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-            return self.generators[name](noise, None, labels, nfe, generator)[0]
+            return rollout(noise, None, labels, nfe, generator)[0]
 
         return sample
 

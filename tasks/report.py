@@ -142,6 +142,7 @@ def table_row(result: Result, row: Row) -> dict[str, Any]:
         "recall": f"{row.recall:.3f}",
         "ms": "–" if row.ms_per_image is None else f"{row.ms_per_image:.1f}",
         "std": f"{row.std:.3f}",
+        "gflops": f"{result.flops[row.key] / 1e9:.3g}" if row.key in result.flops else "–",
     }
 
 

@@ -12,7 +12,7 @@ from models.metrics import Interval
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `group`: student, untrained, baseline, teacher or real; `nfe`: None for real."""
+    """One line of the table. `group`: student, untrained, baseline, other, teacher or real; `nfe`: None for real."""
 
     sampler: str
     title: str
@@ -39,7 +39,8 @@ class Row:
 class Result:
     """All figures of one evaluation.
 
-    By row key: `images` uint8 (n, C, H, W), `spacing` of a baseline, `calls` of the network where not nfe;
+    By row key: `images` uint8 (n, C, H, W), `spacing` of a baseline, `calls` of the network where not nfe, `flops`
+    per image (multiplications and additions of matrix products and convolutions, as torch counts them);
     `path_images` are made along the cached paths. By (generator, nfe): `path_error` after each coarse step.
     `differences`: paired KID differences of the student, by "rival.nfe10"; below 0 the student is better.
     """
@@ -48,6 +49,7 @@ class Result:
     samples: int
     rows: list[Row] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
     images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     spacing: dict[str, str] = field(default_factory=dict)
     path_error: dict[tuple[str, int], list[Interval]] = field(default_factory=dict)

@@ -28,6 +28,7 @@ PLUMBING = {
     "tasks.paramfile",
     "tasks.params",
     "tasks.progress",
+    "tasks.swd_params",
 }
 
 # Imported by a stage for other purposes than its results: what another stage is made by (whose results are
