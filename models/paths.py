@@ -8,7 +8,9 @@ depend on workers, shards or batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,14 +83,20 @@ def teacher_paths(
         low, high = group * lane, min(group + together, lanes) * lane
         inside = slice(max(start, low) - low, min(stop, high) - low)
         after_step = partial(advance, inside.stop - inside.start) if advance is not None else None
-        piece = _advance_together(teacher, spec, split, range(low, high), after_step)
+        with _lane_threads(teacher.device) as pool:
+            piece = _advance_together(teacher, spec, split, range(low, high), after_step, pool)
         pieces.append({name: array[inside] for name, array in piece.items()})
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 @torch.no_grad()
 def _advance_together(
-    teacher: Teacher, spec: PathSpec, split: str, indices: range, after_step: Callable[[], None] | None
+    teacher: Teacher,
+    spec: PathSpec,
+    split: str,
+    indices: range,
+    after_step: Callable[[], None] | None,
+    pool: Executor | None = None,
 ) -> dict[str, np.ndarray]:
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, split, indices, teacher.shape).to(device)
@@ -98,7 +106,7 @@ def _advance_together(
     states = [x.cpu().numpy()]
     coarse = set(spec.grid.tolist())
     for k in range(chain.steps):
-        x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), on_device)
+        x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), on_device, pool)
         x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * z[:, k]
         if k + 1 in coarse:
             states.append(x.cpu().numpy())
@@ -123,20 +131,41 @@ def movement(teacher: Teacher, spec: PathSpec) -> np.ndarray:
     labels = path_labels(spec, teacher.num_classes, range(spec.lane))
     labels = None if labels is None else labels.to(device)
     x, before, moved = noise[:, 0], None, []
-    for k in range(chain.steps):
-        x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), labels)
-        if before is not None:
-            moved.append(float((x0 - before).square().mean()))
-        before = x0
-        x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * noise[:, k + 1]
+    with _lane_threads(device):
+        for k in range(chain.steps):
+            x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), labels)
+            if before is not None:
+                moved.append(float((x0 - before).square().mean()))
+            before = x0
+            x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * noise[:, k + 1]
     return np.asarray(moved)
 
 
-def _in_lanes(teacher: Teacher, spec: PathSpec, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
+@contextmanager
+def _lane_threads(device: torch.device) -> Iterator[Executor | None]:
+    """On a CPU, threads that take a lane each: threads inside kernels round differently by their number."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        yield None
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool if threads > 1 else None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_lanes(
+    teacher: Teacher, spec: PathSpec, x: Tensor, t: float, labels: Tensor | None, pool: Executor | None = None
+) -> Tensor:
     half = spec.precision != "float32"
-    out = []
-    for low in range(0, len(x), spec.lane):
+
+    @torch.no_grad()
+    def one(low: int) -> Tensor:
         rows = slice(low, low + spec.lane)
         with torch.autocast(x.device.type, DTYPES[spec.precision], enabled=half):
-            out.append(teacher.denoise(x[rows], t, None if labels is None else labels[rows], spec.guidance))
-    return torch.cat(out).float()
+            return teacher.denoise(x[rows], t, None if labels is None else labels[rows], spec.guidance)
+
+    lows = range(0, len(x), spec.lane)
+    return torch.cat(list(map(one, lows) if pool is None else pool.map(one, lows))).float()

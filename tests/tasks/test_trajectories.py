@@ -86,6 +86,21 @@ def test_bytes_do_not_depend_on_batch_size(root: Path) -> None:
     assert np.isfinite(known["train/Y"]).all() and not same(known, content(make(root, dtype="float32", seed=1)))
 
 
+def test_bytes_do_not_depend_on_threads(root: Path) -> None:
+    """Kernels that share a sum out over threads would round differently; the caller's setting is left as it was."""
+    teacher = Teacher.load(root / "data" / "teacher")
+    spec = path_spec(settings().trajectories, teacher)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(trajectories.teacher_paths(teacher, spec, "train", 0, 10, batch_size=8))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert same(found[0], found[1]) and same(found[0], found[2])
+
+
 def test_content_does_not_depend_on_shards_or_counts(root: Path) -> None:
     known = content(make(root, dtype="float32"))
     for shard_size in (1, 3, 7, 100):
