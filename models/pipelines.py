@@ -54,9 +54,7 @@ class Step:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Step:
         """Inverse of ``dataclasses.asdict`` after a trip through JSON."""
-        plain: dict[str, Any] = {
-            f.name: tuple(v) if isinstance(v := values[f.name], list) else v for f in fields(cls)
-        }
+        plain: dict[str, Any] = {f.name: tuple(v) if isinstance(v := values[f.name], list) else v for f in fields(cls)}
         return cls(**plain)
 
 
@@ -79,9 +77,7 @@ def asked_state(step: Step, Y: Tensor, xi: Tensor, history: Sequence[Tensor], me
     return step.a * Y + step.b * guess + combine(step.m, xi)
 
 
-def network_input(
-    step: Step, X: Tensor, xi: Tensor, history: Sequence[Tensor], mean: Tensor, memory: bool
-) -> Tensor:
+def network_input(step: Step, X: Tensor, xi: Tensor, history: Sequence[Tensor], mean: Tensor, memory: bool) -> Tensor:
     """Channels [X, xi_0 .. xi_m, D_{i-1} if ``memory``, width]: (n, C (m + 2 [+ 1]) + 1, H, W)."""
     kept = torch.tensor(step.kept, dtype=xi.dtype, device=xi.device).view(1, -1, 1, 1, 1)
     parts = [X, (xi * kept).flatten(1, 2)]
@@ -199,17 +195,11 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
     def network_calls(self, steps: int) -> int:
         """Network evaluations of one sample with ``steps`` steps, the frozen network's included."""
         limit = self.config.conditioning_limit
-        extra = (
-            0
-            if self.frozen is None or limit is None
-            else sum(s.sigma > limit * s.alpha for s in self.plan(steps))
-        )
+        extra = 0 if self.frozen is None or limit is None else sum(s.sigma > limit * s.alpha for s in self.plan(steps))
         return steps + extra
 
     def _mean(self, like: Tensor) -> Tensor:
-        return torch.as_tensor(self.config.mean_image, dtype=like.dtype, device=like.device).expand_as(
-            like[:1]
-        )
+        return torch.as_tensor(self.config.mean_image, dtype=like.dtype, device=like.device).expand_as(like[:1])
 
     def denoise(
         self, step: Step, X: Tensor, xi: Tensor, history: Sequence[Tensor], labels: Tensor | None = None
@@ -247,9 +237,7 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps = self.plan(nfe)
         if xi is None:
             xi = _randn((len(noise), len(steps), len(steps[0].n), *noise.shape[1:]), noise, generator)
-        states = rollout(
-            lambda s, X, z, h: self.denoise(s, X, z, h, labels), steps, noise, xi, self._mean(noise)
-        )
+        states = rollout(lambda s, X, z, h: self.denoise(s, X, z, h, labels), steps, noise, xi, self._mean(noise))
         return states[:, -1], states
 
     @torch.no_grad()

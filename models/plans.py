@@ -1,13 +1,16 @@
-"""Coarse-step coefficients of the untrained Sig-DEG generator: an exponential integrator matched to the teacher's chain.
+"""Coarse-step coefficients of the untrained Sig-DEG generator: an exponential integrator matched to the teacher's
+chain.
 
 Dbar_i of (2) is a weighted mean of denoised images along the path. Two things are known about it for free:
 
-- how denoised images moved before: the polynomial in lambda = log(alpha / sigma) through D_i, D_{i-1}, .. is averaged with
-  the chain's own weights omega (7), which for small steps is the multistep rule D + h_i / (2 h_{i-1}) (D - D_prev);
-- where this path goes: with eta = 1, D is a martingale along the chain (dD = dD/dp dW in p = x alpha / sigma^2), so what
-  happens *inside* the interval is noise that no history predicts but that xi knows. The network is therefore asked not at
-  Y_i but at a state X of the path further on (6): the mean of x_kappa given Y_i, xi_i and an extrapolated Dbar. One network
-  call then sees the first-order response to the path signature without any derivative.
+- how denoised images moved before: the polynomial in lambda = log(alpha / sigma) through D_i, D_{i-1}, .. is
+  averaged with the chain's own weights omega (7), which for small steps is the multistep rule
+  D + h_i / (2 h_{i-1}) (D - D_prev);
+- where this path goes: with eta = 1, D is a martingale along the chain (dD = dD/dp dW in p = x alpha / sigma^2), so
+  what happens *inside* the interval is noise that no history predicts but that xi knows. The network is therefore
+  asked not at Y_i but at a state X of the path further on (6): the mean of x_kappa given Y_i, xi_i and an
+  extrapolated Dbar. One network call then sees the first-order response to the path signature without any
+  derivative.
 """
 
 from __future__ import annotations
@@ -46,10 +49,12 @@ def make_plan(
     order: int = 2,
     look_ahead: float | Sequence[float] = 0.0,
     predict_order: int = 1,
-    last_order=1,
-    mixs=1.0,
+    last_order: int = 1,
+    mixs: float = 1.0,
 ) -> list[Step]:
-    """Steps for the intervals of ``parts``. ``order``: points in (7); ``look_ahead``: 0 (ask at Y_i) up to 1, or one each."""
+    """Steps for the intervals of ``parts``. ``order``: points in (7); ``look_ahead``: 0 (ask at Y_i) up to 1, or one
+    each.
+    """
     lam = _finite_half_logsnr(chain)
     ahead = [float(look_ahead)] * len(parts) if isinstance(look_ahead, (int, float)) else list(look_ahead)
     asked: list[float] = []

@@ -1,16 +1,16 @@
 """Sig-DEG: a signature-based differential-equation generator (arXiv 2508.16939), distilled from a teacher's fine chain.
 
-The generator takes N coarse steps, one network call each, fed with the partial signature xi_i of the Brownian path of the
-step (models/signature.py); its step is (3), (6), (7) of models/pipelines.py. Before any training it is the exponential
-integrator of models/plans.py. Training is pathwise: the same start noise and the same Brownian path as a cached teacher
-trajectory,
+The generator takes N coarse steps, one network call each, fed with the partial signature xi_i of the Brownian path of
+the step (models/signature.py); its step is (3), (6), (7) of models/pipelines.py. Before any training it is the
+exponential integrator of models/plans.py. Training is pathwise: the same start noise and the same Brownian path as a
+cached teacher trajectory,
 
-    L = mean_i  ||Y_i^student - Y_i^teacher||^2 / (alpha_i^2 s^2 + sigma_i^2)      s = 0.5, data's standard deviation   (8)
-        + mmd * MMD^2(phi(x0^student), phi(x0^teacher)) + features * ||phi(x0^student) - phi(x0^teacher)||^2               (9)
+    L = mean_i  ||Y_i^student - Y_i^teacher||^2 / (alpha_i^2 s^2 + sigma_i^2)      s = 0.5, the data's std  (8)
+        + mmd * MMD^2(phi(x0^student), phi(x0^teacher)) + features * ||phi(x0^student) - phi(x0^teacher)||^2  (9)
 
-with phi the teacher's middle block on renoised images. Windows of L steps start at a teacher state and grow to the whole
-path. Squared error alone ends at the conditional mean given the signature, which is paler than the data; (9) restores it.
-Only the paper's abstract was at hand; the rest is derived here (docs/methods.md).
+with phi the teacher's middle block on renoised images. Windows of L steps start at a teacher state and grow to the
+whole path. Squared error alone ends at the conditional mean given the signature, which is paler than the data; (9)
+restores it. Only the paper's abstract was at hand; the rest is derived here (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class SigDEGConfig:
 
 
 class PathBatch(NamedTuple):
-    """Cached paths: ``Y`` (n, N_cache + 1, C, H, W), ``xi`` (n, N_cache, m + 1, C, H, W), ``labels`` (n,) or None, ``step``."""
+    """Cached paths: ``Y`` (n, N_cache + 1, C, H, W), ``xi`` (n, N_cache, m + 1, C, H, W), ``labels`` (n,) or None,
+    ``step``.
+    """
 
     Y: Tensor
     xi: Tensor
@@ -70,7 +72,7 @@ class PathBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Course:
-    """One number of steps: its plan, Chen's maps from the cached intervals (N, m + 1, r, m + 1), and loss weights (N,)."""
+    """One number of steps: its plan, Chen's maps from the cached intervals (N, m + 1, r, m + 1), loss weights (N,)."""
 
     steps: list[Step]
     joins: Tensor
@@ -81,7 +83,7 @@ class Course:
         """xi of the cache (n, N r, m + 1, C, H, W) joined to (n, N, m + 1, C, H, W)."""
         if self.every == 1:
             return xi
-        parts = xi.unflatten(1, (len(self.steps), self.every))
+        parts = xi.reshape(len(xi), len(self.steps), self.every, *xi.shape[2:])
         return torch.einsum("iprq,nirqchw->nipchw", self.joins.to(xi), parts)
 
 
@@ -113,7 +115,7 @@ def mean_image(teacher: Teacher, t: float, n: int = 256) -> Tensor:
 
 
 def build_pipeline(teacher: Teacher, spec: PathSpec, config: SigDEGConfig) -> tuple[SigDEGPipeline, dict[int, Course]]:
-    """The untrained generator as a pipeline, and its courses by number of steps. Weights are copies of the teacher's."""
+    """The untrained generator as a pipeline, and its courses by number of steps. Weights are copied."""
     courses = {nfe: make_course(spec, nfe, config) for nfe in config.nfe}
     C = teacher.shape[0]
     features = spec.parts[0].Q.shape[1]
@@ -127,7 +129,7 @@ def build_pipeline(teacher: Teacher, spec: PathSpec, config: SigDEGConfig) -> tu
         unet=network,
         plans=steps_as_dicts({n: c.steps for n, c in courses.items()}),
         prediction=teacher.prediction,
-        shape=teacher.shape,
+        shape=list(teacher.shape),
         mean_image=mean.mul(1e4).round().div(1e4).tolist(),
         memory=config.memory,
         clip=teacher.clip,
@@ -165,7 +167,7 @@ class SigDEG:
         until = self.config.window_until * self.total_steps
         grown = 1.0 if until <= 0 else min(1.0, step / until)
         start = min(self.config.window_start, nfe)
-        return int(round(start + grown * (nfe - start)))
+        return round(start + grown * (nfe - start))
 
     def loss(self, player: str, batch: PathBatch, generator: torch.Generator) -> Losses:
         """(8) + (9) on one batch of cached paths; the numbers of steps take turns."""
@@ -238,12 +240,16 @@ class SigDEG:
 
     @torch.no_grad()
     def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
-        """Clean states from start noise with the live weights; options ``nfe``, ``xi``, ``generator`` as in the pipeline."""
+        """Clean states from start noise with the live weights; options ``nfe``, ``xi``, ``generator`` as in the
+        pipeline.
+        """
         return self.pipeline.rollout(noise, options.get("xi"), labels, options.get("nfe"), options.get("generator"))[0]
 
 
 def untrained_rollout(teacher: Teacher, course: Course, Y: Tensor, xi: Tensor, labels: Tensor | None = None) -> Tensor:
-    """States (n, N + 1, C, H, W) of the generator with the teacher's own network; a second way to the untrained student."""
+    """States (n, N + 1, C, H, W) of the generator with the teacher's own network; a second way to the untrained
+    student.
+    """
     mean = mean_image(teacher, float(teacher.levels(1).t[0])).to(Y)
 
     def denoise(step: Step, X: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:

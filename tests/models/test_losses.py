@@ -45,9 +45,7 @@ def test_feature_loss() -> None:
 
 def plain_mmd(x: np.ndarray, y: np.ndarray, bandwidths: tuple[float, ...]) -> float:
     """Gretton et al. 2012, equation (3), pair by pair."""
-    between = sorted(
-        float(((y[i] - y[j]) ** 2).sum()) for i in range(len(y)) for j in range(len(y)) if i != j
-    )
+    between = sorted(float(((y[i] - y[j]) ** 2).sum()) for i in range(len(y)) for j in range(len(y)) if i != j)
     scale = between[(len(between) - 1) // 2]
 
     def kernel(u: np.ndarray, v: np.ndarray) -> float:

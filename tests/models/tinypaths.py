@@ -29,9 +29,7 @@ def teacher_of(kind: str) -> Teacher:
     return tiny_teacher(kind)
 
 
-def spec_of(
-    teacher: Teacher, steps: int = 12, intervals: int = 4, depth: int = 2, eta: float = 1.0
-) -> PathSpec:
+def spec_of(teacher: Teacher, steps: int = 12, intervals: int = 4, depth: int = 2, eta: float = 1.0) -> PathSpec:
     """The chain of ``steps`` with an even grid."""
     chain = Chain(teacher.levels(steps), eta)
     grid = coarse_grid(chain, intervals)
