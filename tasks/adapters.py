@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from models.errors import InputError
+from tasks.icons import read_pack, renderer
 from tasks.images import SUFFIXES, decode
-from tasks.params import Dataset, DigitsDataset, FolderDataset, MnistDataset, NpzDataset
+from tasks.params import Dataset, DigitsDataset, FolderDataset, IconsDataset, MnistDataset, NpzDataset
 
 NO_LABEL = -1
 METADATA = "metadata.csv"
@@ -47,6 +48,8 @@ def open_source(settings: Dataset, root: Path) -> Source:
         return digits_source()
     if isinstance(settings, FolderDataset):
         return folder_source(root / settings.path, settings.channels)
+    if isinstance(settings, IconsDataset):
+        return icons_source([root / pack for pack in settings.packs], settings)
     return npz_source(root / settings.path, settings)
 
 
@@ -95,6 +98,17 @@ def npz_source(path: Path, settings: NpzDataset) -> Source:
             f"expected {len(images)} integers or strings, one per image"
         )
     return _array_source(path.name, _padded(images, settings.pad), labels)
+
+
+def icons_source(packs: Sequence[Path], settings: IconsDataset) -> Source:
+    """Icons of Iconify packs, drawn on white at the wanted size; labels are their categories."""
+    icons = [icon for pack in packs for icon in read_pack(pack, settings.leave_out)]
+    if not icons:
+        raise InputError(f"dataset.leave_out = {settings.leave_out}: leaves no icon; expected a narrower pattern")
+    draw = renderer(settings.size)
+    labels, class_names = _encode([icon.category for icon in icons])
+    title = f"icons of {', '.join(pack.name for pack in packs)}"
+    return Source(title, [icon.name for icon in icons], labels, class_names, 3, lambda i: draw(icons[i]))
 
 
 def excluded_sources(exclude: str, root: Path, pad: int) -> list[Source]:
@@ -151,9 +165,7 @@ def _folder_labels(table: Path, names: Sequence[str]) -> tuple[np.ndarray, tuple
     given = dict(zip(rows["file_name"], rows["label"].str.strip(), strict=True))
     _report(f"{table}: {{}} rows name no image file", [name for name in given if name not in set(names)])
     texts = [given.get(name, "") for name in names]
-    _report(
-        f"{table}: {{}} images have no label", [n for n, text in zip(names, texts, strict=True) if not text]
-    )
+    _report(f"{table}: {{}} images have no label", [n for n, text in zip(names, texts, strict=True) if not text])
     return _encode(texts)
 
 

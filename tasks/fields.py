@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -31,6 +32,14 @@ def distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
     return items
 
 
+def regular(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression ({error})") from None
+    return text
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("expected a whole number")
@@ -47,6 +56,7 @@ Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 LearningRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(regular)]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(inside_or_absolute)]
 Exclude = Annotated[LocalPath, AfterValidator(known_exclusion)]
 Size = Annotated[int, Field(strict=True, ge=4, le=1024)]

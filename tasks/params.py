@@ -49,7 +49,15 @@ class NpzDataset(_Dataset):
     pad: Annotated[int, Field(strict=True, ge=0, le=256)] = 0
 
 
-Dataset = Annotated[MnistDataset | DigitsDataset | FolderDataset | NpzDataset, Field(discriminator="kind")]
+class IconsDataset(_Dataset):
+    kind: Literal["icons"] = "icons"
+    packs: Annotated[tuple[LocalPath, ...], Field(min_length=1), AfterValidator(fields.distinct)]
+    leave_out: fields.Pattern | None = "skin-tone"
+
+
+Dataset = Annotated[
+    MnistDataset | DigitsDataset | FolderDataset | NpzDataset | IconsDataset, Field(discriminator="kind")
+]
 
 
 class PretrainedTeacher(Section):

@@ -51,7 +51,7 @@ ELSEWHERE = {
     },
 }
 KEEPING = {"tasks.checkpoints", "tasks.shards", "tasks.cluster", "tasks.lineage", "models.method"}
-DATA = {"tasks.dataset", "tasks.adapters", "tasks.images"}
+DATA = {"tasks.dataset", "tasks.adapters", "tasks.icons", "tasks.images"}
 
 
 @pytest.fixture
