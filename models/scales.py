@@ -11,6 +11,7 @@ data's power at radial frequency f,
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,11 +60,11 @@ def make_schedule(pairs: Sequence[tuple[float, int]], full: int, stride: int) ->
 
 def preset(steps: int, full: int, stride: int) -> Schedule:
     """The paper's schedule of 4 or 6 steps, its sizes scaled to ``full`` and rounded to the network's
-    stride.
+    stride, halves down.
     """
     if steps not in SIGMAS:
         raise InputError(f"method.schedule.steps = {steps}: presets have {' or '.join(map(str, SIGMAS))}")
-    sizes = [max(stride, int(part * full / 128 / stride + 0.5) * stride) for part in PARTS[steps]]
+    sizes = [max(stride, math.ceil(part * full / 128 / stride - 0.5) * stride) for part in PARTS[steps]]
     return make_schedule(list(zip(SIGMAS[steps], sizes, strict=True)), full, stride)
 
 

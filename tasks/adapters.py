@@ -107,7 +107,7 @@ def icons_source(packs: Sequence[Path], settings: IconsDataset) -> Source:
         raise InputError(f"dataset.leave_out = {settings.leave_out}: leaves no icon; expected a narrower pattern")
     draw = renderer(settings.size)
     labels, class_names = _encode([icon.category for icon in icons])
-    title = f"icons of {', '.join(pack.name for pack in packs)}"
+    title = f"icons of {', '.join(sorted({icon.name.partition(':')[0] for icon in icons}))}"
     return Source(title, [icon.name for icon in icons], labels, class_names, 3, lambda i: draw(icons[i]))
 
 

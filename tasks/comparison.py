@@ -89,13 +89,6 @@ class Studio:
             self.advance(len(noise) * cost)
         return torch.cat(images), times
 
-    def flops(self, sampler: Sampler) -> int:
-        """Floating-point operations of one image."""
-        noise, labels = self.inputs_of(slice(0, 1))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            sampler(noise, labels, torch.Generator().manual_seed(0))
-        return int(counter.get_total_flops())
-
     def warm_up(self) -> float:
         """ms of one teacher call per image, after a first call that is not counted."""
         noise, labels = self.inputs_of(self.batches()[0])
@@ -106,6 +99,32 @@ class Studio:
                 self.inputs.teacher.predict(noise, torch.tensor(500.0), labels, self.inputs.guidance).cpu()
                 times.append(1000 * (time.perf_counter() - start) / len(noise))
         return median(times[1:])
+
+
+def flops(inputs: Inputs, sampler: Sampler) -> int:
+    """Floating-point operations of one image, as torch counts them."""
+    first = inputs.paths.head(1).to(inputs.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        sampler(first.noise, first.labels, torch.Generator().manual_seed(0))
+    return int(counter.get_total_flops())
+
+
+def teacher_flops(inputs: Inputs) -> int:
+    """Those of one call of the teacher."""
+
+    def once(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        prediction: Tensor = inputs.teacher.predict(noise, torch.tensor(500.0), labels, inputs.guidance)
+        return prediction
+
+    return flops(inputs, once)
+
+
+def equal_compute(inputs: Inputs) -> list[int]:
+    """Numbers of the teacher's calls that cost what a cheaper student does; none for one of full-size steps."""
+    one = teacher_flops(inputs)
+    cost = {nfe: flops(inputs, inputs.generator("student", nfe)) for nfe in inputs.nfe}
+    found = {max(1, round(cost[nfe] / one)) for nfe in inputs.nfe if cost[nfe] < 0.9 * one * nfe}
+    return sorted(found - set(inputs.nfe), reverse=True)
 
 
 def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) -> Result:
@@ -122,7 +141,8 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
     names: list[str] = [name for name in settings.baselines if baselines.variants(inputs.teacher, name)]
     for other in sorted(set(settings.baselines) - set(names)):
         logger.warning("%s does not apply to this teacher and is left out", baselines.title(other))
-    with progress("evaluation", _total(inputs, samples, names, settings.batch_size)) as advance:
+    equal = equal_compute(inputs)
+    with progress("evaluation", _total(inputs, samples, names, settings.batch_size, equal)) as advance:
         studio = Studio(inputs, samples, settings, advance)
         _references(result, judge, inputs, studio)
         for nfe in inputs.nfe:
@@ -133,7 +153,7 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
         for name, (_, steps) in inputs.others.items():
             for nfe in steps:
                 _generator(result, judge, studio, name, nfe)
-        for nfe in sorted(_equal_compute(result) - set(inputs.nfe)):
+        for nfe in equal:
             for name in names:
                 _baseline(result, judge, studio, name, nfe)
         if inputs.paths.xi:
@@ -142,25 +162,16 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
     return result
 
 
-def _total(inputs: Inputs, samples: int, names: list[str], batch: int) -> int:
+def _total(inputs: Inputs, samples: int, names: list[str], batch: int, equal: list[int]) -> int:
     calls = sum(inputs.nfe)
-    runs = (len(inputs.generators) + len(names)) * samples
     pilots = sum(len(baselines.variants(inputs.teacher, name)) - 1 for name in names) * min(samples, batch)
+    baseline_calls = (calls + sum(equal)) * (len(names) * samples + pilots)
     others = sum(sum(steps) for _, steps in inputs.others.values()) * samples
-    return others + calls * (runs + pilots + len(inputs.generators) * _path_count(inputs, samples))
+    return baseline_calls + others + calls * len(inputs.generators) * (samples + _path_count(inputs, samples))
 
 
 def _path_count(inputs: Inputs, samples: int) -> int:
     return min([samples, *(len(xi) for xi in inputs.paths.xi.values())]) if inputs.paths.xi else 0
-
-
-def _equal_compute(result: Result) -> set[int]:
-    """Numbers of full-size calls that cost what the student's cheaper steps do."""
-    teacher = result.teacher
-    one = result.flops[teacher.key] / (teacher.nfe or 1)
-    students = [row for row in result.rows if row.group == "student"]
-    cheaper = [row for row in students if one and result.flops[row.key] < 0.9 * one * (row.nfe or 1)]
-    return {max(1, round(result.flops[row.key] / one)) for row in cheaper}
 
 
 def _references(result: Result, judge: Judge, inputs: Inputs, studio: Studio) -> None:
@@ -174,9 +185,7 @@ def _references(result: Result, judge: Judge, inputs: Inputs, studio: Studio) ->
     ):
         row = judge.measure(sampler, title, group, nfe, images, cost)
         if sampler == "teacher":
-            result.flops[row.key] = inputs.steps * studio.flops(
-                lambda noise, labels, _: inputs.teacher.predict(noise, torch.tensor(500.0), labels, inputs.guidance)
-            )
+            result.flops[row.key] = inputs.steps * teacher_flops(inputs)
         result.rows.append(row)
         result.images[row.key] = to_bytes(images)
 
@@ -188,7 +197,7 @@ def _generator(result: Result, judge: Judge, studio: Studio, name: str, nfe: int
     group = name if name in inputs.generators else "other"
     title = inputs.titles.get(name, f"{name.capitalize()} Sig-DEG")
     row = judge.measure(name, title, group, nfe, images, median(times))
-    result.flops[row.key] = studio.flops(sampler)
+    result.flops[row.key] = flops(inputs, sampler)
     if (name, nfe) in studio.inputs.calls:
         result.calls[row.key] = studio.inputs.calls[name, nfe]
     _record(result, row, images)
@@ -212,7 +221,7 @@ def _baseline(result: Result, judge: Judge, studio: Studio, name: str, nfe: int)
         images, times = torch.cat([images, more]), times + more_times
     row = judge.measure(name, baselines.title(name), "baseline", nfe, images, median(times))
     result.spacing[row.key] = baselines.split_name(best)[1]
-    result.flops[row.key] = studio.flops(studio.inputs.baseline(best, nfe))
+    result.flops[row.key] = flops(studio.inputs, studio.inputs.baseline(best, nfe))
     _record(result, row, images)
 
 

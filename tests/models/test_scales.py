@@ -49,7 +49,7 @@ def test_sizes_may_repeat_anywhere() -> None:
 def test_presets_are_the_papers() -> None:
     assert preset(4, 128, 1) == (Scale(1.0, 64), Scale(0.8959, 80), Scale(0.7371, 96), Scale(0.6022, 128))
     assert [s.size for s in preset(6, 128, 1)] == [32, 48, 64, 80, 96, 128]
-    assert [s.size for s in preset(4, 16, 4)] == [8, 12, 12, 16]
+    assert [s.size for s in preset(4, 16, 4)] == [8, 8, 12, 16]
     with pytest.raises(InputError, match="4 or 6"):
         preset(5, 16, 4)
 

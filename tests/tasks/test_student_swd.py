@@ -18,9 +18,10 @@ import torch
 from models.errors import InputError
 from models.students import open_student
 from models.swd_pipeline import SwDPipeline
-from tasks import scalewise, student
+from tasks import evaluation, scalewise, student
 from tasks.methods import RECIPES, Source
 from tasks.params import Params
+from tasks.players import to_bytes
 from tasks.teacher import load_teacher
 from tasks.trajectories import open_trajectories
 from tests.tasks.distillation import make_root, settings, stage
@@ -167,3 +168,51 @@ def test_choosing_the_method_brings_its_training_settings() -> None:
     wanted = type(chosen.method).companions["student"]  # type: ignore[union-attr]
     assert chosen.student.ema == 0.5 and chosen.student.steps == wanted["steps"] != Student().steps
     assert load_params(file, ["method.kind=sigdeg"]).student == load_params(file).student
+
+
+@pytest.fixture(scope="module")
+def evaluated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a scale-wise student, a full-size one of the same steps beside it, and their evaluation."""
+    root = tmp_path_factory.mktemp("evaluated") / "project"
+    shutil.copytree(made, root)
+    full = {"schedule": {"kind": "given", "pairs": [[sigma, 8] for sigma, _ in PAIRS]}}
+    student.run(swd_settings(method=full | {"dmd": {"weight": 0.0}, "gan": {"weight": 0.0}}), root)
+    (root / "data/student").rename(root / "data/full.size")
+    settings = {"samples": 8, "bootstrap": 10, "baselines": ["ddim", "unipc"], "rivals": ["data/full.size"]}
+    params = swd_settings(evaluation=settings)
+    student.run(params, root)
+    evaluation.run(params, root)
+    return root
+
+
+def test_evaluation_compares_at_equal_calls_and_equal_compute(evaluated: Path) -> None:
+    table = pd.read_csv(evaluated / "data/evaluation/table.csv").set_index(["sampler", "nfe"])
+    cost = table["gflops"]
+    one = cost["teacher", 8] / 8
+    assert cost["full_size", 3] == pytest.approx(3 * one) and cost["ddim", 3] == pytest.approx(3 * one)
+    assert cost["student", 3] == cost["untrained", 3] == cost["noise_first", 3] < 0.75 * cost["full_size", 3]
+    share = sum(size**2 for _, size in PAIRS) / 64  # convolutions, which are most of it, cost by area
+    assert cost["student", 3] / one == pytest.approx(share, rel=0.1)
+    assert ("unipc", 2) in table.index and np.isfinite(table["kid"]).all()  # 2 full-size calls cost the same
+    gaps = evaluation.read_metrics(evaluated)["difference"]["nfe3"]
+    assert {"to_full_size", "to_noise_first", "to_untrained", "to_best_at_2", "to_best_at_3"} <= set(gaps)
+    page = (evaluated / "data/evaluation/report.html").read_text()
+    assert "Student SwD" in page and "SwD student in full_size" in page and "Brownian path" not in page
+
+
+def test_scale_wise_student_takes_less_time_only_by_doing_less(evaluated: Path) -> None:
+    """The rival of full-size steps gives other images from the same noise; the student's own row repeats."""
+    samples = np.load(evaluated / "data/evaluation/samples.npz")
+    pipeline = open_student(evaluated / "data/student")
+    assert samples["student_nfe3"].shape == (8, 1, 8, 8) == samples["full_size_nfe3"].shape
+    assert (samples["student_nfe3"] != samples["full_size_nfe3"]).any()
+    shards = open_trajectories(evaluated)
+    noise = torch.from_numpy(shards.array("validation", "Y")[:8][:, 0]).float()
+    x0, _ = pipeline.rollout(noise, generator=torch.Generator().manual_seed(1_000_003))
+    assert np.abs(to_bytes(x0).astype(int) - samples["student_nfe3"]).max() <= 1
+
+
+def test_a_rival_that_is_none_is_one_line(evaluated: Path) -> None:
+    params = swd_settings(evaluation={"rivals": ["data/teacher"]})
+    with pytest.raises(InputError, match=r"evaluation.rivals: data/teacher cannot be opened"):
+        evaluation.run(params, evaluated)
