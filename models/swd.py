@@ -107,10 +107,12 @@ class SwD:
                 raise InputError(f"method: no loss is left at size {scale.size} ({why}); set method.mmd.weight above 0")
 
     def index(self, step: int) -> int:
-        """The scale of an optimizer step: all in turn, the same for all its players, micro-batches and
-        workers.
+        """The scale of an optimizer step, the same for all its players, micro-batches and workers.
+
+        Every N steps take each scale once, in an order that rotates, so that figures logged every so many steps
+        are not always those of the same scale.
         """
-        return step % len(self.ladder)
+        return (step + step // len(self.ladder)) % len(self.ladder)
 
     def active(self, step: int) -> Sequence[str]:
         i = self.index(step)

@@ -137,7 +137,7 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
             "raise trajectories.validation or dataset.holdout"
         )
     judge = Judge(extractor, inputs.real, settings)
-    result = Result(extractor.label, samples)
+    result = Result(extractor.label, samples, facts=inputs.facts)
     names: list[str] = [name for name in settings.baselines if baselines.variants(inputs.teacher, name)]
     for other in sorted(set(settings.baselines) - set(names)):
         logger.warning("%s does not apply to this teacher and is left out", baselines.title(other))

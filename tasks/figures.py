@@ -65,6 +65,7 @@ class Theme:
         return self.lighter.get(name, COLOURS[name])
 
 
+GATE_BARS = (("kid", "made at it", "student"), ("reduced_kid", "reduced to it", "untrained"))
 LIGHT = Theme("#1f2328", "#e4e6ea", "#ffffff", "#57606a")
 DARK = Theme(
     "#e6e8eb",
@@ -95,6 +96,8 @@ def figures_of(result: Result, curve: pd.DataFrame | None) -> dict[str, Callable
     }
     if result.path_error:
         found["path_error"] = lambda theme: path_error(result, theme)
+    if result.facts.get("schedule"):
+        found["scales"] = lambda theme: scales(result.facts, theme)
     if curve is not None and "step" in curve and len(curve) > 1:
         found["training"] = lambda theme: training_curve(curve, theme)
     return found
@@ -170,13 +173,43 @@ def path_error(result: Result, theme: Theme) -> Figure:
             bounds = np.array([[e.low, e.high] for e in errors]).T
             axes.fill_between(x, *bounds, color=theme.line(name), alpha=0.18, linewidth=0)
             labels.append((y[-1], SHORT[name], theme.line(name), name == "student"))
-        _style(
-            axes, theme, "RMSE to the teacher, pixels in [-1, 1]" if axes is panels[0] else "", "coarse step"
-        )
+        _style(axes, theme, "RMSE to the teacher, pixels in [-1, 1]" if axes is panels[0] else "", "coarse step")
         axes.set_title(f"{nfe} steps", color=theme.text, fontsize=10, loc="left")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(FixedLocator(list(range(1, nfe + 1)) if nfe <= 20 else [1, nfe]))
         _end_labels(axes, labels)
+    return figure
+
+
+def scales(facts: dict[str, Any], theme: Theme) -> Figure:
+    """Left: power of the data by frequency, and of the noise at each step with the size the step runs at. Right:
+    KID of the teacher's own samples at each size beside its full-size images reduced.
+    """
+    gate = facts.get("gate") or []
+    figure = Figure(figsize=(10.4, 3.6), layout="constrained", facecolor=theme.paper)
+    panels = figure.subplots(1, 2 if gate else 1, squeeze=False)[0]
+    left, power = panels[0], np.array(facts["power"])
+    left.plot(np.arange(1, len(power)), power[1:], color=theme.line("student"), linewidth=2.2)
+    left.set_yscale("log")
+    _style(left, theme, "power per frequency", "frequency, cycles per image")
+    labels = [(float(power[-1]), "data", theme.line("student"), True)]
+    for sigma, size in facts["schedule"]:
+        if sigma < 1:
+            noise = (sigma / (1 - sigma)) ** 2
+            left.plot([1, size / 2], [noise, noise], color=theme.line("untrained"), linewidth=1.6)
+            left.plot([size / 2, len(power) - 1], [noise, noise], color=theme.line("untrained"), linestyle=":")
+            labels.append((noise, f"noise at {sigma:g}: size {size}", theme.line("untrained"), False))
+    left.set_xlim(1, len(power) - 1)
+    _end_labels(left, labels)
+    if gate:
+        right, x = panels[1], np.arange(len(gate))
+        for offset, (key, _, name) in zip((-0.2, 0.2), GATE_BARS, strict=True):
+            right.bar(x + offset, [row[key] for row in gate], width=0.36, color=theme.line(name))
+        _style(right, theme, "KID of the teacher at the size", "")
+        off = {True: "", False: "\nDMD off"}
+        right.set_xticks(x, [f"{row['size']}{off[row['dmd']]}" for row in gate])
+        ends = [(gate[-1][key], label, theme.line(name), False) for key, label, name in GATE_BARS]
+        _end_labels(right, ends)
     return figure
 
 
@@ -188,11 +221,7 @@ def training_curve(curve: pd.DataFrame, theme: Theme) -> Figure:
         "validation KID": [c for c in numbers if "kid" in c],
         "validation path error": [c for c in numbers if "rmse" in c or "path" in c],
     }
-    kinds = {
-        label: columns
-        for label, columns in wanted.items()
-        if columns and numbers[columns].notna().any().any()
-    }
+    kinds = {label: columns for label, columns in wanted.items() if columns and numbers[columns].notna().any().any()}
     figure = Figure(figsize=(10.4, 3.2), layout="constrained", facecolor=theme.paper)
     palette = [theme.line(n) for n in ("student", "untrained", "ddim", "dpmpp_2m", "unipc")]
     for axes, (label, columns) in zip(
@@ -248,9 +277,7 @@ def _end_labels(axes: Axes, labels: Sequence[tuple[float, str, str, bool]]) -> N
     wanted = [float(to_axes.transform((0, y))[1]) for y, *_ in labels]
     places = spread(wanted, gap=13 / height, low=0.01, high=0.99)
     for place, at, (_, text, colour, strong) in zip(places, wanted, labels, strict=True):
-        axes.plot(
-            [1.0, 1.035], [at, place], transform=axes.transAxes, clip_on=False, color=colour, linewidth=0.7
-        )
+        axes.plot([1.0, 1.035], [at, place], transform=axes.transAxes, clip_on=False, color=colour, linewidth=0.7)
         axes.annotate(
             text, (1.045, place), xycoords="axes fraction", va="center", color=colour, fontsize=9.5,
             fontweight="bold" if strong else "normal", annotation_clip=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
             **{name: f"{TITLES[type(pipe).__name__]} in {name}" for name, pipe in rivals.items()},
         },
         lineage=lineage(params, root, teacher),
+        facts=student_facts(root),
         device=device,
     )
 
@@ -105,6 +107,12 @@ def open_student(root: Path, device: torch.device) -> Any:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"data/student cannot be opened ({first}); run python -m tasks.student again") from error
+
+
+def student_facts(root: Path) -> dict[str, Any]:
+    """What the student stage measured before training; {} where it kept nothing."""
+    record = root / "data" / "student" / "student.json"
+    return dict(json.loads(record.read_text()).get("facts") or {}) if record.is_file() else {}
 
 
 def real_images(root: Path, seed: int) -> tuple[Tensor, Tensor]:

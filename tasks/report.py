@@ -30,6 +30,11 @@ CAPTIONS = {
         "The generator runs on the teacher's own start noise and Brownian path, so its states can be "
         "compared with the teacher's one by one. Bands are 95 % intervals over paths.",
     ),
+    "scales": (
+        "Resolution of the steps",
+        "A step at low resolution loses nothing where the data's power is below the noise. The bars show how well "
+        "the teacher itself works at each size; where it fails, its judgement is not used.",
+    ),
     "training": ("Training", "Loss and validation figures of the student that is evaluated here."),
 }
 

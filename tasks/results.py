@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Result:
     per image (multiplications and additions of matrix products and convolutions, as torch counts them);
     `path_images` are made along the cached paths. By (generator, nfe): `path_error` after each coarse step.
     `differences`: paired KID differences of the student, by "rival.nfe10"; below 0 the student is better.
+    `facts`: what was measured before the student was trained, from student.json.
     """
 
     features: str
@@ -55,6 +57,7 @@ class Result:
     path_error: dict[tuple[str, int], list[Interval]] = field(default_factory=dict)
     path_images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     differences: dict[str, Interval] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def row(self, key: str) -> Row:
         return next(row for row in self.rows if row.key == key)

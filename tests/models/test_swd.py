@@ -218,6 +218,13 @@ def test_one_scale_per_step_for_all_micro_batches_and_players() -> None:
     assert len(seen) == 4 * 2 * (2 + 1 + 1)
 
 
+def test_every_cycle_takes_each_scale_once_in_a_rotating_order() -> None:
+    method = SwD(tiny_teacher(), MMD_ONLY)
+    order = [method.index(step) for step in range(16)]
+    assert all(sorted(order[k : k + 4]) == [0, 1, 2, 3] for k in range(0, 16, 4))
+    assert {method.index(step) for step in range(9, 160, 10)} == {0, 1, 2, 3}
+
+
 def test_resume_is_exact_with_three_players(tmp_path: Path) -> None:
     from tasks.checkpoints import flatten, latest_checkpoint, save_checkpoint, unflatten
 

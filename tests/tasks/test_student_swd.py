@@ -196,8 +196,10 @@ def test_evaluation_compares_at_equal_calls_and_equal_compute(evaluated: Path) -
     assert ("unipc", 2) in table.index and np.isfinite(table["kid"]).all()  # 2 full-size calls cost the same
     gaps = evaluation.read_metrics(evaluated)["difference"]["nfe3"]
     assert {"to_full_size", "to_noise_first", "to_untrained", "to_best_at_2", "to_best_at_3"} <= set(gaps)
+    assert (evaluated / "data/evaluation/figures/scales.png").stat().st_size > 10_000
     page = (evaluated / "data/evaluation/report.html").read_text()
     assert "Student SwD" in page and "SwD student in full_size" in page and "Brownian path" not in page
+    assert "Resolution of the steps" in page
 
 
 def test_scale_wise_student_takes_less_time_only_by_doing_less(evaluated: Path) -> None:
