@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchLCMScheduler
 from torch import Tensor
 
-from models.denoising import Denoising, Images, build_scheduler
+from models.denoising import Denoising, Images, build_scheduler, build_unet
 from models.errors import InputError
 from models.loop import LoopConfig, TrainState, generator_for, train
 from models.scales import make_schedule
@@ -345,3 +346,62 @@ def test_pipeline_folder_round_trip(tmp_path: Path) -> None:
 def test_linear_mmd_of_shuffled_places_is_zero() -> None:
     tokens = normals(2, 9, 4)
     assert float(linear_mmd(tokens, tokens.flip(1))) == pytest.approx(0, abs=1e-6)
+
+
+def test_guidance_reaches_the_teacher_alone() -> None:
+    """With the fake network untrained and no guidance there is nothing to learn; guidance makes a difference."""
+    teacher = Teacher(tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_label=3)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    terms = []
+    for guidance in (1.0, 3.0):
+        method = SwD(teacher, replace(CONFIG, guidance=guidance, gan=0.0, mmd=0.0))
+        terms.append(float(method.loss("student", batch(3, labels=labels), stream())[0].detach()))
+    assert terms[0] == pytest.approx(0, abs=1e-9) and terms[1] > 1e-4
+
+
+def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's losses look at the lower 60 % of levels, the fake network learns all; batches share one level."""
+    method = SwD(tiny_teacher(), MMD_ONLY)
+    x0 = normals(512, 1, 4, 4)
+    for part in (0.6, 1.0):
+        t, x_u, _ = method._renoised(x0, stream(), part)
+        assert 990 * part < float(t.max()) < 1000 * part and float(t.min()) < 10
+        alpha, sigma = (v.view(-1, 1, 1, 1) for v in method.teacher.alpha_sigma(t))
+        assert torch.allclose(((x_u - alpha * x0) / sigma).std(), torch.tensor(1.0), atol=0.05)
+    asked: list[tuple[float, bool]] = []
+    kept = method._renoised
+
+    def renoised(x0: Tensor, generator: torch.Generator, part: float, *more: Any, **options: Any) -> Any:
+        t, x_u, y_u = kept(x0, generator, part, *more, **options)
+        asked.append((part, len(t.unique()) == 1))
+        return t, x_u, y_u
+
+    monkeypatch.setattr(method, "_renoised", renoised)
+    for i in range(4):
+        method.loss("student", batch(i, 16), stream(i))
+    assert asked == [(0.6, True)] + [(0.6, False)] * 3
+    judged = SwD(tiny_teacher(), replace(CONFIG, gan=0.0))
+    monkeypatch.setattr(judged, "_renoised", renoised)
+    asked.clear()
+    judged.loss("fake", batch(3, 16), stream())
+    assert asked == [(1.0, False)]
+
+
+def test_fake_loss_of_epsilon_networks_is_bounded_at_high_noise() -> None:
+    """An epsilon error e is an error e sigma / alpha of x0, 158 at the last level; it weighs at most 10 times."""
+    method = SwD(tiny_teacher("epsilon"), replace(CONFIG, gan=0.0, conditioning_limit=10.0))
+    free = SwD(tiny_teacher("epsilon"), replace(CONFIG, gan=0.0, conditioning_limit=None))
+    for each in (method, free):
+        assert each.fake is not None
+        with torch.no_grad():
+            each.fake.network.conv_out.bias.add_(1.0)
+    given = batch(3, 256)
+    bounded, unbounded = (float(m.loss("fake", given, stream())[0].detach()) for m in (method, free))
+    assert bounded < 0.2 * unbounded
+
+
+def test_dropout_is_off_in_all_players() -> None:
+    teacher = Teacher(build_unet(8, 1, (8, 16), 1, dropout=0.5), build_scheduler("v_prediction", "linear"))
+    method = SwD(teacher, CONFIG)
+    layers = [m for net in method.players.values() for m in net.modules() if isinstance(m, torch.nn.Dropout)]
+    assert layers and all(layer.p == 0 for layer in layers)
