@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 import torch
 
 from models.errors import InputError
-from models.students import open_student
+from models.students import open_student, with_network
 from models.swd_pipeline import SwDPipeline
 from tasks import evaluation, scalewise, student
+from tasks.comparison import equal_compute
+from tasks.inputs import load_inputs
 from tasks.methods import RECIPES, Source
 from tasks.params import Params
 from tasks.players import to_bytes
@@ -202,16 +205,39 @@ def test_evaluation_compares_at_equal_calls_and_equal_compute(evaluated: Path) -
     assert "Resolution of the steps" in page
 
 
-def test_scale_wise_student_takes_less_time_only_by_doing_less(evaluated: Path) -> None:
-    """The rival of full-size steps gives other images from the same noise; the student's own row repeats."""
+def test_rows_are_the_samplers_they_name(evaluated: Path) -> None:
+    """Images of four rows again, by hand, from the same start noise and generator."""
     samples = np.load(evaluated / "data/evaluation/samples.npz")
-    pipeline = open_student(evaluated / "data/student")
-    assert samples["student_nfe3"].shape == (8, 1, 8, 8) == samples["full_size_nfe3"].shape
-    assert (samples["student_nfe3"] != samples["full_size_nfe3"]).any()
-    shards = open_trajectories(evaluated)
-    noise = torch.from_numpy(shards.array("validation", "Y")[:8][:, 0]).float()
-    x0, _ = pipeline.rollout(noise, generator=torch.Generator().manual_seed(1_000_003))
-    assert np.abs(to_bytes(x0).astype(int) - samples["student_nfe3"]).max() <= 1
+    assert json.loads((evaluated / "data/student/student.json").read_text())["best_step"] > 0
+    pipeline, rival = (open_student(evaluated / "data" / name) for name in ("student", "full.size"))
+    untrained = with_network(pipeline, load_teacher(evaluated).network)
+    noise = torch.from_numpy(open_trajectories(evaluated).array("validation", "Y")[:8][:, 0]).float()
+    rows = {"student": pipeline, "untrained": untrained, "full_size": rival, "noise_first": pipeline}
+    seen = []
+    for name, pipe in rows.items():
+        options = {"noise_first": True} if name == "noise_first" else {}
+        x0, _ = pipe.rollout(noise, generator=torch.Generator().manual_seed(1_000_003), **options)
+        assert np.abs(to_bytes(x0).astype(int) - samples[f"{name}_nfe3"]).max() <= 1, name
+        seen.append(samples[f"{name}_nfe3"].tobytes())
+    assert len(set(seen)) == 4
+
+
+def test_equal_compute_is_counted_for_cheaper_students_only(evaluated: Path) -> None:
+    inputs = load_inputs(swd_settings(evaluation={"rivals": ["data/full.size"]}), evaluated)
+    assert equal_compute(inputs) == [2]
+    assert equal_compute(replace(inputs, generators={"student": inputs.others["full_size"][0]})) == []
+
+
+def test_rates_and_guidance_reach_the_training(root: Path) -> None:
+    params = swd_settings(method={"rates": {"fake": 3e-3, "discriminator": None}}, student={"learning_rate": 1e-3})
+    facts = {"schedule": PAIRS, "gate": [{"size": 4, "dmd": False}, {"size": 6, "dmd": True}]}
+    (root / "facts.json").write_text(json.dumps(facts))
+    state = student.build_training(params, root, root, torch.device("cpu")).state
+    rates = {name: optimizer.param_groups[0]["base"] for name, optimizer in state.optimizers.items()}
+    assert rates == {"student": 1e-3, "fake": 3e-3, "discriminator": 1e-3}
+    guided = swd_settings(trajectories={"guidance": 2.5})
+    config = scalewise.swd_config(guided, facts)
+    assert config.guidance == 2.5 and config.dmd_off == (4,) and config.nfe == (3,)
 
 
 def test_a_rival_that_is_none_is_one_line(evaluated: Path) -> None:
