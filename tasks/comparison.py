@@ -122,9 +122,9 @@ def teacher_flops(inputs: Inputs) -> int:
 def equal_compute(inputs: Inputs) -> list[int]:
     """Numbers of the teacher's calls that cost what a cheaper student does; none for one of full-size steps."""
     one = teacher_flops(inputs)
-    cost = {nfe: flops(inputs, inputs.generator("student", nfe)) for nfe in inputs.nfe}
-    found = {max(1, round(cost[nfe] / one)) for nfe in inputs.nfe if cost[nfe] < 0.9 * one * nfe}
-    return sorted(found - set(inputs.nfe), reverse=True)
+    found = {nfe: flops(inputs, inputs.generator("student", nfe)) for nfe in inputs.nfe} if one else {}
+    calls = {max(1, round(cost / one)) for nfe, cost in found.items() if round(cost / one) < nfe}
+    return sorted(calls - set(inputs.nfe), reverse=True)
 
 
 def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) -> Result:
