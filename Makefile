@@ -37,7 +37,7 @@ $(STAMP): requirements.lock
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements.lock
 	@touch $@
 
-run: $(STAMP) ## distil the teacher: all stages, report, registered model; ARGS="student.steps=500 ..." changes params.yaml
+run: $(STAMP) ## distil the teacher: all stages, report, registered model; METHOD=swd for scale-wise; ARGS="student.steps=500 ..." changes params.yaml
 	@$(BIN)/python -m flows.distill method.kind=$(METHOD) $(ARGS)
 
 test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses

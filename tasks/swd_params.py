@@ -73,7 +73,7 @@ class Swd(Section):
     lora_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] = 64
 
     companions: ClassVar[dict[str, dict[str, Any]]] = {
-        "student": {"steps": 600, "batch_size": 32, "learning_rate": 1e-4, "warmup": 20, "ema": 0.995}
+        "student": {"steps": 1000, "batch_size": 32, "learning_rate": 1e-4, "warmup": 20, "ema": 0.995}
     }
 
     @field_validator("schedule", mode="before")
