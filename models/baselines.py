@@ -52,9 +52,7 @@ class Predictor(Protocol):
 
     scheduler: Any
 
-    def predict(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: float = 1.0
-    ) -> Tensor: ...
+    def predict(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor: ...
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -95,16 +93,12 @@ def build_scheduler(teacher: Predictor, name: str) -> Any:
     """
     sampler, spacing = split_name(name)
     if sampler not in BASELINES:
-        raise InputError(
-            f"sampler {name}: expected one of {', '.join(BASELINES)}, plain or with _logsnr or _karras"
-        )
+        raise InputError(f"sampler {name}: expected one of {', '.join(BASELINES)}, plain or with _logsnr or _karras")
     config = dict(teacher.scheduler.config)
     if is_flow(teacher):
         return _flow_scheduler(name, config)
     if "beta_schedule" not in config:
-        raise InputError(
-            f"sampler {name}: the teacher's {type(teacher.scheduler).__name__} has no beta schedule"
-        )
+        raise InputError(f"sampler {name}: the teacher's {type(teacher.scheduler).__name__} has no beta schedule")
     common: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 0}
     if sampler == "ddim":
         return _grid_only(name, DDIMScheduler.from_config(config, **common, set_alpha_to_one=True))
@@ -118,18 +112,14 @@ def build_scheduler(teacher: Predictor, name: str) -> Any:
 
 def _grid_only(name: str, scheduler: Any) -> Any:
     if split_name(name)[1] != "trailing":
-        raise InputError(
-            f"sampler {name}: only the multistep solvers have other spacings; use {split_name(name)[0]}"
-        )
+        raise InputError(f"sampler {name}: only the multistep solvers have other spacings; use {split_name(name)[0]}")
     return scheduler
 
 
 def _flow_scheduler(name: str, config: dict[str, Any]) -> Any:
     sampler, spacing = split_name(name)
     if sampler == "ddpm" or spacing != "trailing":
-        raise InputError(
-            f"sampler {name}: not defined for flow matching; use ddim (Euler), dpmpp_2m or unipc"
-        )
+        raise InputError(f"sampler {name}: not defined for flow matching; use ddim (Euler), dpmpp_2m or unipc")
     if sampler == "ddim":
         return FlowMatchEulerDiscreteScheduler.from_config(config)
     kind, options = _MULTISTEP[sampler]

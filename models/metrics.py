@@ -106,9 +106,7 @@ def precision_recall(fake: Tensor, real: Tensor, neighbours: int = 3) -> tuple[f
     """
     _check(fake, real)
     if not 1 <= neighbours < min(len(fake), len(real)):
-        raise InputError(
-            f"neighbours = {neighbours}: expected 1 to {min(len(fake), len(real)) - 1}, below the samples"
-        )
+        raise InputError(f"neighbours = {neighbours}: expected 1 to {min(len(fake), len(real)) - 1}, below the samples")
     x, y = fake.double(), real.double()
     across = _distances(x, y)
     precision = (across <= _radii(y, neighbours)[None, :]).any(1)
@@ -122,9 +120,7 @@ def path_rmse(states: Tensor, reference: Tensor, resamples: int = 0, seed: int =
     The interval resamples whole paths.
     """
     if states.shape != reference.shape:
-        raise InputError(
-            f"paths of shape {tuple(states.shape)}: expected {tuple(reference.shape)} as in the cache"
-        )
+        raise InputError(f"paths of shape {tuple(states.shape)}: expected {tuple(reference.shape)} as in the cache")
     errors = (states - reference).double().square().flatten(2).mean(2)[:, 1:].numpy()
     counts = _counts(len(errors), resamples, seed)
     draws = np.sqrt(counts @ errors / len(errors))

@@ -192,6 +192,11 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
             )
         return self._plans[steps]
 
+    def set_plan(self, nfe: int, steps: Sequence[Step]) -> None:
+        """Put another plan in the place of the one for ``nfe`` steps; ``save_pretrained`` keeps it."""
+        self._plans[nfe] = list(steps)
+        self.register_to_config(plans=steps_as_dicts(self._plans))
+
     def network_calls(self, steps: int) -> int:
         """Network evaluations of one sample with ``steps`` steps, the frozen network's included."""
         limit = self.config.conditioning_limit

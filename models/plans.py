@@ -49,11 +49,14 @@ def make_plan(
     order: int = 2,
     look_ahead: float | Sequence[float] = 0.0,
     predict_order: int = 1,
-    last_order: int = 1,
-    mixs: float = 1.0,
+    gain: float = 1.0,
+    last_gain: float = 0.0,
 ) -> list[Step]:
-    """Steps for the intervals of ``parts``. ``order``: points in (7); ``look_ahead``: 0 (ask at Y_i) up to 1, or one
-    each.
+    """Steps for the intervals of ``parts``.
+
+    ``order``: points in (7); ``look_ahead``: 0 (ask at Y_i) up to 1, or one each; ``predict_order``: points of the
+    extrapolation in (6). ``gain`` scales the weights q of (7), ``last_gain`` those of the last step: 1 is the rule,
+    more gives back contrast that coarse steps lose, 0 in the last step keeps its result a plain denoised image.
     """
     lam = _finite_half_logsnr(chain)
     ahead = [float(look_ahead)] * len(parts) if isinstance(look_ahead, (int, float)) else list(look_ahead)
@@ -69,9 +72,9 @@ def make_plan(
             m = part.Q[: k - part.lo].T @ before.w
             past = asked[:predict_order]
             predict = lagrange_means(past, lam[part.lo : k], before.omega) if past else predict
-        used = order if i < len(parts) - 1 else min(order, last_order)
-        points = [lam[k], *asked[: used - 1]]
-        mix = -mixs * lagrange_means(points, lam[part.lo : part.hi], whole.omega)[1:]
+        factor = gain if i < len(parts) - 1 else last_gain
+        points = [lam[k], *asked[: order - 1]] if factor else [lam[k]]
+        mix = -factor * lagrange_means(points, lam[part.lo : part.hi], whole.omega)[1:]
         steps.append(
             Step(
                 t=float(chain.levels.t[k]),

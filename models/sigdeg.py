@@ -5,7 +5,7 @@ the step (models/signature.py); its step is (3), (6), (7) of models/pipelines.py
 exponential integrator of models/plans.py. Training is pathwise: the same start noise and the same Brownian path as a
 cached teacher trajectory,
 
-    L = mean_i  ||Y_i^student - Y_i^teacher||^2 / (alpha_i^2 s^2 + sigma_i^2)      s = 0.5, the data's std  (8)
+    L = path * mean_i ||Y_i^student - Y_i^teacher||^2 / (alpha_i^2 s^2 + sigma_i^2)      s = 0.5, the data's std  (8)
         + mmd * MMD^2(phi(x0^student), phi(x0^teacher)) + features * ||phi(x0^student) - phi(x0^teacher)||^2  (9)
 
 with phi the teacher's middle block on renoised images. Windows of L steps start at a teacher state and grow to the
@@ -38,6 +38,15 @@ DATA_STD = 0.5
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Free numbers of one schedule, see :func:`models.plans.make_plan`."""
+
+    look_ahead: float
+    gain: float = 1.0
+    last_gain: float = 0.0
+
+
+@dataclass(frozen=True)
 class SigDEGConfig:
     """Choices of the method. ``nfe``: numbers of steps that one student serves; other fields as in params.yaml."""
 
@@ -45,13 +54,16 @@ class SigDEGConfig:
     order: int = 2
     look_ahead: float = 0.0
     predict_order: int = 2
+    tuned: tuple[tuple[int, Tuning], ...] = ()
     memory: bool = False
     conditioning_limit: float | None = 10.0
     window_start: int = 1
     window_until: float = 0.5
     weighting: str = "marginal"
     power: float = 2.0
+    path: float = 1.0
     mmd: float = 0.0
+    mmd_target: str = "teacher"
     mmd_bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
     features: float = 0.0
     trainable: str = "full"
@@ -61,13 +73,14 @@ class SigDEGConfig:
 
 class PathBatch(NamedTuple):
     """Cached paths: ``Y`` (n, N_cache + 1, C, H, W), ``xi`` (n, N_cache, m + 1, C, H, W), ``labels`` (n,) or None,
-    ``step``.
+    ``step``; ``real``: clean training images (r, C, H, W) for the distribution term, or None for the teacher's own.
     """
 
     Y: Tensor
     xi: Tensor
     labels: Tensor | None
     step: int
+    real: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +100,20 @@ class Course:
         return torch.einsum("iprq,nirqchw->nipchw", self.joins.to(xi), parts)
 
 
+def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, tuning: Tuning) -> list[Step]:
+    """The plan of ``nfe`` steps on the cached grid with these free numbers."""
+    depth = spec.parts[0].Q.shape[1] - 1
+    parts = bases(spec.chain, subgrid(spec.grid, nfe), depth)
+    order, ahead = config.order, config.predict_order
+    return make_plan(spec.chain, parts, order, tuning.look_ahead, ahead, tuning.gain, tuning.last_gain)
+
+
 def make_course(spec: PathSpec, nfe: int, config: SigDEGConfig) -> Course:
     """Everything about ``nfe`` steps that follows from the cached grid. Raises InputError if nfe does not divide it."""
     depth = spec.parts[0].Q.shape[1] - 1
     grid = subgrid(spec.grid, nfe)
     every = (len(spec.grid) - 1) // nfe
-    steps = make_plan(spec.chain, bases(spec.chain, grid, depth), config.order, config.look_ahead, config.predict_order)
+    steps = coarse_steps(spec, nfe, config, dict(config.tuned).get(nfe, Tuning(config.look_ahead)))
     joins = np.stack([chen_join(spec.chain, spec.parts[i * every : (i + 1) * every], depth) for i in range(nfe)])
     alpha, sigma = spec.chain.levels.alpha[grid[1:]], spec.chain.levels.sigma[grid[1:]]
     weights = {
@@ -181,9 +202,9 @@ class SigDEG:
         weights = course.weights.to(Y.device)[first : first + length]
         path = path_loss(states.float(), Y[:, last], weights, self.config.power)
         terms = {f"path_{nfe}": path}
-        total = path
+        total = self.config.path * path
         if (self.config.mmd or self.config.features) and first + length == nfe:
-            mmd, features = self._distribution(states[:, -1].float(), Y[:, -1], batch.labels, generator)
+            mmd, features = self._distribution(states[:, -1].float(), Y[:, -1], batch, generator)
             terms |= {f"mmd_{nfe}": mmd, f"features_{nfe}": features}
             total = total + self.config.mmd * mmd + self.config.features * features
         return total, terms
@@ -208,9 +229,7 @@ class SigDEG:
         return torch.stack(states, 1)
 
     def _past(self) -> int:
-        return max(
-            self.config.order - 1, self.config.predict_order if self.config.look_ahead else 0, int(self.config.memory)
-        )
+        return max(self.config.order - 1, self.config.predict_order, int(self.config.memory))
 
     def _denoise(
         self, step: Step, state: Tensor, xi: Tensor, history: list[Tensor], mean: Tensor, labels: Tensor | None
@@ -224,19 +243,28 @@ class SigDEG:
         return call(X, xi)
 
     def _distribution(
-        self, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator
+        self, x0: Tensor, target: Tensor, batch: PathBatch, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """MMD and paired distance in the teacher's middle block, images renoised alike at a level in the lower 60 %."""
-        level = float(torch.rand((), generator=generator, device=x0.device)) * 0.6 * self.teacher.train_steps
-        t = torch.full((len(x0),), level, device=x0.device)
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.teacher.alpha_sigma(t.floor()))
+        """MMD and paired distance in the teacher's middle block, images renoised at one level in the lower 60 %.
+
+        Paired images share their noise; real images, which have no partner, get noise of their own.
+        """
+        level = torch.rand((), generator=generator, device=x0.device) * 0.6 * self.teacher.train_steps
+        t = level.floor().expand(len(x0))
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
-        student = self.teacher.features(alpha * x0 + sigma * eps, t.floor(), labels)
+        student = self._features(x0, t, eps, batch.labels)
         with torch.no_grad():
-            teacher = self.teacher.features(alpha * target + sigma * eps, t.floor(), labels)
-        return rbf_mmd(student.flatten(1), teacher.flatten(1), self.config.mmd_bandwidths), feature_loss(
-            student, teacher
-        )
+            teacher = self._features(target, t, eps, batch.labels)
+            reference = teacher
+            if self.config.mmd and batch.real is not None:
+                noise = torch.randn(batch.real.shape, generator=generator, device=x0.device)
+                reference = self._features(batch.real, level.floor().expand(len(noise)), noise, batch.labels)
+        mmd = rbf_mmd(student.flatten(1), reference.flatten(1), self.config.mmd_bandwidths)
+        return mmd, feature_loss(student, teacher)
+
+    def _features(self, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> Tensor:
+        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.teacher.alpha_sigma(t))
+        return self.teacher.features(alpha * x0 + sigma * eps, t, labels)
 
     @torch.no_grad()
     def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:

@@ -132,9 +132,7 @@ def chen_join(chain: Chain, parts: Sequence[Basis], depth: int) -> np.ndarray:
         moved[:, 0] = raw[:, 0] * float(np.prod(chain.a[part.hi : whole.hi]))
         for p in range(depth):
             for q in range(p + 1):
-                moved[:, p + 1] += (
-                    before ** (p - q) / math.factorial(p - q) * (own / total) ** q * raw[:, q + 1]
-                )
+                moved[:, p + 1] += before ** (p - q) / math.factorial(p - q) * (own / total) ** q * raw[:, q + 1]
         out[:, j] = _solve(whole, moved / whole.scale)
     return out
 

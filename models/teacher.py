@@ -79,9 +79,7 @@ class Teacher(nn.Module):
     network: Any
     vae: Any
 
-    def __init__(
-        self, network: nn.Module, scheduler: Any, vae: nn.Module | None = None, null_label: int | None = None
-    ):
+    def __init__(self, network: nn.Module, scheduler: Any, vae: nn.Module | None = None, null_label: int | None = None):
         super().__init__()
         self.network, self.scheduler, self.vae = network, scheduler, vae
         cfg = self.network.config
@@ -99,9 +97,7 @@ class Teacher(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def load(
-        cls, source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> Teacher:
+    def load(cls, source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Teacher:
         """Open a diffusers pipeline folder or hub id (safetensors only).
 
         Raises InputError when the folder is missing or the denoiser or scheduler is of an unsupported kind.
@@ -119,13 +115,9 @@ class Teacher(nn.Module):
         network = parts.get("unet") or parts.get("transformer")
         if type(network).__name__ not in ("UNet2DModel", "DiTTransformer2DModel"):
             found = type(network).__name__
-            raise InputError(
-                f"teacher {source}: denoiser {found}; expected UNet2DModel or a class-conditional DiT"
-            )
+            raise InputError(f"teacher {source}: denoiser {found}; expected UNet2DModel or a class-conditional DiT")
         if parts.get("scheduler") is None:
-            raise InputError(
-                f"teacher {source}: a pipeline without scheduler; expected one that says the noise levels"
-            )
+            raise InputError(f"teacher {source}: a pipeline without scheduler; expected one that says the noise levels")
         null_label = read_null_label(source) if null_label is None else null_label
         return cls(network, parts["scheduler"], parts.get("vae"), null_label)
 
@@ -156,9 +148,7 @@ class Teacher(nn.Module):
         squared = np.append(self._alphas_cumprod[t], 1.0)
         return Levels(t=t.astype(np.float64), alpha=np.sqrt(squared), sigma=np.sqrt(1.0 - squared))
 
-    def predict(
-        self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, guidance: float = 1.0
-    ) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
         """The network's own prediction (n, C, H, W), guided if ``guidance`` != 1; ``t``: scalar or (n,)."""
         times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
         if self._alphas_cumprod is not None:
@@ -181,9 +171,7 @@ class Teacher(nn.Module):
     def _forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         return network_output(self.network, x, t, labels)[:, : self.shape[0]]
 
-    def denoise(
-        self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, guidance: float = 1.0
-    ) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
         """E[x0 | x_t = x]: (n, C, H, W), clipped to the data range only where the scheduler clips."""
         times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
         alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.alpha_sigma(times))
@@ -227,9 +215,7 @@ class Teacher(nn.Module):
         public = [{k: v for k, v in c.items() if not k.startswith("_")} for c in configs]
         digest.update(json.dumps(public, sort_keys=True, default=str).encode())
         for name, value in sorted(self.network.state_dict().items()):
-            digest.update(
-                name.encode() + np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes()
-            )
+            digest.update(name.encode() + np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
         return digest.hexdigest()
 
 
@@ -264,9 +250,7 @@ def read_null_label(source: str | Path) -> int | None:
     try:
         label = json.loads(record.read_text()).get("null_label")
     except (ValueError, AttributeError):
-        raise InputError(
-            f"{record}: not readable; expected a JSON object, with null_label if there is one"
-        ) from None
+        raise InputError(f"{record}: not readable; expected a JSON object, with null_label if there is one") from None
     return None if label is None else int(label)
 
 

@@ -52,9 +52,7 @@ def save_checkpoint(
     path = directory / f"step-{step:08d}"
     with atomic_dir(path) as temporary:
         save_file({name: _storable(tensor) for name, tensor in tensors.items()}, temporary / TENSORS)
-        (temporary / TENSORS).chmod(
-            0o644
-        )  # safetensors writes 0600, which other users of a shared folder cannot read
+        (temporary / TENSORS).chmod(0o644)  # safetensors writes 0600, which other users of a shared folder cannot read
         atomic_write_json(temporary / STATE, dict(state))
         files = {name: sha256_file(temporary / name) for name in (TENSORS, STATE)}
         atomic_write_json(temporary / SEAL, {"step": step, "sha256": files})
@@ -131,9 +129,7 @@ def _storable(tensor: Tensor) -> Tensor:
 
 def _folders(directory: Path) -> list[Checkpoint]:
     found = [(path.name.removeprefix("step-"), path) for path in directory.glob("step-*") if path.is_dir()]
-    return sorted(
-        (Checkpoint(path, int(step)) for step, path in found if step.isdigit()), key=lambda c: c.step
-    )
+    return sorted((Checkpoint(path, int(step)) for step, path in found if step.isdigit()), key=lambda c: c.step)
 
 
 def _check_seal(path: Path) -> None:
@@ -141,9 +137,7 @@ def _check_seal(path: Path) -> None:
         sums: dict[str, str] = json.loads((path / SEAL).read_text())["sha256"]
         for name in (TENSORS, STATE):
             if sha256_file(path / name) != sums[name]:
-                raise InputError(
-                    f"{path / name}: its checksum differs from {SEAL}; delete the folder and rerun"
-                )
+                raise InputError(f"{path / name}: its checksum differs from {SEAL}; delete the folder and rerun")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise

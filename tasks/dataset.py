@@ -37,9 +37,7 @@ def run(params: Params, root: Path) -> None:
     with atomic_dir(root / "data" / "dataset") as folder:
         everything = folder / "everything.npy"
         shape = (source.channels, settings.size, settings.size)
-        images = np.lib.format.open_memmap(
-            everything, mode="w+", dtype=np.uint8, shape=(len(source.names), *shape)
-        )
+        images = np.lib.format.open_memmap(everything, mode="w+", dtype=np.uint8, shape=(len(source.names), *shape))
         outcome = _convert(source, images, _excluded(settings, source.channels, root))
         _check_counts(settings, source, outcome)
         labels = source.labels[outcome.kept]
@@ -94,9 +92,7 @@ def load_split(root: Path, split: Literal["train", "holdout"]) -> tuple[np.ndarr
         if not file.is_file():
             raise InputError(f"{file}: missing; run python -m tasks.dataset again")
         if sha256_file(file) != sums.get(file.name):
-            raise InputError(
-                f"{file}: its checksum differs from manifest.json; run python -m tasks.dataset again"
-            )
+            raise InputError(f"{file}: its checksum differs from manifest.json; run python -m tasks.dataset again")
     return np.load(files[0], mmap_mode="r", allow_pickle=False), np.load(files[1], allow_pickle=False)
 
 

@@ -37,9 +37,7 @@ def run(params: Params, root: Path) -> None:
         history = root / "data" / "student" / "history.csv"
         curve = pd.read_csv(history) if history.is_file() else None
         figures.write_all(result, curve, folder)
-        (folder / "report.html").write_text(
-            report.render(result, curve, params, inputs.lineage), encoding="utf-8"
-        )
+        (folder / "report.html").write_text(report.render(result, curve, params, inputs.lineage), encoding="utf-8")
 
 
 def extractor_of(params: Params, root: Path) -> FeatureExtractor:
@@ -57,9 +55,7 @@ def write_outputs(result: Result, folder: Path) -> None:
     table = table_of(result)
     table.to_csv(folder / "table.csv", index=False)
     frontier = table[table["group"].isin(["student", "untrained", "baseline"])]
-    frontier[["sampler", "nfe", "kid", "kid_low", "kid_high", "frechet"]].to_csv(
-        folder / "frontier.csv", index=False
-    )
+    frontier[["sampler", "nfe", "kid", "kid_low", "kid_high", "frechet"]].to_csv(folder / "frontier.csv", index=False)
     path_error_of(result).to_csv(folder / "path_error.csv", index=False)
     kept = {name.replace(".", "_"): images[:KEPT_SAMPLES] for name, images in result.images.items()}
     np.savez_compressed(folder / "samples.npz", allow_pickle=False, **kept)

@@ -53,9 +53,7 @@ def train(images: Tensor, labels: Tensor, seed: int, epochs: int = EPOCHS) -> Di
     net = DigitNet(size=min(16, images.shape[-1] // 4 * 4), classes=int(labels.max()) + 1).train()
     optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=1e-2)
     steps = max(1, len(images) // BATCH)
-    rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=epochs * steps + 1, pct_start=0.2
-    )
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * steps + 1, pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
     with progress("digit features", epochs * steps) as advance:
         for _ in range(epochs):
@@ -99,13 +97,9 @@ def _load(params: Params) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
         if not (isinstance(settings, NpzDataset) and settings.images.startswith("train")):
             return *train_part, *holdout, f"dataset {settings.kind}, tested on its holdout"
         keys = {"images": settings.images, "labels": settings.labels or ""}
-        test = settings.model_copy(
-            update={k: v.replace("train", "test") for k, v in keys.items()} | {"exclude": None}
-        )
+        test = settings.model_copy(update={k: v.replace("train", "test") for k, v in keys.items()} | {"exclude": None})
         parts = _splits(params.model_copy(update={"dataset": test}), Path(folder) / "test")
-        joined = [
-            torch.cat(pair) for pair in (*zip(train_part, holdout, strict=True), *zip(*parts, strict=True))
-        ]
+        joined = [torch.cat(pair) for pair in (*zip(train_part, holdout, strict=True), *zip(*parts, strict=True))]
         excluded = f" without the images of {settings.exclude}" if settings.exclude else ""
         source = f"{Path(settings.path).name}: {settings.images}{excluded}, tested on {test.images}"
         return joined[0], joined[1], joined[2], joined[3], source

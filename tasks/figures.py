@@ -217,9 +217,9 @@ def training_curve(curve: pd.DataFrame, theme: Theme) -> Figure:
     """Loss and validation figures over the training steps, one panel per kind of figure."""
     numbers = curve.select_dtypes("number")
     wanted = {
-        "training loss": [c for c in numbers if c == "loss"],
+        "training loss": [c for c in numbers if c.split("/")[-1] == "loss"],
         "validation KID": [c for c in numbers if "kid" in c],
-        "validation path error": [c for c in numbers if "rmse" in c or "path" in c],
+        "validation path error": [c for c in numbers if "rmse" in c],
     }
     kinds = {label: columns for label, columns in wanted.items() if columns and numbers[columns].notna().any().any()}
     figure = Figure(figsize=(10.4, 3.2), layout="constrained", facecolor=theme.paper)

@@ -33,9 +33,7 @@ def grid_keys(result: Result) -> list[str]:
 
 def grid_png(images: NDArray[np.uint8], side: int = GRID_SIDE, least: int = 512) -> bytes:
     """uint8 images (n, C, H, W) as a square grid, enlarged without smoothing to about `least` pixels."""
-    return strip_png(
-        [images[i * side : (i + 1) * side] for i in range(side) if len(images) > i * side], least
-    )
+    return strip_png([images[i * side : (i + 1) * side] for i in range(side) if len(images) > i * side], least)
 
 
 def strip_png(rows: Sequence[NDArray[np.uint8]], least: int = 1024) -> bytes:
@@ -45,12 +43,8 @@ def strip_png(rows: Sequence[NDArray[np.uint8]], least: int = 1024) -> bytes:
     canvas = np.full((len(rows) * (height + 1) - 1, columns * (width + 1) - 1, 3), 128, np.uint8)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            pixels = np.moveaxis(
-                np.broadcast_to(image, (3, height, width)) if channels == 1 else image, 0, -1
-            )
-            canvas[
-                i * (height + 1) : i * (height + 1) + height, j * (width + 1) : j * (width + 1) + width
-            ] = pixels
+            pixels = np.moveaxis(np.broadcast_to(image, (3, height, width)) if channels == 1 else image, 0, -1)
+            canvas[i * (height + 1) : i * (height + 1) + height, j * (width + 1) : j * (width + 1) + width] = pixels
     factor = max(1, round(least / canvas.shape[1]))
     picture = Image.fromarray(canvas.repeat(factor, 0).repeat(factor, 1))
     buffer = io.BytesIO()

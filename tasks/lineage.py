@@ -27,9 +27,7 @@ def stage_hashes(root: Path) -> dict[str, str]:
     stages = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
     missing = [name for name in STAGES if not stages.get(name, {}).get("outs")]
     if missing:
-        raise InputError(
-            f"dvc.lock has no results of {', '.join(missing)}: run `make run` or `make repro` first"
-        )
+        raise InputError(f"dvc.lock has no results of {', '.join(missing)}: run `make run` or `make repro` first")
     return {name: _hash_of(stages[name]["outs"], f"data/{name}") for name in STAGES}
 
 

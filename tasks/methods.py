@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from models.loop import Batches
-from models.sigdeg import SigDEG, SigDEGConfig, build_pipeline
+from models.sigdeg import SigDEG, SigDEGConfig, Tuning, build_pipeline
 from models.swd import SwD
 from models.swd_build import build_swd_pipeline
 from models.teacher import Teacher
+from tasks.calibration import calibrate
+from tasks.dataset import load_split
 from tasks.params import Params, SigDeg
-from tasks.pathdata import ImageBatches, PathBatches
+from tasks.pathdata import ImageBatches, PathBatches, Rows
 from tasks.scalewise import measure, swd_config
 from tasks.shards import ShardSet
 from tasks.swd_params import Swd
@@ -49,8 +51,8 @@ class Recipe:
     rates: Callable[[Params], dict[str, float]] = lambda params: {}
 
 
-def method_config(params: Params) -> SigDEGConfig:
-    """Sig-DEG's settings from params.yaml."""
+def method_config(params: Params, facts: Facts | None = None) -> SigDEGConfig:
+    """Sig-DEG's settings from params.yaml, and what calibration found."""
     method = params.method
     assert isinstance(method, SigDeg)
     return SigDEGConfig(
@@ -58,13 +60,16 @@ def method_config(params: Params) -> SigDEGConfig:
         order=method.order,
         look_ahead=method.look_ahead,
         predict_order=method.predict_order,
+        tuned=tuple((int(nfe), Tuning(**numbers)) for nfe, numbers in (facts or {}).get("tuned", {}).items()),
         memory=method.memory,
         conditioning_limit=method.conditioning_limit,
         window_start=method.window.start,
         window_until=method.window.grow_until,
         weighting=method.loss.weighting,
         power=method.loss.power,
+        path=method.loss.path,
         mmd=method.loss.mmd,
+        mmd_target=method.loss.mmd_target,
         mmd_bandwidths=tuple(method.loss.mmd_bandwidths),
         features=method.loss.features,
         trainable=method.trainable,
@@ -75,18 +80,30 @@ def method_config(params: Params) -> SigDEGConfig:
 
 def _sigdeg(source: Source) -> SigDEG:
     spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
-    return SigDEG(source.teacher, spec, method_config(source.params), source.params.student.steps)
+    config = method_config(source.params, source.facts)
+    return SigDEG(source.teacher, spec, config, source.params.student.steps)
 
 
 def _sigdeg_pipeline(source: Source) -> Any:
     spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
-    return build_pipeline(source.teacher, spec, method_config(source.params))[0]
+    return build_pipeline(source.teacher, spec, method_config(source.params, source.facts))[0]
 
 
-def _batches(kind: Callable[..., Batches]) -> Callable[[ShardSet, Params, torch.device, int, int], Batches]:
+def _calibrate(source: Source, root: Path) -> Facts:
+    method = source.params.method
+    if not (isinstance(method, SigDeg) and method.calibrate):
+        return {}
+    spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
+    return calibrate(source.params, root, source.teacher, spec, method_config(source.params))
+
+
+def _batches(kind: type[Rows]) -> Callable[[ShardSet, Params, torch.device, int, int], Batches]:
     def make(shards: ShardSet, params: Params, device: torch.device, rank: int, world: int) -> Batches:
         student = params.student
-        return kind(shards, student.batch_size, student.accumulate, student.seed, device, rank, world)
+        batches = kind(shards, student.batch_size, student.accumulate, student.seed, device, rank, world)
+        if isinstance(params.method, SigDeg) and params.method.loss.mmd and params.method.loss.mmd_target == "data":
+            batches.images = load_split(shards.folder.parents[1], "train")[0]
+        return batches
 
     return make
 
@@ -98,7 +115,7 @@ def _swd_rates(params: Params) -> dict[str, float]:
 
 
 RECIPES = {
-    "sigdeg": Recipe(_sigdeg, _sigdeg_pipeline, _batches(PathBatches)),
+    "sigdeg": Recipe(_sigdeg, _sigdeg_pipeline, _batches(PathBatches), _calibrate),
     "swd": Recipe(
         lambda source: SwD(source.teacher, swd_config(source.params, source.facts)),
         lambda source: build_swd_pipeline(source.teacher, swd_config(source.params, source.facts)),

@@ -186,7 +186,9 @@ class Window(Section):
 class SigDegLoss(Section):
     weighting: Literal["marginal", "uniform", "final"] = "marginal"
     power: Annotated[float, Field(strict=True, gt=0, le=4)] = 2.0
+    path: fields.Nonnegative = 1.0
     mmd: fields.Nonnegative = 0.0
+    mmd_target: Literal["teacher", "data"] = "teacher"
     mmd_bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
     features: fields.Nonnegative = 0.0
 
@@ -197,6 +199,7 @@ class SigDeg(Section):
     order: fields.Order = 2
     look_ahead: fields.Fraction = 0.25
     predict_order: fields.Order = 2
+    calibrate: Flag = True
     memory: Flag = False
     conditioning_limit: fields.Positive | None = 10.0
     window: Window = Window()

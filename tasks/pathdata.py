@@ -21,6 +21,7 @@ class Rows:
 
     Every epoch is a fresh permutation of all paths; ranks and micro-batches take consecutive pieces of it, so no
     path comes twice before every other has come once. Other turns of a step (other players) go other ways.
+    ``images``: uint8 (r, C, H, W) training images, set by those whose loss needs real ones beside the paths.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Rows:
         self.Y, self.labels = (shards.array("train", name) for name in ("Y", "labels"))
         self.size, self.accumulate, self.seed, self.device = size, accumulate, seed, device
         self.rank, self.world = rank, world
+        self.images: np.ndarray | None = None
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def rows(self, step: int, micro: int, turn: int = 0) -> np.ndarray:
@@ -54,13 +56,16 @@ class Rows:
             self._orders[turn] = (epoch, order.numpy())
         return self._orders[turn][1]
 
+    def __call__(self, step: int, micro: int, turn: int) -> Any:
+        raise TypeError("Rows alone is no batch; use PathBatches or ImageBatches")
+
     def _labels(self, rows: np.ndarray) -> Tensor | None:
         labels = torch.from_numpy(self.labels[rows])
         return None if bool((labels < 0).any()) else labels.to(self.device)
 
 
 class PathBatches(Rows):
-    """``batches(step, micro, turn)``: teacher paths with their features, for Sig-DEG."""
+    """``batches(step, micro, turn)``: teacher paths with their features, for Sig-DEG; as many ``images``, if set."""
 
     def __init__(self, shards: ShardSet, *settings: Any, **more: Any):
         super().__init__(shards, *settings, **more)
@@ -69,7 +74,14 @@ class PathBatches(Rows):
     def __call__(self, step: int, micro: int, turn: int) -> PathBatch:
         rows = self.rows(step, micro)
         Y, xi = (torch.from_numpy(array[rows]).to(self.device).float() for array in (self.Y, self.xi))
-        return PathBatch(Y, xi, self._labels(rows), step)
+        return PathBatch(Y, xi, self._labels(rows), step, self._real(step, micro))
+
+    def _real(self, step: int, micro: int) -> Tensor | None:
+        if self.images is None:
+            return None
+        key = generator_for("cpu", self.seed, 17, step, micro, self.rank)
+        rows = torch.randint(len(self.images), (self.size,), generator=key).numpy()
+        return (torch.from_numpy(self.images[rows]).float() / 127.5 - 1).to(self.device)
 
 
 class ImageBatches(Rows):

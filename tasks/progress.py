@@ -115,8 +115,5 @@ class _Lines:
 
 
 def _shown(fields: dict[str, object]) -> str:
-    pairs = (
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in fields.items()
-    )
+    pairs = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields.items())
     return " ".join(pairs)

@@ -37,9 +37,7 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         if torch.cuda.is_available():
             self.pipeline.to("cuda")
 
-    def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> np.ndarray:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """Sample images.
 
         `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step numbers;
@@ -47,9 +45,7 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         (rows * num_images, H, W, C) float32 in [0, 1]. Mistakes are INVALID_PARAMETER_VALUE.
         """
         asked = {"num_images": 4, "seed": 0, "steps": 0, "class_label": -1} | (params or {})
-        count, seed, steps, label = (
-            int(asked[name]) for name in ("num_images", "seed", "steps", "class_label")
-        )
+        count, seed, steps, label = (int(asked[name]) for name in ("num_images", "seed", "steps", "class_label"))
         allowed = [int(number) for number in getattr(self.pipeline, "nfe", [])]
         steps = steps or max(allowed, default=10)
         rows = max(len(model_input), 1)

@@ -131,9 +131,7 @@ def compare(new: Mapping[int, Score], old: Mapping[int, Score]) -> Decision:
 def student_scores(metrics: Mapping[str, Any]) -> dict[int, Score]:
     """The student's scores by number of steps, from metrics.json: {"student": {"nfe10": {"kid": ...}}}."""
     rows = {key: row for key, row in metrics.get("student", {}).items() if re.fullmatch(r"nfe\d+", key)}
-    return {
-        int(key[3:]): Score(row["kid"], row.get("kid_low"), row.get("kid_high")) for key, row in rows.items()
-    }
+    return {int(key[3:]): Score(row["kid"], row.get("kid_low"), row.get("kid_high")) for key, row in rows.items()}
 
 
 def folder_hash(folder: Path) -> str:
@@ -163,9 +161,7 @@ def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return str(
-        client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version
-    )
+    return str(client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version)
 
 
 def _log_model(folder: Path, run_id: str) -> str:
@@ -177,9 +173,7 @@ def _log_model(folder: Path, run_id: str) -> str:
             artifacts={"student": str(folder)},
             signature=_signature(),
             input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
-            pip_requirements=[
-                f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS
-            ],
+            pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
         )
     return str(info.model_id)
 
@@ -215,9 +209,7 @@ def _judge(client: MlflowClient, name: str, number: str, present: str) -> Decisi
         )
     decision = compare(_scores(new), _scores(old))
     verdict = (
-        f"version {number} replaces version {present}"
-        if decision.champion
-        else f"version {present} stays champion"
+        f"version {number} replaces version {present}" if decision.champion else f"version {present} stays champion"
     )
     return Decision(decision.champion, f"{verdict}: {decision.reason}")
 

@@ -132,11 +132,7 @@ def table_row(result: Result, row: Row) -> dict[str, Any]:
     spacing = result.spacing.get(row.key, "trailing")
     return {
         "title": row.title
-        + (
-            ""
-            if spacing == "trailing"
-            else f" ({ {'logsnr': 'log-SNR', 'karras': 'Karras'}[spacing] } steps)"
-        ),
+        + ("" if spacing == "trailing" else f" ({ {'logsnr': 'log-SNR', 'karras': 'Karras'}[spacing] } steps)"),
         "group": row.group,
         "section": -(10**9) if row.group in ("real", "teacher") else -(row.nfe or 0),
         "nfe": "–" if row.nfe is None else str(result.calls_of(row)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.features import extract
-from models.loop import TrainState, generator_for
-from models.metrics import kid
+from models.loop import TrainState
 from models.pipelines import rollout
 from models.sigdeg import SigDEG
 from models.swd import SwD
 from tasks.checkpoints import Checkpoint, save_checkpoint
-from tasks.dataset import load_split
+from tasks.judge import Judge
 from tasks.params import Params
 from tasks.trajectories import open_trajectories
 
-REFERENCE = 2000
 PATHS = 64
-BATCH = 125
 LEAST = 1e-3
 
 
@@ -35,12 +32,8 @@ class Selection:
     """
 
     def __init__(self, method: SigDEG | SwD, params: Params, root: Path, scratch: Path, device: torch.device):
-        from tasks.evaluation import extractor_of
-
         self.method, self.params, self.root, self.scratch, self.device = method, params, root, scratch, device
         self.record: dict[str, Any] = {}
-        self._extractor_of = extractor_of
-        self._prepared: tuple[Any, Tensor] | None = None
 
     def validate(self, step: int, state: TrainState) -> dict[str, float]:
         """Figures for the history: KID and path RMSE by number of steps, of the averaged weights."""
@@ -78,31 +71,12 @@ class Selection:
         """The kept weights of ``step``; raises InputError if they were damaged."""
         return Checkpoint(scratch / "best" / f"step-{step:08d}", step).load()[0]
 
-    def _prepare(self) -> tuple[Any, Tensor]:
-        if self._prepared is None:
-            extractor = self._extractor_of(self.params, self.root)
-            images, _ = load_split(self.root, "train")
-            rows = np.sort(np.random.default_rng(0).permutation(len(images))[:REFERENCE])
-            real = torch.from_numpy(images[rows]).float() / 127.5 - 1
-            self._prepared = extractor, extract(extractor, real)
-        return self._prepared
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.params, self.root, self.method.teacher)
 
     def _kid(self, nfe: int) -> float:
-        extractor, real = self._prepare()
-        shape, count = self.method.teacher.shape, self.params.student.validation_samples
-        generator = generator_for("cpu", self.params.student.seed, 13, nfe)
-        features = []
-        for low in range(0, count, BATCH):
-            n = min(BATCH, count - low)
-            noise = torch.randn((n, *shape), generator=generator).to(self.device)
-            labels = self._labels(n)
-            x0 = self.method.sample(noise, labels, nfe=nfe, generator=generator)
-            features.append(extract(extractor, self.method.teacher.decode(x0).float().cpu()))
-        return float(kid(torch.cat(features), real))
-
-    def _labels(self, n: int) -> Tensor | None:
-        classes = self.method.teacher.num_classes
-        return None if classes is None else (torch.arange(n) % classes).to(self.device)
+        return self._judge.kid(lambda x, labels, g: self.method.sample(x, labels, nfe=nfe, generator=g), nfe)
 
     @torch.no_grad()
     def _path_error(self, method: SigDEG, nfe: int) -> float:

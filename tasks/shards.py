@@ -123,9 +123,7 @@ def usable_shard(directory: Path) -> ShardInfo | None:
         return None
 
 
-def publish(
-    scratch: Path, dest: Path, meta: Mapping[str, Any], splits: Mapping[str, Sequence[str]]
-) -> Manifest:
+def publish(scratch: Path, dest: Path, meta: Mapping[str, Any], splits: Mapping[str, Sequence[str]]) -> Manifest:
     """Make `dest` from finished shards: splits[name] lists folders relative to `scratch`, in row order.
 
     Shards are checked whole and hard-linked (copied where links are impossible), so `scratch` stays as it is
@@ -183,12 +181,8 @@ class ShardSet:
         """A view of one array over all shards of a split; no data is read yet."""
         shards = self._shards(split)
         if not shards or name not in self.names(split):
-            raise InputError(
-                f"{self.folder}: {split} has no array {name}, only {', '.join(self.names(split))}"
-            )
-        return ArrayView(
-            [self.folder / s.path / f"{name}.npy" for s in shards], [s.info.arrays[name] for s in shards]
-        )
+            raise InputError(f"{self.folder}: {split} has no array {name}, only {', '.join(self.names(split))}")
+        return ArrayView([self.folder / s.path / f"{name}.npy" for s in shards], [s.info.arrays[name] for s in shards])
 
     def _shards(self, split: str) -> tuple[PlacedShard, ...]:
         if split not in self.manifest.splits:
@@ -209,9 +203,7 @@ class ArrayView:
     def __init__(self, files: Sequence[Path], infos: Sequence[ArrayInfo]) -> None:
         kinds = {(info.dtype, info.shape[1:]) for info in infos}
         if len(kinds) != 1:
-            raise InputError(
-                f"{files[0].parent.parent}: shards of {files[0].name} differ in dtype or row shape"
-            )
+            raise InputError(f"{files[0].parent.parent}: shards of {files[0].name} differ in dtype or row shape")
         self._files, self._infos = list(files), list(infos)
         self._starts = np.cumsum([0, *(info.shape[0] for info in infos)])
         self._maps: dict[int, np.ndarray] = {}

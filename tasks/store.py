@@ -54,9 +54,7 @@ def _follow_moved_folder(folder: Path) -> None:
             for table, column in _LOCATIONS:
                 if table in tables:
                     moved = f"{column} = ? || substr({column}, ?) where {column} like ? || '/mlruns/%'"
-                    store.execute(
-                        f"update {table} set {moved}", (str(folder.parent), len(before) + 1, before)
-                    )
+                    store.execute(f"update {table} set {moved}", (str(folder.parent), len(before) + 1, before))
     store.close()
 
 

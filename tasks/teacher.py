@@ -68,9 +68,7 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     _check(spec, labels)
     classes = len(load_manifest(root)["class_names"]) if spec.conditional else None
     torch.manual_seed(spec.seed)
-    network = build_unet(
-        images.shape[-1], images.shape[1], spec.channels, spec.layers_per_block, classes, spec.dropout
-    )
+    network = build_unet(images.shape[-1], images.shape[1], spec.channels, spec.layers_per_block, classes, spec.dropout)
     scheduler = build_scheduler(spec.prediction, spec.schedule)
     method = Denoising(network.to(device), scheduler, spec.scales)
     config = LoopConfig(
@@ -105,16 +103,13 @@ def _check(spec: TrainedTeacher, labels: np.ndarray) -> None:
     if spec.conditional and (labels < 0).any():
         unlabelled = int((labels < 0).sum())
         raise InputError(
-            f"teacher.conditional = true: {unlabelled} of {len(labels)} images have no label; use false, "
-            "or label all"
+            f"teacher.conditional = true: {unlabelled} of {len(labels)} images have no label; use false, or label all"
         )
 
 
 def _batches(x0: Tensor, labels: Tensor | None, spec: TrainedTeacher) -> Batches:
     def batch(step: int, micro: int, turn: int) -> Images:
-        rows = torch.randint(
-            len(x0), (spec.batch_size,), generator=generator_for("cpu", spec.seed, 1, step, micro)
-        )
+        rows = torch.randint(len(x0), (spec.batch_size,), generator=generator_for("cpu", spec.seed, 1, step, micro))
         rows = rows.to(x0.device)
         return Images(x0[rows], None if labels is None else labels[rows], step)
 

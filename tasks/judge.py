@@ -1,0 +1,53 @@
+"""Rolled-out KID on held-out noise against real images of the training split: what students are chosen by.
+
+Path error alone does not track quality. The evaluation's holdout split is never touched here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.features import extract
+from models.loop import generator_for
+from models.metrics import kid
+from models.teacher import Teacher
+from tasks.dataset import load_split
+from tasks.params import Params
+
+REFERENCE = 4000
+BATCH = 125
+Sample = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+
+
+class Judge:
+    """Scores samplers of a teacher's states by KID; the same noise for every sampler with the same number of steps."""
+
+    def __init__(self, params: Params, root: Path, teacher: Teacher):
+        from tasks.evaluation import extractor_of
+
+        self.count, self.seed, self.teacher = params.student.validation_samples, params.student.seed, teacher
+        self.extractor = extractor_of(params, root)
+        images, _ = load_split(root, "train")
+        rows = np.sort(np.random.default_rng(0).permutation(len(images))[:REFERENCE])
+        self.real = extract(self.extractor, torch.from_numpy(images[rows]).float() / 127.5 - 1)
+
+    @torch.no_grad()
+    def kid(self, sample: Sample, nfe: int) -> float:
+        """KID of ``count`` samples; ``sample(noise, labels, generator)`` returns clean states (n, C, H, W)."""
+        generator, device = generator_for("cpu", self.seed, 13, nfe), self.teacher.device
+        features = []
+        for low in range(0, self.count, BATCH):
+            n = min(BATCH, self.count - low)
+            noise = torch.randn((n, *self.teacher.shape), generator=generator).to(device)
+            x0 = sample(noise, self._labels(n), generator)
+            features.append(extract(self.extractor, self.teacher.decode(x0).float().cpu()))
+        return float(kid(torch.cat(features), self.real))
+
+    def _labels(self, n: int) -> Tensor | None:
+        classes = self.teacher.num_classes
+        return None if classes is None else (torch.arange(n) % classes).to(self.teacher.device)
