@@ -22,9 +22,7 @@ def publish(root: Path) -> None:
     table = pd.read_csv(results / "table.csv")
     rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
     create_table_artifact(rows, key="samplers", description="Quality and speed of each sampler")
-    grids = [
-        path for path in sorted((results / "grids").glob("*.png")) if path.stat().st_size <= LARGEST_IMAGE
-    ]
+    grids = [path for path in sorted((results / "grids").glob("*.png")) if path.stat().st_size <= LARGEST_IMAGE]
     for grid in grids[:1]:
         picture = base64.b64encode(grid.read_bytes()).decode()
         create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=grid.stem)

@@ -90,9 +90,7 @@ def promote(root: Path, params: Params, version: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status (0, 1 failed, 2 mistake in the input, 130 interrupted)."""
     try:
-        arguments = overrides_parser("python -m flows.distill", (__doc__ or "").split("\n")[0]).parse_args(
-            argv
-        )
+        arguments = overrides_parser("python -m flows.distill", (__doc__ or "").split("\n")[0]).parse_args(argv)
         load_params(Path(PARAMS), arguments.overrides)  # before a server is started
         _leave_in_order()
         say("starting Prefect (some seconds) ...")

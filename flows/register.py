@@ -40,9 +40,7 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = overrides_parser("python -m flows.register", (__doc__ or "").split(":")[0])
-    parser.add_argument(
-        "--force", action="store_true", help="promote whatever the present champion's figures"
-    )
+    parser.add_argument("--force", action="store_true", help="promote whatever the present champion's figures")
     try:
         arguments = parser.parse_args(argv)
         root = Path.cwd()

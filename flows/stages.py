@@ -25,9 +25,7 @@ class StageFailed(RuntimeError):
 
 def _may_help(task: Any, run: Any, state: Any) -> bool:
     """Whether trying again makes sense: never for a mistake in the input."""
-    return not isinstance(state.data, InputError) and not isinstance(
-        getattr(state.data, "exception", None), InputError
-    )
+    return not isinstance(state.data, InputError) and not isinstance(getattr(state.data, "exception", None), InputError)
 
 
 # DVC is the cache, hence NO_CACHE; a retried stage goes on from its checkpoints.

@@ -80,9 +80,7 @@ def test_a_deployment_runs_to_its_end(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    with background(
-        root, env, "server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)
-    ):
+    with background(root, env, "server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)):
         wait_until_up(f"http://127.0.0.1:{port}/api/health")
         prefect("work-pool", "create", "local", "--type", "process")
         prefect("deploy", "--all")

@@ -52,9 +52,7 @@ def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
     return {item.key: item.data for item in found if item.flow_run_id == flow_run_id}
 
 
-def test_stages_run_once_and_leave_a_model_and_artifacts(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stages_run_once_and_leave_a_model_and_artifacts(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from flows.artifacts import show
     from flows.distill import distill
 
@@ -117,9 +115,7 @@ def test_bad_params_end_before_anything_starts(
     start = time.monotonic()
     assert distill.main(["student.step=5"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and captured.err.startswith(
-        "error: override student.step: unknown key"
-    )
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: override student.step: unknown key")
     assert (root / "params.yaml").read_bytes() == before and time.monotonic() - start < 5
 
 

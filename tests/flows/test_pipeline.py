@@ -129,9 +129,7 @@ def test_stages_name_the_code_that_makes_their_results() -> None:
     for name, stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].items():
         named = {dep for dep in stage["deps"] if dep.endswith(".py")}
         module = f"tasks.{name}"
-        used = (
-            ({module} | graph.find_upstream_modules(module)) - PLUMBING - KEEPING - ELSEWHERE.get(name, set())
-        )
+        used = ({module} | graph.find_upstream_modules(module)) - PLUMBING - KEEPING - ELSEWHERE.get(name, set())
         used -= DATA if name != "dataset" else set()
         files = {f"{item.replace('.', '/')}.py" for item in used}
         lacks, needless = sorted(files - named), sorted(named - files)

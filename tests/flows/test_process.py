@@ -80,9 +80,7 @@ def test_an_exception_ends_the_whole_group(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_a_process_that_ignores_the_request_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_ignores_the_request_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.process.GRACE_SECONDS", 0.3)
     code = """
         import os, pathlib, signal, time

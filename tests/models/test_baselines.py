@@ -126,10 +126,7 @@ def test_exactly_nfe_calls_from_pure_noise_downwards(prediction: str, nfe: int) 
 
 def test_ddpm_last_step_is_noiseless_and_flow_has_no_ddpm() -> None:
     teacher = GaussianTeacher()
-    one = [
-        sample_baseline(teacher, "ddpm", 1, noise(), generator=torch.Generator().manual_seed(s))
-        for s in (0, 1)
-    ]
+    one = [sample_baseline(teacher, "ddpm", 1, noise(), generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
     assert torch.allclose(one[0], one[1], atol=1e-8)  # diffusers keeps a variance of 1e-20
     assert variants(GaussianTeacher("flow"), "ddpm") == []
     assert variants(GaussianTeacher("flow"), "unipc") == ["unipc"]

@@ -92,12 +92,8 @@ def test_frechet_distance_of_gaussians_in_closed_form(rank: int) -> None:
     mean = torch.from_numpy(rng.normal(size=12))
     expected = float(mean.square().sum() + (first.sqrt() - second.sqrt()).square().sum())
     covariances = [basis * values @ basis.T for values in (first, second)]
-    assert gaussian_frechet(mean, covariances[0], 0 * mean, covariances[1]) == pytest.approx(
-        expected, rel=1e-6
-    )
-    assert gaussian_frechet(0 * mean, covariances[1], mean, covariances[0]) == pytest.approx(
-        expected, rel=1e-6
-    )
+    assert gaussian_frechet(mean, covariances[0], 0 * mean, covariances[1]) == pytest.approx(expected, rel=1e-6)
+    assert gaussian_frechet(0 * mean, covariances[1], mean, covariances[0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_frechet_distance_equals_torchmetrics_and_sees_affine_maps() -> None:

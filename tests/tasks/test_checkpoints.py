@@ -135,9 +135,7 @@ def garble_seal(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, edit_state, drop_seal, garble_seal])
-def test_damaged_checkpoint_is_skipped_by_name(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
-) -> None:
+def test_damaged_checkpoint_is_skipped_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any) -> None:
     save(tmp_path, 1)
     damaged = save(tmp_path, 2)
     damage(damaged)

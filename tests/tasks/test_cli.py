@@ -110,9 +110,7 @@ def test_help_explains(tmp_path: Path) -> None:
         ("dataset: {kind: folder, path: gone}\n", [], "error: dataset.path: "),
     ],
 )  # fmt: skip
-def test_bad_input_through_the_real_command(
-    tmp_path: Path, content: str | None, argv: list[str], line: str
-) -> None:
+def test_bad_input_through_the_real_command(tmp_path: Path, content: str | None, argv: list[str], line: str) -> None:
     if content is not None:
         (tmp_path / "params.yaml").write_text(content)
     ended = stage(tmp_path, *argv)

@@ -168,9 +168,7 @@ def test_folder_with_labels(tmp_path: Path, pictures: Path, caplog: pytest.LogCa
 def test_unreadable_images_are_named_counted_and_left_out(pictures: Path, tmp_path: Path) -> None:
     (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:40])
     (pictures / "more" / "bad.jpg").write_bytes(b"nonsense")
-    (tmp_path / "params.yaml").write_text(
-        "dataset: {kind: folder, path: pictures, size: 4, holdout: 2, channels: 1}\n"
-    )
+    (tmp_path / "params.yaml").write_text("dataset: {kind: folder, path: pictures, size: 4, holdout: 2, channels: 1}\n")
     ended = subprocess.run(
         [sys.executable, "-m", "tasks.dataset"],
         cwd=tmp_path, env={"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
@@ -180,9 +178,7 @@ def test_unreadable_images_are_named_counted_and_left_out(pictures: Path, tmp_pa
     manifest = load_manifest(tmp_path)
     assert [entry["name"] for entry in manifest["unreadable"]] == ["1.png", "more/bad.jpg"]
     assert manifest["counts"] == {"train": 3, "holdout": 2}
-    grey = sorted(
-        int(image[0, 0, 0]) for split in ("train", "holdout") for image in load_split(tmp_path, split)[0]
-    )
+    grey = sorted(int(image[0, 0, 0]) for split in ("train", "holdout") for image in load_split(tmp_path, split)[0])
     assert grey == [0, 80, 120, 160, 200]
 
 
@@ -234,18 +230,10 @@ def arrays(tmp_path: Path) -> Path:
 def test_npz_layouts_agree(arrays: Path) -> None:
     sums = {}
     for key in ("images", "first"):
-        sums[key] = make(arrays, kind="npz", path="set.npz", images=key, labels="names", size=6, holdout=3)[
-            "sha256"
-        ]
+        sums[key] = make(arrays, kind="npz", path="set.npz", images=key, labels="names", size=6, holdout=3)["sha256"]
     assert sums["images"] == sums["first"]
-    manifest = make(
-        arrays, kind="npz", path="set.npz", images="grey", labels="numbers", size=8, holdout=3, pad=1
-    )
-    assert (
-        manifest["shape"] == [1, 8, 8]
-        and manifest["class_names"] == ["2", "10"]
-        and manifest["unlabelled"] == 4
-    )
+    manifest = make(arrays, kind="npz", path="set.npz", images="grey", labels="numbers", size=8, holdout=3, pad=1)
+    assert manifest["shape"] == [1, 8, 8] and manifest["class_names"] == ["2", "10"] and manifest["unlabelled"] == 4
     images, _ = load_split(arrays, "train")
     assert not images[:, :, 0].any() and images[:, :, 1:7, 1:7].any()
 
@@ -318,9 +306,7 @@ def test_load_detects_damage(tmp_path: Path, damage: str) -> None:
     else:
         content[500] ^= 1
         file.write_bytes(content)
-    with pytest.raises(
-        InputError, match=r"manifest\.json: damaged" if damage == "manifest" else "train_images"
-    ):
+    with pytest.raises(InputError, match=r"manifest\.json: damaged" if damage == "manifest" else "train_images"):
         load_split(tmp_path, "train")
     if damage != "manifest":
         assert len(load_split(tmp_path, "holdout")[0]) == 5
@@ -328,8 +314,6 @@ def test_load_detects_damage(tmp_path: Path, damage: str) -> None:
 
 def test_manifest_sums_are_of_the_files(tmp_path: Path) -> None:
     sums = make(tmp_path, kind="digits", size=8, holdout=5)["sha256"]
-    assert sorted(path.name for path in (tmp_path / "data" / "dataset").iterdir()) == sorted(
-        [*sums, "manifest.json"]
-    )
+    assert sorted(path.name for path in (tmp_path / "data" / "dataset").iterdir()) == sorted([*sums, "manifest.json"])
     for name, value in sums.items():
         assert hashlib.sha256((tmp_path / "data" / "dataset" / name).read_bytes()).hexdigest() == value

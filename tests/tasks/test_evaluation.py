@@ -83,9 +83,7 @@ def result() -> Result:
 
 
 def test_table_has_every_sampler_once_per_nfe(result: Result) -> None:
-    generated = {
-        (row.sampler, row.nfe) for row in result.rows if row.group in ("student", "untrained", "baseline")
-    }
+    generated = {(row.sampler, row.nfe) for row in result.rows if row.group in ("student", "untrained", "baseline")}
     names = ("student", "untrained", "ddim", "ddpm", "unipc")
     assert generated == {(name, nfe) for name in names for nfe in (10, 5)}
     assert {row.key for row in result.rows} - {f"{n}.nfe{k}" for n, k in generated} == {
@@ -104,9 +102,7 @@ def test_exact_samplers_are_at_the_floor_and_spoiled_ones_are_not(result: Result
     assert student.kid.value == pytest.approx(result.teacher.kid.value, abs=1e-9)  # the same images here
     assert result.differences["untrained.nfe10"].high < 0 < spoiled.kid.value
     assert result.differences["teacher.nfe5"].value == pytest.approx(0, abs=1e-9)
-    assert student.std == pytest.approx(STD, abs=0.02) and spoiled.mean == pytest.approx(
-        MEAN + OFFSET, abs=0.03
-    )
+    assert student.std == pytest.approx(STD, abs=0.02) and spoiled.mean == pytest.approx(MEAN + OFFSET, abs=0.03)
 
 
 def test_best_training_free_is_the_lowest_kid_and_its_spacing_was_chosen(result: Result) -> None:
@@ -116,9 +112,7 @@ def test_best_training_free_is_the_lowest_kid_and_its_spacing_was_chosen(result:
         assert result.spacing[f"ddim.nfe{nfe}"] == "trailing"
         assert result.spacing[f"unipc.nfe{nfe}"] in ("trailing", "logsnr", "karras")
         gap = result.differences[f"best_at_{nfe}.nfe{nfe}"]
-        assert gap.value == pytest.approx(
-            result.row(f"student.nfe{nfe}").kid.value - ranked[0].kid.value, abs=1e-12
-        )
+        assert gap.value == pytest.approx(result.row(f"student.nfe{nfe}").kid.value - ranked[0].kid.value, abs=1e-12)
 
 
 def test_path_errors_are_those_that_were_put_in(result: Result) -> None:

@@ -99,9 +99,7 @@ def test_stage_hashes_come_from_the_lock_file(tmp_path: Path) -> None:
     assert stage_sums(tmp_path) == {"data/student (dvc)": "stu.dir"}
 
 
-def test_load_inputs_has_a_working_student_and_untrained_generator(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_inputs_has_a_working_student_and_untrained_generator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A student that was not trained yet is the untrained generator: same states on the cached paths."""
     teacher = Teacher.load(root / "data" / "teacher")
     spec = trajectories.path_spec(PARAMS.trajectories, teacher)

@@ -57,9 +57,7 @@ def test_overrides_are_yaml_and_the_last_wins() -> None:
     assert params.student.learning_rate == 1e-4 and params.student.clip == 2.0 and params.student.steps == 6
     assert params.method.nfe == (4, 2) and params.method.conditioning_limit is None
     assert params_dict(params)["trajectories"]["grid"] == {"kind": "given", "points": [0, 10, 20, 60, 100]}
-    assert (
-        params.registration.tracking_uri == "http://localhost:5000/?a=b" and not params.registration.promote
-    )
+    assert params.registration.tracking_uri == "http://localhost:5000/?a=b" and not params.registration.promote
 
 
 def test_another_variant_drops_the_keys_of_the_former_one() -> None:

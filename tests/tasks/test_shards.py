@@ -100,9 +100,7 @@ DAMAGES = [truncate, flip_bit, lose_file, other_shape, other_dtype, garble_descr
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_detected_and_made_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
-) -> None:
+def test_damage_is_detected_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any) -> None:
     shard = tmp_path / "s0"
     assert usable_shard(shard) is None
     info = write_shard(shard, arrays(0, 3))

@@ -31,9 +31,7 @@ def test_a_run_tells_what_it_was_made_of(tracked: tuple[Path, Params, tracking.T
     assert run.data.params["student.steps"] == "321" and run.data.params["method.nfe"] == "[10, 5]"
     assert run.data.metrics["student.nfe10.kid"] == 0.01
     tags = run.data.tags
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True
-    ).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
     assert (tags["git.commit"], tags["git.dirty"]) == (commit, "false")
     assert tags["dvc.trajectories"] == lineage.stage_hashes(root)["trajectories"]
     assert (tags["prefect.flow_run"], tags["student.kind"]) == ("flow-1", "sigdeg")
@@ -66,9 +64,7 @@ def test_the_same_results_are_recorded_once(tracked: tuple[Path, Params, trackin
     assert again == tracking.TrackedRun(recorded.run_id, created=False)
 
 
-def test_a_moved_project_keeps_its_runs(
-    tracked: tuple[Path, Params, tracking.TrackedRun], tmp_path: Path
-) -> None:
+def test_a_moved_project_keeps_its_runs(tracked: tuple[Path, Params, tracking.TrackedRun], tmp_path: Path) -> None:
     root, params, recorded = tracked
     moved = shutil.copytree(root, tmp_path / "elsewhere")
     client = store.open_store(moved, params)
@@ -98,9 +94,7 @@ def test_a_failure_on_the_way_ends_the_run_as_failed(
     assert tracking.track_run(root, params).created  # a failed record is not taken for a record
 
 
-def test_runs_of_dead_processes_are_ended(
-    tracked: tuple[Path, Params, tracking.TrackedRun], tmp_path: Path
-) -> None:
+def test_runs_of_dead_processes_are_ended(tracked: tuple[Path, Params, tracking.TrackedRun], tmp_path: Path) -> None:
     root = shutil.copytree(tracked[0], tmp_path / "copy")
     client = store.open_store(root, tracked[1])
     experiment = client.create_experiment("reaping")
@@ -112,9 +106,7 @@ def test_runs_of_dead_processes_are_ended(
         "far": "another-host|4194304|1.00",
         "foreign": "",
     }
-    runs = {
-        name: client.create_run(experiment, tags={tracking.OWNER: owner}) for name, owner in owners.items()
-    }
+    runs = {name: client.create_run(experiment, tags={tracking.OWNER: owner}) for name, owner in owners.items()}
     reaped = tracking.reap(client, experiment)
     assert sorted(reaped) == sorted(runs[name].info.run_id for name in ("reused", "dead"))
     assert client.get_run(runs["dead"].info.run_id).info.status == "FAILED"
