@@ -162,6 +162,16 @@ def test_adaptive_grid_shares_movement_out() -> None:
         adaptive_grid(still, 21)
 
 
+def test_adaptive_grids_are_nested() -> None:
+    """Quantiles: halving the intervals keeps every second point, as long as points do not coincide."""
+    moves = np.random.default_rng(0).uniform(0.5, 2.0, 119)
+    fine = adaptive_grid(moves, 16)
+    shares = np.append(0.0, np.cumsum(moves**0.25))[fine[:-1]] / np.sum(moves**0.25)
+    np.testing.assert_allclose(shares, np.arange(16) / 16, atol=0.01)
+    for intervals in (1, 2, 4, 8):
+        assert adaptive_grid(moves, intervals).tolist() == subgrid(fine, intervals).tolist()
+
+
 def test_bad_chains() -> None:
     with pytest.raises(InputError, match=r"eta = 1.5"):
         Chain(vp_levels(10), 1.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +159,41 @@ def test_coefficients_are_those_of_the_unrolled_chain() -> None:
         np.testing.assert_allclose(part.Q @ np.array(step.n), whole.w, atol=1e-12)
         assert np.abs(step.n[1:]).max() < 1e-12
     assert plan[0].mix == () and plan[-1].A == 0.0
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_gain_scales_the_extrapolation_alone(order: int) -> None:
+    """q of (7) times the gain, exactly, but in the last step; gain 1 is the rule, gain 0 that of order one."""
+    spec = spec_of(tiny_teacher(), 24, 6, 2)
+    numbers = {"look_ahead": 0.3, "predict_order": 2}
+    plain = make_plan(spec.chain, spec.parts, order, **numbers)
+    assert make_plan(spec.chain, spec.parts, order, **numbers, gain=1.0, last_gain=0.0) == plain
+    strong = make_plan(spec.chain, spec.parts, order, **numbers, gain=2.0)
+    for i, (one, two) in enumerate(zip(plain, strong, strict=True)):
+        assert len(one.mix) == (0 if i == 5 else min(order - 1, i))
+        assert two.mix == tuple(2.0 * q for q in one.mix) and replace(two, mix=one.mix) == one
+    assert any(step.mix for step in plain) == (order > 1)
+    assert make_plan(spec.chain, spec.parts, order, **numbers, gain=0.0) == make_plan(
+        spec.chain, spec.parts, 1, **numbers
+    )
+
+
+def test_the_last_gain_is_of_the_last_step_alone() -> None:
+    """Without it the end is one denoised image; with it, the rule's own q on top, scaled."""
+    teacher = tiny_teacher()
+    spec = spec_of(teacher, 24, 6, 2)
+    plain, whole, fifth = (make_plan(spec.chain, spec.parts, 2, 0.3, 2, last_gain=g) for g in (0.0, 1.0, 0.2))
+    assert plain[:-1] == whole[:-1] == fifth[:-1] and plain[-1].mix == ()
+    lam, part = spec.chain.half_logsnr, spec.parts[-1]
+    places = [int(np.flatnonzero(spec.chain.levels.t == step.t)[0]) for step in plain[-2:]]
+    points, omega = [lam[places[1]], lam[places[0]]], unroll(spec.chain, part.lo, part.hi).omega
+    q = (points[0] - lam[part.lo : part.hi]) @ omega / (points[0] - points[1])
+    assert abs(q) > 1e-3 and whole[-1].mix == pytest.approx((-q,), rel=1e-9)
+    assert fifth[-1].mix == tuple(0.2 * value for value in whole[-1].mix)
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
+    xi = torch.randn(2, 6, 3, *teacher.shape, generator=torch.Generator().manual_seed(1))
+    states = [run(teacher, plan, x, xi) for plan in (plain, whole, fifth)]
+    assert all(torch.equal(states[0][:, :-1], other[:, :-1]) for other in states)
+    change, part_of_it = (other[:, -1] - states[0][:, -1] for other in states[1:])
+    assert change.abs().max() > 1e-3
+    torch.testing.assert_close(part_of_it, 0.2 * change, rtol=1e-3, atol=1e-5)

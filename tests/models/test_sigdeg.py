@@ -14,7 +14,8 @@ from models.chain import subgrid
 from models.errors import InputError
 from models.loop import LoopConfig, TrainState, train
 from models.pipelines import asked_state, next_state, path_average, rollout
-from models.sigdeg import PathBatch, SigDEG, SigDEGConfig, make_course
+from models.plans import make_plan
+from models.sigdeg import PathBatch, SigDEG, SigDEGConfig, Tuning, coarse_steps, make_course
 from models.signature import bases, feature_matrix
 from tests.models.tinypaths import batch_of, spec_of, teacher_of
 from tests.tiny import shaken, tiny_teacher, weights
@@ -217,14 +218,53 @@ def test_the_distribution_terms_are_added() -> None:
     total = terms["path_4"] + 0.3 * terms["mmd_4"] + 0.2 * terms["features_4"]
     assert float(loss.detach()) == pytest.approx(float(total.detach()), rel=1e-6)
     assert float(terms["features_4"].detach()) > 0
-    images = paths_of(method, 6).Y[:, -1].requires_grad_()
-    mmd, features = method._distribution(images, images.detach(), None, torch.Generator().manual_seed(GENERATOR_SEED))
+    batch = paths_of(method, 6)
+    images = batch.Y[:, -1].requires_grad_()
+    mmd, features = method._distribution(images, images.detach(), batch, torch.Generator().manual_seed(GENERATOR_SEED))
     assert float(features.detach()) == pytest.approx(0, abs=1e-6) and float(mmd.detach()) < 0
     mmd.backward()
     assert images.grad is not None and images.grad.abs().max() > 0
     early = method_of(nfe=(4,), window_until=1.0, **both)
     seen = {frozenset(early.loss("student", paths_of(early), torch.Generator().manual_seed(s))[1]) for s in range(12)}
     assert seen == {frozenset({"path_4"}), frozenset({"path_4", "mmd_4", "features_4"})}
+
+
+def numbers_of(method: SigDEG, batch: PathBatch) -> tuple[float, dict[str, float]]:
+    loss, terms = loss_of(method, batch)
+    return float(loss.detach()), {name: float(value.detach()) for name, value in terms.items()}
+
+
+def test_real_images_take_the_teachers_place_in_the_mmd() -> None:
+    """The paired terms stay as they are; there may be more real images than paths; near ones score better."""
+    method = method_of(nfe=(4,), window_until=0.0, mmd=0.3, features=0.2)
+    batch = paths_of(method, 6)
+    plain = numbers_of(method, batch)[1]
+    images = torch.stack([batch.Y[:, -1], batch.Y[:, -1].flip(-1)], 1).flatten(0, 1)
+    near, far = batch._replace(real=images), batch._replace(real=3.0 - images)
+    scores = []
+    for given in (near, far):
+        loss, terms = numbers_of(method, given)
+        assert terms["path_4"] == plain["path_4"]
+        assert terms["features_4"] == pytest.approx(plain["features_4"], rel=1e-6)
+        assert loss == pytest.approx(terms["path_4"] + 0.3 * terms["mmd_4"] + 0.2 * terms["features_4"], rel=1e-6)
+        scores.append(terms["mmd_4"])
+    assert scores[0] < scores[1] and plain["mmd_4"] not in scores
+    assert numbers_of(method, near)[1]["mmd_4"] == scores[0]
+    off = method_of(nfe=(4,), window_until=0.0, features=0.2)
+    assert numbers_of(off, near) == numbers_of(off, batch)
+
+
+def test_tuned_numbers_are_of_their_own_schedule() -> None:
+    """``tuned`` replaces the free numbers of the schedules that it names; others keep the configured look-ahead."""
+    spec = spec_of(tiny_teacher())
+    numbers = Tuning(0.5, 1.6, 0.2)
+    config = SigDEGConfig(nfe=(4, 2), look_ahead=0.3, tuned=((2, numbers),))
+    parts = bases(spec.chain, subgrid(spec.grid, 2), 2)
+    expected = make_plan(spec.chain, parts, 2, 0.5, 2, gain=1.6, last_gain=0.2)
+    assert coarse_steps(spec, 2, config, numbers) == expected == make_course(spec, 2, config).steps
+    plain = make_course(spec, 4, replace(config, tuned=())).steps
+    assert make_course(spec, 4, config).steps == plain == make_plan(spec.chain, spec.parts, 2, 0.3, 2)
+    assert make_course(spec, 2, replace(config, tuned=())).steps != expected
 
 
 @pytest.mark.parametrize("trainable", ["full", "lora", "input"])

@@ -78,3 +78,33 @@ def test_content(tmp_path: Path) -> None:
     assert torch.equal(batch.Y[:, 2, 0, 1, 1], rows.float()) and torch.equal(batch.xi[:, 1, 2, 0, 0, 0], -rows.float())
     assert batch.labels is not None and torch.equal(batch.labels, rows % 5)
     assert batches(shards_of(tmp_path / "bare", labelled=False), 6)(3, 0, 0).labels is None
+
+
+def test_real_images_beside_the_paths(tmp_path: Path) -> None:
+    """As many as paths, in [-1, 1], at random; by step, micro-batch, seed and rank alone; the paths stay the same."""
+    shards, images = shards_of(tmp_path), np.zeros((256, 1, 2, 2), np.uint8)
+    images[:] = np.arange(256)[:, None, None, None]
+
+    def with_images(**choices: int) -> PathBatches:
+        source = batches(shards, 8, 2, **choices)
+        assert source(0, 0, 0).real is None
+        source.images = images
+        return source
+
+    def drawn(source: PathBatches) -> list[list[int]]:
+        given = [source(step, micro, 0).real for step in range(8) for micro in range(2)]
+        assert all(real is not None and real.shape == (8, 1, 2, 2) and real.dtype == torch.float32 for real in given)
+        return [((real[:, 0, 1, 0] + 1) * 127.5).round().int().tolist() for real in given if real is not None]
+
+    plain = drawn(with_images())
+    assert drawn(with_images()) == plain == drawn(with_images(rank=0, world=2))
+    assert len({tuple(rows) for rows in plain}) == 16
+    seen = np.concatenate(plain)
+    assert seen.min() < 32 and seen.max() >= 224 and len(set(seen)) > 80
+    for other in (with_images(rank=1, world=2), with_images(seed=1)):
+        assert not any(mine == theirs for mine, theirs in zip(plain, drawn(other), strict=True))
+    black, white = batches(shards, 8), batches(shards, 8)
+    black.images, white.images = images[:1], images[255:]
+    assert torch.equal(black(0, 0, 0).real, -torch.ones(8, 1, 2, 2))
+    assert torch.equal(white(0, 0, 0).real, torch.ones(8, 1, 2, 2))
+    assert torch.equal(white(3, 0, 0).Y, batches(shards, 8)(3, 0, 0).Y)

@@ -1,0 +1,199 @@
+"""Calibration: never worse than the start, the same every time, and what it finds is what is trained and published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.pipelines import load_student
+from models.sigdeg import Tuning, coarse_steps
+from tasks import calibration, methods, student
+from tasks.dataset import load_split
+from tasks.judge import Judge
+from tasks.methods import RECIPES, Source, method_config
+from tasks.params import Params
+from tasks.teacher import load_teacher
+from tasks.trajectories import cached_spec, open_trajectories
+from tests.tasks.distillation import make_root, settings
+
+NONE = {"steps": 0}
+DATA = {"loss": {"mmd": 0.1, "mmd_target": "data"}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_root(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_root(tmp_path_factory.mktemp("labelled"), classes=3)
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Iterator[Path]:
+    shutil.copytree(made / "data", tmp_path / "p" / "data")
+    yield tmp_path / "p"
+
+
+def source_of(root: Path, params: Params, facts: dict[str, Any] | None = None) -> Source:
+    return Source(params, load_teacher(root), open_trajectories(root), facts or {})
+
+
+def found(root: Path, params: Params) -> dict[str, Any]:
+    """What the stage measures before training."""
+    return RECIPES["sigdeg"].measure(source_of(root, params), root)
+
+
+def record(root: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((root / "data/student/student.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("which", ["made", "labelled"])
+def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> None:
+    """The best of all trials is kept, the start among them; each KID is that of the generator with these numbers."""
+    root: Path = request.getfixturevalue(which)
+    params = settings(student=NONE, method={"look_ahead": 0.25})
+    facts = json.loads(json.dumps(found(root, params)))
+    start = {"look_ahead": 0.25, "gain": 1.0, "last_gain": 0.0}
+    assert set(facts) == {"tuned", "trials"} and set(facts["tuned"]) == {"4", "2"}
+    source = source_of(root, params, facts)
+    judge, pipeline = Judge(params, root, source.teacher), RECIPES["sigdeg"].pipeline(source)
+    pipeline.unet.eval()
+    for nfe in (4, 2):
+        kids = {json.dumps(t["tuning"]): t["kid"] for t in facts["trials"] if t["nfe"] == nfe}
+        best = kids[json.dumps(facts["tuned"][str(nfe)])]
+        assert best == min(kids.values()) and best <= kids[json.dumps(start)] and len(kids) >= 8
+        again = judge.kid(lambda x, labels, g, n=nfe: pipeline.rollout(x, None, labels, n, g)[0], nfe)
+        assert again == pytest.approx(best, abs=1e-4)
+    tried = [(t["nfe"], json.dumps(t["tuning"])) for t in facts["trials"]]
+    assert len(set(tried)) == len(tried) and len(set(kids.values())) > 3
+
+
+def test_it_is_deterministic(made: Path) -> None:
+    """Whatever was drawn before; another seed scores the same numbers on other noise."""
+    params = settings(student=NONE)
+    torch.manual_seed(1)
+    first = found(made, params)
+    torch.manual_seed(2)
+    assert found(made, params) == first
+    other = found(made, settings(student=NONE | {"seed": 3}))
+    assert other["trials"][0]["tuning"] == first["trials"][0]["tuning"]
+    assert other["trials"][0]["kid"] != first["trials"][0]["kid"]
+
+
+def test_a_coordinate_search(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known scores: each number goes to its own best value, and ties keep what is there."""
+    wanted = {4: Tuning(0.12, 1.8, 0.1), 2: Tuning(0.4, 2.4, 0.2)}
+    real, asked = calibration.coarse_steps, []
+
+    def steps(spec: Any, nfe: int, config: Any, tuning: Tuning) -> Any:
+        asked.append((nfe, tuning))
+        return real(spec, nfe, config, tuning)
+
+    def kid(self: Judge, sample: Any, nfe: int) -> float:
+        best, tuning = wanted[nfe], asked[-1][1]
+        gaps = (tuning.gain - best.gain, tuning.look_ahead - best.look_ahead, tuning.last_gain - best.last_gain)
+        return sum(gap * gap for gap in gaps)
+
+    monkeypatch.setattr(calibration, "coarse_steps", steps)
+    monkeypatch.setattr(Judge, "kid", kid)
+    params = settings(student=NONE)
+    tuned = found(made, params)["tuned"]
+    assert {int(nfe): Tuning(**numbers) for nfe, numbers in tuned.items()} == wanted
+    assert len(asked) == len(set(asked))
+    monkeypatch.setattr(Judge, "kid", lambda self, sample, nfe: 0.5)
+    start = Tuning(method_config(params).look_ahead)
+    assert [Tuning(**numbers) for numbers in found(made, params)["tuned"].values()] == [start, start]
+
+
+def test_the_published_student_has_the_tuned_plans(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts in student.json, the plans of exactly these numbers in the folder, in training too."""
+    numbers = {"4": Tuning(0.4, 1.8, 0.1), "2": Tuning(0.12, 2.4, 0.2)}
+    facts = {"tuned": {nfe: tuning.__dict__ for nfe, tuning in numbers.items()}, "trials": []}
+    monkeypatch.setattr(methods, "calibrate", lambda *arguments: facts)
+    params = settings(student={"steps": 2})
+    used, real = [], student.build_training
+
+    def build(*arguments: Any) -> Any:
+        used.append(real(*arguments))
+        return used[-1]
+
+    monkeypatch.setattr(student, "build_training", build)
+    student.run(params, root)
+    assert record(root)["facts"] == facts and record(root)["steps"] == 2
+    source, config = source_of(root, params), method_config(params)
+    spec = cached_spec(params.trajectories, source.teacher, source.shards)
+    pipeline = load_student(root / "data/student")
+    for nfe in (4, 2):
+        expected = coarse_steps(spec, nfe, config, numbers[str(nfe)])
+        assert pipeline.plan(nfe) == expected == used[0].method.courses[nfe].steps
+        assert expected != coarse_steps(spec, nfe, config, Tuning(config.look_ahead))
+
+
+def test_facts_of_the_real_search_are_published(root: Path) -> None:
+    params = settings(student=NONE)
+    student.run(params, root)
+    facts = record(root)["facts"]
+    assert facts == found(root, params)
+    source = source_of(root, params)
+    spec = cached_spec(params.trajectories, source.teacher, source.shards)
+    pipeline = load_student(root / "data/student")
+    for nfe in (4, 2):
+        assert pipeline.plan(nfe) == coarse_steps(spec, nfe, method_config(params), Tuning(**facts["tuned"][str(nfe)]))
+    kids = {f"kid_{t['nfe']}": t["kid"] for t in facts["trials"] if t["tuning"] == facts["tuned"][str(t["nfe"])]}
+    assert record(root)["scores"] == pytest.approx(kids, abs=1e-4)  # training starts from what calibration scored
+
+
+def test_without_calibration_the_plan_is_plain(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "calibrate", lambda *arguments: pytest.fail("calibrated"))
+    params = settings(student=NONE, method={"calibrate": False, "look_ahead": 0.4})
+    student.run(params, root)
+    assert record(root)["facts"] == {}
+    source, config = source_of(root, params), method_config(params)
+    spec = cached_spec(params.trajectories, source.teacher, source.shards)
+    pipeline = load_student(root / "data/student")
+    for nfe in (4, 2):
+        assert pipeline.plan(nfe) == coarse_steps(spec, nfe, replace(config, tuned=()), Tuning(0.4, 1.0, 0.0))
+
+
+def test_a_rerun_takes_the_facts_that_are_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that ended in training goes on with the numbers it began with."""
+    params, fit = settings(student={"steps": 2}), student._fit
+    monkeypatch.setattr(student, "_fit", lambda *arguments: (_ for _ in ()).throw(RuntimeError("stopped")))
+    with pytest.raises(RuntimeError, match="stopped"):
+        student.run(params, root)
+    kept = next((root / ".fewstep/scratch/student").glob("*/facts.json"))
+    before = json.loads(kept.read_text())
+    assert set(before["tuned"]) == {"4", "2"}
+    monkeypatch.setattr(student, "_fit", fit)
+    monkeypatch.setattr(methods, "calibrate", lambda *arguments: pytest.fail("calibrated again"))
+    student.run(params, root)
+    assert record(root)["facts"] == before and record(root)["steps"] == 2
+
+
+def test_real_images_reach_the_loss(root: Path) -> None:
+    """mmd_target: data takes the training split's images, not the holdout's; teacher takes none."""
+
+    def batch(**loss: Any) -> Any:
+        params = settings(method={"loss": loss})
+        place = (open_trajectories(root), params, torch.device("cpu"), 0, 1)
+        return RECIPES["sigdeg"].batches(*place)(0, 0, 0)
+
+    assert batch(mmd=0.1).real is None and batch(mmd=0.0, mmd_target="data").real is None
+    real = batch(**DATA["loss"]).real
+    known = {image.tobytes() for image in np.asarray(load_split(root, "train")[0][:])}
+    drawn = ((real + 1) * 127.5).round().to(torch.uint8).numpy()
+    assert drawn.shape == (4, 1, 8, 8) and all(image.tobytes() in known for image in drawn)
+    student.run(settings(method=DATA | {"calibrate": False, "window": {"grow_until": 0.0}}), root)
+    columns = (root / "data/student/history.csv").read_text().splitlines()[0]
+    assert "student/mmd_2" in columns and record(root)["method"]["loss"]["mmd_target"] == "data"
