@@ -18,7 +18,9 @@ from models.pipelines import SigDEGPipeline, load_student, save_student
 from models.sigdeg import (
     Course,
     SigDEGConfig,
+    Tuning,
     build_pipeline,
+    coarse_steps,
     mean_image,
     untrained_rollout,
 )
@@ -235,3 +237,20 @@ def test_latent_student_decodes(tmp_path: Path) -> None:
     noise = torch.randn(2, 1, 8, 8, generator=generator)
     x0, _ = pipeline.rollout(noise, None, None, 4, generator)
     close(images, teacher.decode(x0))
+
+
+def test_another_plan_travels_with_the_folder(tmp_path: Path) -> None:
+    """A plan set later is the one that samples, here and after saving; the other schedule stays."""
+    teacher, pipeline, _ = built()
+    spec, config = spec_of(teacher), SigDEGConfig(nfe=(4, 2))
+    kept, tuned = pipeline.plan(2), coarse_steps(spec, 4, config, Tuning(0.5, 1.8, 0.3))
+    Y, xi, _ = start(teacher, 4)
+    before = pipeline.rollout(Y, xi, None, 4)[0]
+    pipeline.set_plan(4, tuned)
+    found = pipeline.rollout(Y, xi, None, 4)[0]
+    assert pipeline.plan(4) == tuned and pipeline.plan(2) == kept and pipeline.nfe == [2, 4]
+    assert (found - before).abs().max() > 1e-3
+    save_student(pipeline, tmp_path / "student")
+    opened = load_student(tmp_path / "student")
+    assert opened.plan(4) == tuned and opened.plan(2) == kept
+    assert torch.equal(opened.rollout(Y, xi, None, 4)[0], found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,28 @@ def test_adaptive_grid_is_measured_once(root: Path, monkeypatch: pytest.MonkeyPa
     teacher = Teacher.load(root / "data" / "teacher")
     assert trajectories.cached_spec(section, teacher, shards).grid.tolist() == points and calls == [1]
     assert path_spec(section, teacher).grid.tolist() == points
+
+
+def test_adaptive_grids_share_the_movement_out_and_are_nested(root: Path) -> None:
+    """Half the intervals take every second point: students with fewer steps lose nothing by the common grid."""
+    teacher = Teacher.load(root / "data" / "teacher")
+    grids = {}
+    for intervals in (2, 4, 8):
+        section = settings(grid={"kind": "adaptive"}, steps=64, intervals=intervals).trajectories
+        grids[intervals] = path_spec(section, teacher).grid
+    assert grids[8][::2].tolist() == grids[4].tolist() and grids[8][::4].tolist() == grids[2].tolist()
+    pilot = replace(path_spec(settings(steps=64, intervals=8).trajectories, teacher), precision="float32")
+    travelled = np.append(0.0, np.cumsum(trajectories.movement(teacher, pilot) ** 0.25))
+    moved = np.diff(np.append(travelled[grids[8][:-1]], travelled[-1])) / travelled[-1]
+    np.testing.assert_allclose(moved, 1 / 8, atol=1.5 * np.diff(travelled).max() / travelled[-1])
+    assert grids[8].tolist() != list(range(0, 65, 8))
+
+
+def test_more_paths_keep_the_grid(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New paths join old ones on the grid of the old, though the teacher would be measured otherwise here."""
+    points = make(root, grid={"kind": "adaptive"}).meta["grid_points"]
+    monkeypatch.setattr(trajectories, "movement", lambda teacher, spec: np.geomspace(1.0, 1e9, spec.chain.steps - 1))
+    section = settings(grid={"kind": "adaptive"}).trajectories
+    assert path_spec(section, Teacher.load(root / "data" / "teacher")).grid.tolist() != points
+    more = make(root, grid={"kind": "adaptive"}, train=section.train + 4)
+    assert more.meta["grid_points"] == points and more.rows("train") == section.train + 4
