@@ -51,12 +51,14 @@ def make_plan(
     predict_order: int = 1,
     gain: float = 1.0,
     last_gain: float = 0.0,
+    noise_gain: float = 1.0,
 ) -> list[Step]:
     """Steps for the intervals of ``parts``.
 
     ``order``: points in (7); ``look_ahead``: 0 (ask at Y_i) up to 1, or one each; ``predict_order``: points of the
     extrapolation in (6). ``gain`` scales the weights q of (7), ``last_gain`` those of the last step: 1 is the rule,
     more gives back contrast that coarse steps lose, 0 in the last step keeps its result a plain denoised image.
+    ``noise_gain`` scales the chain's noise, 1 being the teacher's law.
     """
     lam = _finite_half_logsnr(chain)
     ahead = [float(look_ahead)] * len(parts) if isinstance(look_ahead, (int, float)) else list(look_ahead)
@@ -69,7 +71,7 @@ def make_plan(
         if k > part.lo:
             before = unroll(chain, part.lo, k)
             a, b = before.A, before.B
-            m = part.Q[: k - part.lo].T @ before.w
+            m = noise_gain * (part.Q[: k - part.lo].T @ before.w)
             past = asked[:predict_order]
             predict = lagrange_means(past, lam[part.lo : k], before.omega) if past else predict
         factor = gain if i < len(parts) - 1 else last_gain
@@ -86,7 +88,7 @@ def make_plan(
                 predict=tuple(map(float, predict)),
                 A=whole.A,
                 B=whole.B,
-                n=tuple(map(float, part.Q.T @ whole.w)),
+                n=tuple(map(float, noise_gain * (part.Q.T @ whole.w))),
                 mix=tuple(map(float, mix)),
                 width=float(lam[min(part.hi, chain.steps - 1)] - lam[part.lo]) / 4.0,
                 kept=tuple(map(float, part.kept)),

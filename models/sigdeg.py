@@ -44,6 +44,7 @@ class Tuning:
     look_ahead: float
     gain: float = 1.0
     last_gain: float = 0.0
+    noise_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class SigDEGConfig:
     power: float = 2.0
     path: float = 1.0
     mmd: float = 0.0
-    mmd_target: str = "teacher"
     mmd_bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
     features: float = 0.0
     trainable: str = "full"
@@ -104,8 +104,16 @@ def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, tuning: Tuning)
     """The plan of ``nfe`` steps on the cached grid with these free numbers."""
     depth = spec.parts[0].Q.shape[1] - 1
     parts = bases(spec.chain, subgrid(spec.grid, nfe), depth)
-    order, ahead = config.order, config.predict_order
-    return make_plan(spec.chain, parts, order, tuning.look_ahead, ahead, tuning.gain, tuning.last_gain)
+    return make_plan(
+        spec.chain,
+        parts,
+        config.order,
+        tuning.look_ahead,
+        config.predict_order,
+        tuning.gain,
+        tuning.last_gain,
+        tuning.noise_gain,
+    )
 
 
 def make_course(spec: PathSpec, nfe: int, config: SigDEGConfig) -> Course:

@@ -1,8 +1,9 @@
 """Choosing the free numbers of a Sig-DEG schedule before any gradient step.
 
 Coarse steps lose contrast: what happens inside an interval is only partly known to the network. How far along the path
-the network is asked, and how strongly earlier answers are extrapolated, are three numbers per schedule; a coordinate
-search over a few values each, judged by rolled-out KID on training images and held-out noise, takes about a minute.
+the network is asked, how strongly earlier answers are extrapolated, and how much noise there is, are four numbers per
+schedule (models/plans.py); a coordinate search over a few values each, judged by rolled-out KID on training images and
+held-out noise, takes a minute or two.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from tasks.params import Params
 from tasks.progress import track
 
 CHOICES: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("gain", (1.4, 1.8, 2.4)),
+    ("gain", (1.4, 1.8)),
     ("look_ahead", (0.0, 0.12, 0.4)),
+    ("noise_gain", (1.03, 1.06)),
     ("last_gain", (0.1, 0.2)),
     ("gain", (1.0, 1.4, 1.8, 2.4)),
 )

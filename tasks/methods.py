@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from models.errors import InputError
 from models.loop import Batches
 from models.sigdeg import SigDEG, SigDEGConfig, Tuning, build_pipeline
 from models.swd import SwD
@@ -41,12 +43,12 @@ class Recipe:
     """``measure(source, root)`` runs once, before any training; the others are deterministic in their arguments.
 
     ``method``: for the training loop, with ``pipeline``, ``teacher`` and ``config.nfe``; ``pipeline``: untrained;
-    ``batches(shards, params, device, rank, world)``; ``rates``: learning rates of players other than the student.
+    ``batches(source, device, rank, world)``; ``rates``: learning rates of players other than the student.
     """
 
     method: Callable[[Source], Any]
     pipeline: Callable[[Source], Any]
-    batches: Callable[[ShardSet, Params, torch.device, int, int], Batches]
+    batches: Callable[[Source, torch.device, int, int], Batches]
     measure: Callable[[Source, Path], Facts] = lambda source, root: {}
     rates: Callable[[Params], dict[str, float]] = lambda params: {}
 
@@ -69,7 +71,6 @@ def method_config(params: Params, facts: Facts | None = None) -> SigDEGConfig:
         power=method.loss.power,
         path=method.loss.path,
         mmd=method.loss.mmd,
-        mmd_target=method.loss.mmd_target,
         mmd_bandwidths=tuple(method.loss.mmd_bandwidths),
         features=method.loss.features,
         trainable=method.trainable,
@@ -90,6 +91,7 @@ def _sigdeg_pipeline(source: Source) -> Any:
 
 
 def _calibrate(source: Source, root: Path) -> Facts:
+    _real_images(source)  # a mistake there should show before the long work
     method = source.params.method
     if not (isinstance(method, SigDeg) and method.calibrate):
         return {}
@@ -97,12 +99,31 @@ def _calibrate(source: Source, root: Path) -> Facts:
     return calibrate(source.params, root, source.teacher, spec, method_config(source.params))
 
 
-def _batches(kind: type[Rows]) -> Callable[[ShardSet, Params, torch.device, int, int], Batches]:
-    def make(shards: ShardSet, params: Params, device: torch.device, rank: int, world: int) -> Batches:
-        student = params.student
-        batches = kind(shards, student.batch_size, student.accumulate, student.seed, device, rank, world)
-        if isinstance(params.method, SigDeg) and params.method.loss.mmd and params.method.loss.mmd_target == "data":
-            batches.images = load_split(shards.folder.parents[1], "train")[0]
+def _real_images(source: Source) -> np.ndarray | None:
+    """The training split, where the distribution term compares with real images; None where it takes the teacher's.
+
+    Raises InputError if ``mmd_target: data`` was asked for and cannot be had.
+    """
+    method, teacher = source.params.method, source.teacher
+    if not isinstance(method, SigDeg) or not method.loss.mmd or method.loss.mmd_target == "teacher":
+        return None
+    images = load_split(source.shards.folder.parents[1], "train")[0]
+    if teacher.vae is None and teacher.num_classes is None and images.shape[1:] == teacher.shape:
+        return images
+    if method.loss.mmd_target == "auto":
+        return None
+    kind = "latent" if teacher.vae is not None else "conditional" if teacher.num_classes is not None else "other-sized"
+    raise InputError(
+        f"method.loss.mmd_target = data: images {images.shape[1:]} cannot stand beside those of this {kind} teacher, "
+        f"{teacher.shape}; use teacher or auto"
+    )
+
+
+def _batches(kind: type[Rows]) -> Callable[[Source, torch.device, int, int], Batches]:
+    def make(source: Source, device: torch.device, rank: int, world: int) -> Batches:
+        student = source.params.student
+        batches = kind(source.shards, student.batch_size, student.accumulate, student.seed, device, rank, world)
+        batches.images = _real_images(source)
         return batches
 
     return make

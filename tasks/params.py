@@ -188,7 +188,7 @@ class SigDegLoss(Section):
     power: Annotated[float, Field(strict=True, gt=0, le=4)] = 2.0
     path: fields.Nonnegative = 1.0
     mmd: fields.Nonnegative = 0.0
-    mmd_target: Literal["teacher", "data"] = "teacher"
+    mmd_target: Literal["auto", "teacher", "data"] = "auto"
     mmd_bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
     features: fields.Nonnegative = 0.0
 

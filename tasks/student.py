@@ -156,7 +156,8 @@ def build_training(
     facts = json.loads((scratch / FACTS).read_text()) if (scratch / FACTS).is_file() else {}
     recipe = RECIPES[params.method.kind]
     torch.manual_seed(student.seed)
-    method = recipe.method(Source(params, teacher, shards, facts))
+    source = Source(params, teacher, shards, facts)
+    method = recipe.method(source)
     if device.type == "cpu":
         method.pipeline.unet.to(memory_format=torch.channels_last)
     config = LoopConfig(
@@ -173,7 +174,7 @@ def build_training(
         seed=student.seed,
     )
     state = TrainState(method, config)
-    batches = recipe.batches(shards, params, device, rank, world)
+    batches = recipe.batches(source, device, rank, world)
     selection = Selection(method, params, root, scratch, device)
     return Training(
         method,

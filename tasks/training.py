@@ -21,7 +21,7 @@ from tasks.params import fingerprint
 from tasks.progress import Advance, progress
 
 logger = logging.getLogger(__name__)
-LOG_EVERY = 10
+LOG_EVERY = 5  # odd, so that methods whose steps take turns show every turn
 
 
 def pick_device(index: int | None = None) -> torch.device:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.errors import InputError
 from models.pipelines import load_student
 from models.sigdeg import Tuning, coarse_steps
 from tasks import calibration, methods, student
@@ -64,7 +65,7 @@ def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> N
     root: Path = request.getfixturevalue(which)
     params = settings(student=NONE, method={"look_ahead": 0.25})
     facts = json.loads(json.dumps(found(root, params)))
-    start = {"look_ahead": 0.25, "gain": 1.0, "last_gain": 0.0}
+    start = {"look_ahead": 0.25, "gain": 1.0, "last_gain": 0.0, "noise_gain": 1.0}
     assert set(facts) == {"tuned", "trials"} and set(facts["tuned"]) == {"4", "2"}
     source = source_of(root, params, facts)
     judge, pipeline = Judge(params, root, source.teacher), RECIPES["sigdeg"].pipeline(source)
@@ -181,15 +182,28 @@ def test_a_rerun_takes_the_facts_that_are_there(root: Path, monkeypatch: pytest.
     assert record(root)["facts"] == before and record(root)["steps"] == 2
 
 
+def test_a_teacher_unlike_the_images_takes_its_own(root: Path, tmp_path: Path) -> None:
+    """auto falls back for a conditional teacher; data is refused with one line."""
+    teacher = load_teacher(root)
+    teacher.num_classes = 10
+    shards = open_trajectories(root)
+    losses = [{"mmd": 0.1, "mmd_target": target} for target in ("auto", "data")]
+    given = [methods.Source(settings(method={"loss": loss}), teacher, shards) for loss in losses]
+    assert methods._real_images(given[0]) is None
+    with pytest.raises(InputError, match="mmd_target = data.*conditional teacher.*use teacher or auto"):
+        methods._real_images(given[1])
+
+
 def test_real_images_reach_the_loss(root: Path) -> None:
     """mmd_target: data takes the training split's images, not the holdout's; teacher takes none."""
 
     def batch(**loss: Any) -> Any:
         params = settings(method={"loss": loss})
-        place = (open_trajectories(root), params, torch.device("cpu"), 0, 1)
-        return RECIPES["sigdeg"].batches(*place)(0, 0, 0)
+        source = methods.Source(params, load_teacher(root), open_trajectories(root))
+        return RECIPES["sigdeg"].batches(source, torch.device("cpu"), 0, 1)(0, 0, 0)
 
-    assert batch(mmd=0.1).real is None and batch(mmd=0.0, mmd_target="data").real is None
+    assert batch(mmd=0.1, mmd_target="teacher").real is None and batch(mmd=0.1).real is not None
+    assert batch(mmd=0.0, mmd_target="data").real is None
     real = batch(**DATA["loss"]).real
     known = {image.tobytes() for image in np.asarray(load_split(root, "train")[0][:])}
     drawn = ((real + 1) * 127.5).round().to(torch.uint8).numpy()

@@ -154,7 +154,7 @@ def test_auto_schedule_comes_from_the_cached_images(root: Path) -> None:
 
 def test_batches_are_the_ends_of_the_paths_and_other_players_see_others(root: Path) -> None:
     given = source(root, swd_settings())
-    batches = RECIPES["swd"].batches(given.shards, given.params, torch.device("cpu"), 0, 1)
+    batches = RECIPES["swd"].batches(given, torch.device("cpu"), 0, 1)
     last = torch.from_numpy(given.shards.array("train", "Y")[:16][:, -1]).float()
     seen = torch.cat([batches(step, 0, 0).x0 for step in range(4)])
     order = torch.cdist(seen.flatten(1), last.flatten(1)).argmin(1)
