@@ -24,7 +24,7 @@ from tasks.progress import track
 CHOICES: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("gain", (1.4, 1.8)),
     ("look_ahead", (0.0, 0.12, 0.4)),
-    ("noise_gain", (1.03, 1.06)),
+    ("noise_gain", (1.03, 1.06, 1.1)),
     ("last_gain", (0.1, 0.2)),
     ("gain", (1.0, 1.4, 1.8, 2.4)),
 )
