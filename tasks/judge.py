@@ -25,12 +25,16 @@ Sample = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 
 
 class Judge:
-    """Scores samplers of a teacher's states by KID; the same noise for every sampler with the same number of steps."""
+    """Scores samplers of a teacher's states by KID; the same noise for every sampler with the same number of steps.
 
-    def __init__(self, params: Params, root: Path, teacher: Teacher):
+    ``count``: samples a score, ``student.validation_samples`` unless given.
+    """
+
+    def __init__(self, params: Params, root: Path, teacher: Teacher, count: int | None = None):
         from tasks.evaluation import extractor_of
 
-        self.count, self.seed, self.teacher = params.student.validation_samples, params.student.seed, teacher
+        self.count = params.student.validation_samples if count is None else count
+        self.seed, self.teacher = params.student.seed, teacher
         self.extractor = extractor_of(params, root)
         images, _ = load_split(root, "train")
         rows = np.sort(np.random.default_rng(0).permutation(len(images))[:REFERENCE])
