@@ -74,7 +74,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
 
 
 def untrained_like(student: Any, params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...]) -> Any:
-    """The generator that the student's training started from, or would have for these numbers of steps."""
+    """The plain generator: the teacher's network, neither calibrated nor trained."""
     if isinstance(student, SwDPipeline):
         return with_network(student, copy.deepcopy(teacher.network))
     spec = cached_spec(params.trajectories, teacher, open_trajectories(root))
