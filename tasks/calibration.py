@@ -21,10 +21,11 @@ from tasks.judge import Judge
 from tasks.params import Params
 from tasks.progress import track
 
-SAMPLES = 3  # times student.validation_samples: differences between settings are smaller than those between students
+SAMPLES = 2  # times student.validation_samples: differences between settings are smaller than those between students
 CHOICES: tuple[tuple[str, tuple[float, ...]], ...] = (
+    ("gain", (1.4,)),
     ("look_ahead", (0.0, 0.12)),
-    ("gain", (1.4, 1.8)),
+    ("gain", (1.0, 1.4, 1.8)),
     ("noise_gain", (1.03, 1.06)),
     ("last_gain", (0.1,)),
 )

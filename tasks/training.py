@@ -4,9 +4,11 @@ guard.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,20 @@ def pick_device(index: int | None = None) -> torch.device:
 
 
 def scratch_for(root: Path, stage: str, *inputs: Any) -> Path:
-    """The stage's own place for unfinished work, outside DVC's outs, named by a hash of all its inputs."""
-    plain = [i.model_dump(mode="json") if isinstance(i, BaseModel) else i for i in inputs]
+    """The stage's own place for unfinished work, outside DVC's outs, named by a hash of all its inputs.
+
+    The code is one of them: what an earlier version left there must not pass for this one's work.
+    """
+    plain = [i.model_dump(mode="json") if isinstance(i, BaseModel) else i for i in inputs] + [code_fingerprint()]
     return root / ".fewstep" / "scratch" / stage / fingerprint(plain)[:16]
+
+
+@cache
+def code_fingerprint() -> str:
+    """sha256 (hex) of the sources of models/ and tasks/."""
+    here = Path(__file__).resolve().parent
+    files = sorted(here.parent.glob("models/*.py")) + sorted(here.glob("*.py"))
+    return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
 
 @dataclass
