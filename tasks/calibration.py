@@ -39,7 +39,6 @@ def calibrate(params: Params, root: Path, teacher: Teacher, spec: PathSpec, conf
     if teacher.device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)
     trials: list[dict[str, Any]] = []
-    tuned: dict[str, dict[str, float]] = {}
 
     def score(nfe: int, tuning: Tuning) -> float:
         known = [t["kid"] for t in trials if t["nfe"] == nfe and t["tuning"] == asdict(tuning)]
@@ -55,5 +54,4 @@ def calibrate(params: Params, root: Path, teacher: Teacher, spec: PathSpec, conf
         candidate = replace(best[nfe], **{name: value})
         if score(nfe, candidate) < score(nfe, best[nfe]):
             best[nfe] = candidate
-        tuned[str(nfe)] = asdict(best[nfe])
-    return {"tuned": tuned, "trials": trials}
+    return {"tuned": {str(nfe): asdict(tuning) for nfe, tuning in best.items()}, "trials": trials}

@@ -26,7 +26,7 @@ LEAST = 1e-3
 class Selection:
     """Scores averaged weights every now and then and keeps the best in ``scratch/best``.
 
-    The score is the mean over the numbers of steps of KID / untrained KID, against real images of the training split;
+    The score is the mean over the numbers of steps of KID / KID at step 0, against real images of the training split;
     the evaluation's holdout is not touched. ``record`` holds best_step, best_score and the KIDs, and travels with
     checkpoints.
     """
