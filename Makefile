@@ -5,6 +5,10 @@ ARGS ?=
 # More arguments for pip, e.g. PIP_ARGS="--extra-index-url URL" for torch wheels without CUDA.
 PIP_ARGS ?=
 TEST_ARGS ?=
+# Where `make up` listens.
+LISTEN ?= 127.0.0.1
+PORT ?= 4200
+MLFLOW_PORT ?= 5000
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -15,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check bench repro ui lock clean distclean
+.PHONY: help run up down status test test-slow check bench repro ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -39,6 +43,15 @@ $(STAMP): requirements.lock
 
 run: $(STAMP) ## distil the teacher: all stages, report, registered model; METHOD=swd for scale-wise; ARGS="student.steps=500 ..." changes params.yaml
 	@$(BIN)/python -m flows.distill method.kind=$(METHOD) $(ARGS)
+
+up: $(STAMP) ## start Prefect's server and worker and MLflow's server, apply the deployments; PORT=4200 MLFLOW_PORT=5000
+	@$(BIN)/python -m flows.services up --host "$(LISTEN)" --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
+
+down: $(STAMP) ## end what `make up` started
+	@$(BIN)/python -m flows.services down
+
+status: $(STAMP) ## what `make up` started, its addresses and logs
+	@$(BIN)/python -m flows.services status
 
 test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses
 	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
@@ -67,7 +80,8 @@ lock: $(STAMP) ## write requirements.lock anew from what .venv holds
 	   $(BIN)/python -m pip freeze --all | grep -viE '^pip==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && touch $(STAMP)
 
-clean: ## remove caches and scratch files; results, models and .venv stay
+clean: ## end services, remove caches and scratch files; results, models and .venv stay
+	@test ! -d .fewstep/services || $(BIN)/python -m flows.services down
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fewstep .dvc/tmp
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 

@@ -16,6 +16,7 @@ from tasks import environment
 
 if __name__ == "__main__":  # Prefect reads its settings when it is imported
     environment.prepare(Path.cwd())
+    environment.join_services(Path.cwd())
     # At a terminal the flow tells its own story; the run's full log is in Prefect's database.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
@@ -93,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = overrides_parser("python -m flows.distill", (__doc__ or "").split("\n")[0]).parse_args(argv)
         load_params(Path(PARAMS), arguments.overrides)  # before a server is started
         _leave_in_order()
-        say("starting Prefect (some seconds) ...")
+        server = os.environ.get("PREFECT_API_URL")
+        say(f"Prefect at {server.removesuffix('/api')}" if server else "starting Prefect (some seconds) ...")
         artifacts.show(distill(arguments.overrides))
     except InputError as error:
         complain(str(error))

@@ -6,11 +6,13 @@ As a program it runs a tool under these settings: `python -m tasks.environment d
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
 STATE = ".fewstep"  # the folder for what can be thrown away: Prefect's database, DVC's index, scratch
+MLFLOW_PAGES = "FEWSTEP_MLFLOW_PAGES"  # the address of MLflow's server, for links in Prefect's pages
 
 
 def settings(root: Path) -> dict[str, str]:
@@ -25,6 +27,9 @@ def settings(root: Path) -> dict[str, str]:
         "HF_MODULES_CACHE": str(state / "hf_modules"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for what this project does not use
+        # A run whose process was killed is known by its silence; Prefect allows 30 s at least.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_HOME": str(state / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # The server's limits survive its restart only in files.
@@ -49,12 +54,35 @@ def prepare(root: Path) -> None:
     os.environ["PATH"] = os.pathsep.join([here, *others])
 
 
+def join_services(root: Path) -> None:
+    """Use the servers that `make up` has started in `root`, if they run; what the user has set wins.
+
+    Prefect reads its settings when it is imported: call this before.
+    """
+    for name, variable, path in (("prefect", "PREFECT_API_URL", "/api"), ("mlflow", MLFLOW_PAGES, "")):
+        if variable not in os.environ and (address := _running(root / STATE / "services" / f"{name}.json")):
+            os.environ[variable] = address + path
+
+
+def _running(record: Path) -> str | None:
+    """The address in a service's record, if that very process is alive."""
+    import psutil
+
+    try:
+        service = json.loads(record.read_text())
+        alive = abs(psutil.Process(service["pid"]).create_time() - service["started"]) < 0.02
+        return str(service["address"]) if alive else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
+        return None
+
+
 def main(argv: list[str]) -> int:
-    """Replace this process by the command `argv`; returns 2 if there is none."""
+    """Replace this process by the command `argv`, which uses a running server; returns 2 if there is none."""
     if not argv:
         print("usage: python -m tasks.environment COMMAND [ARGUMENT ...]", file=sys.stderr)
         return 2
     prepare(Path.cwd())
+    join_services(Path.cwd())
     try:
         os.execvp(argv[0], argv)
     except FileNotFoundError:

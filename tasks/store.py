@@ -24,19 +24,37 @@ _LOCATIONS = (
 )
 
 
+def local_uri(root: Path) -> str:
+    """The address of the project's own database."""
+    return f"sqlite:///{root.resolve() / 'mlruns' / 'mlflow.db'}"
+
+
 def open_store(root: Path, params: Params) -> MlflowClient:
     """A client of the project's MLflow store, made on first use; also MLflow's default from now on."""
     uri = params.registration.tracking_uri
     if uri is None:
+        uri = local_uri(root)
         folder = root.resolve() / "mlruns"
         folder.mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
         with FileLock(folder / ".lock"), calm():  # two first uses at once would both make the tables
             _follow_moved_folder(folder)
             MlflowClient(uri).search_experiments(max_results=1)
     set_tracking_uri(uri)
     set_registry_uri(uri)
     return MlflowClient(uri)
+
+
+def upgrade_store(root: Path) -> None:
+    """Make the project's own database, or bring its tables to this version of MLflow."""
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
+
+    folder = root.resolve() / "mlruns"
+    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"), calm():
+        if (folder / "mlflow.db").is_file():
+            _follow_moved_folder(folder)
+            _upgrade_db(create_sqlalchemy_engine(local_uri(root)))
+        MlflowClient(local_uri(root)).search_experiments(max_results=1)
 
 
 def _follow_moved_folder(folder: Path) -> None:
