@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down status test test-slow check bench repro ui lock clean distclean
+.PHONY: help run up down status doctor test test-slow check bench repro ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -52,6 +52,9 @@ down: $(STAMP) ## end what `make up` started
 
 status: $(STAMP) ## what `make up` started, its addresses and logs
 	@$(BIN)/python -m flows.services status
+
+doctor: $(STAMP) ## check versions, pins, ports, disk, GPU, remote, databases, locks, and say how to mend each
+	@$(BIN)/python -m flows.doctor --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
 test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses
 	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from models.errors import InputError
 from tasks import environment
@@ -85,6 +87,39 @@ def reproduce(root: Path, name: str) -> int:
         except DvcException as error:
             return _explain(error)
     return 0
+
+
+def probe_remote(root: Path, seconds: float) -> tuple[str | None, str]:
+    """The default remote's URL (None: there is none) and why it cannot be used ("" if it answers in time)."""
+    with open_repository(root) as repository:
+        name = repository.config["core"].get("remote")
+        url = repository.config["remote"].get(name, {}).get("url") if name else None
+        if url is None:
+            return (None, "") if name is None else (name, "it has no url")
+        problem = ["no answer"]
+
+        def probe() -> None:
+            try:
+                storage = repository.cloud.get_remote_odb(name)
+                problem[0] = "" if storage.fs.exists(storage.path) else _nothing_there(str(url))
+            except Exception as error:  # every kind of storage has its own
+                problem[0] = " ".join(str(error).split()) or type(error).__name__
+
+        thread = threading.Thread(target=probe, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        return str(url), problem[0]
+
+
+def _nothing_there(url: str) -> str:
+    """Why a remote shows nothing: "" if nothing has been pushed yet, else what is wrong with the place itself."""
+    place = urlsplit(url)
+    if not place.scheme:
+        return "" if Path(url).parent.is_dir() else "no such folder"
+    ports = {"http": 80, "https": 443, "webdav": 80, "webdavs": 443, "ssh": 22}
+    if place.hostname and place.scheme in ports:  # other storages raise when they cannot be reached
+        socket.create_connection((place.hostname, place.port or ports[place.scheme]), timeout=10).close()
+    return ""
 
 
 def _target(root: Path, name: str) -> str:
