@@ -1,7 +1,7 @@
 """Icon packs in Iconify's JSON form, as npm brings them (`npm install @iconify-json/twemoji`), as images.
 
 A pack is a folder with icons.json and perhaps metadata.json, or one JSON file that holds both. SVG is rendered by
-resvg (`pip install resvg-py`), which is needed for this source alone.
+resvg.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def renderer(size: int) -> Callable[[Icon], np.ndarray]:
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
-        raise InputError("dataset.kind = icons: SVG is rendered by resvg-py; run pip install resvg-py") from None
+        raise InputError("dataset.kind = icons: SVG is rendered by resvg-py, which is not installed; run pip install resvg-py") from None
 
     def draw(icon: Icon) -> np.ndarray:
         if LINK.search(icon.body):
