@@ -13,7 +13,7 @@ s_{i-1},
 
     L = mmd (16) + dmd (13) + gan (15)
 
-with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of levels for the student's losses, T the frozen
+with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of levels for all but (14), T the frozen
 teacher, F the fake network (a denoiser of the student's samples), f F's middle block averaged over space, phi
 T's middle block, whose places are patches. (16) compares an image with its own target where input and target
 belong together; where the input is pure noise that would regress to the mean, so there the batches are
@@ -83,10 +83,12 @@ class SwD:
             players["discriminator"] = self.critic
         self.players: Mapping[str, nn.Module] = players
         self._check()
-        for network in self.players.values():
+        for name, network in self.players.items():
             for module in network.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
+            if config.gradient_checkpointing and name != "discriminator":
+                network.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def _fake_network(self) -> Teacher:
         c = self.config
@@ -100,11 +102,15 @@ class SwD:
         return wrapped
 
     def _check(self) -> None:
+        """Every step needs a loss that leads somewhere alone; a GAN on pooled features circles around the data."""
         c = self.config
         for i, scale in enumerate(c.schedule):
-            if not (c.mmd or c.gan or c.judged(i)):
+            if not (c.mmd or c.judged(i)):
                 why = "method.dmd is gated off there" if c.dmd else "method.dmd.weight is 0"
-                raise InputError(f"method: no loss is left at size {scale.size} ({why}); set method.mmd.weight above 0")
+                gan = " but the GAN, which does not converge alone," if c.gan else ""
+                raise InputError(
+                    f"method: no loss{gan} is left at size {scale.size} ({why}); set method.mmd.weight above 0"
+                )
 
     def index(self, step: int) -> int:
         """The scale of an optimizer step, the same for all its players, micro-batches and workers.
@@ -198,16 +204,19 @@ class SwD:
         total = error.mean()
         terms = {f"mse_{step.size}": total}
         if self.critic is not None:
-            with frozen(self.critic):
-                terms["critic"] = discriminator_loss(self.critic(self._pooled(y_u, t, labels)), self.critic(features))
-            total = total + self.config.gan_features * terms["critic"]
+            seen = t < LOWER * self.teacher.train_steps
+            if seen.any():
+                real = self._pooled(y_u[seen], t[seen], None if labels is None else labels[seen])
+                with frozen(self.critic):
+                    terms["critic"] = discriminator_loss(self.critic(real), self.critic(features[seen]))
+                total = total + self.config.gan_features * terms["critic"]
         return total, terms
 
     def _critic_loss(
         self, step: ScaleStep, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator
     ) -> Losses:
         assert self.critic is not None
-        t, x_u, y_u = self._renoised(x0, generator, 1.0, target)
+        t, x_u, y_u = self._renoised(x0, generator, LOWER, target)
         with torch.no_grad():
             real, fake = self._pooled(y_u, t, labels), self._pooled(x_u, t, labels)
         loss = discriminator_loss(self.critic(real), self.critic(fake))

@@ -41,6 +41,7 @@ class SwDConfig:
     conditioning_limit: float | None = 10.0
     trainable: str = "full"
     lora_rank: int = 64
+    gradient_checkpointing: bool = False
 
     @property
     def nfe(self) -> tuple[int, ...]:
@@ -131,8 +132,14 @@ def pool(features: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(network: nn.Module | None) -> Iterator[None]:
-    """No gradients for the network's weights inside; gradients still pass through it to its input."""
+    """No gradients for the network's weights inside; gradients still pass through it to its input.
+
+    Gradient checkpointing rests meanwhile: what is computed again in the backward pass would no longer be frozen.
+    """
     trained = [] if network is None else [p for p in network.parameters() if p.requires_grad]
+    saving: Any = network if getattr(network, "is_gradient_checkpointing", False) else None
+    if saving is not None:
+        saving.disable_gradient_checkpointing()
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
@@ -140,3 +147,5 @@ def frozen(network: nn.Module | None) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+        if saving is not None:
+            saving.enable_gradient_checkpointing()

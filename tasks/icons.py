@@ -75,7 +75,9 @@ def renderer(size: int) -> Callable[[Icon], np.ndarray]:
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
-        raise InputError("dataset.kind = icons: SVG is rendered by resvg-py, which is not installed; run pip install resvg-py") from None
+        raise InputError(
+            "dataset.kind = icons: resvg-py, which draws SVG, is not installed; run pip install resvg-py"
+        ) from None
 
     def draw(icon: Icon) -> np.ndarray:
         if LINK.search(icon.body):

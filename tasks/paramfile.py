@@ -25,8 +25,8 @@ def read_overridden(model: type[BaseModel], path: Path, overrides: Sequence[str]
     """The mapping in the YAML file with `key.sub=value` overrides applied; raises InputError.
 
     An override may name any key that `model` knows, in the file or not. One that picks another variant of a
-    section (`teacher.source=train`) drops the keys which only the former variant had, and sets what the new one
-    wants in other sections (its `companions`: `method.kind=swd` has other rates than `sigdeg`).
+    section (`teacher.source=train`) drops the keys which the new variant lacks or has other defaults for, and sets what
+    it wants in other sections (its `companions`: `method.kind=swd` has other rates than `sigdeg`).
     """
     data = _read_mapping(path)
     parsed = [_parse_override(text) for text in overrides]
@@ -98,13 +98,22 @@ def _apply(model: type[BaseModel], data: dict[str, Any], keys: list[str], value:
             target[key] = {}
         target = target[key]
     if len(variants) > 1 and (chosen := _variant(variants, keys[-1], value)):
-        own = chosen.model_fields
-        for name in [name for name in target if name not in own and any(name in v.model_fields for v in variants)]:
+        changed = target.get(keys[-1]) != value
+        for name in [name for name in target if _belongs_to_others(name, chosen, variants, changed)]:
             del target[name]
-        if target.get(keys[-1]) != value:
+        if changed:
             for section, values in getattr(chosen, "companions", {}).items():
                 data[section] = {**data.get(section, {}), **values}
     target[keys[-1]] = value
+
+
+def _belongs_to_others(name: str, chosen: type[BaseModel], variants: list[type[BaseModel]], changed: bool) -> bool:
+    """Whether a key was meant for another variant: `chosen` has none of that name or, if new, with another default."""
+    others = [v.model_fields[name] for v in variants if v is not chosen and name in v.model_fields]
+    if name not in chosen.model_fields:
+        return bool(others)
+    own = chosen.model_fields[name]
+    return changed and not own.is_required() and any(field.get_default() != own.get_default() for field in others)
 
 
 def _variant(variants: list[type[BaseModel]], key: str, value: Any) -> type[BaseModel] | None:

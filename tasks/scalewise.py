@@ -84,6 +84,7 @@ def swd_config(params: Params, facts: dict[str, Any]) -> SwDConfig:
         conditioning_limit=method.conditioning_limit,
         trainable=method.trainable,
         lora_rank=method.lora_rank,
+        gradient_checkpointing=params.student.gradient_checkpointing,
     )
 
 

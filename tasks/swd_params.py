@@ -90,8 +90,9 @@ class Swd(Section):
 
     @model_validator(mode="after")
     def _some_loss_is_left(self) -> Self:
-        if not (self.dmd.weight or self.gan.weight or self.mmd.weight):
-            raise ValueError("dmd.weight, gan.weight and mmd.weight are all 0: expected one above 0")
+        if not (self.dmd.weight or self.mmd.weight):
+            alone = "a GAN alone does not converge; " if self.gan.weight else ""
+            raise ValueError(f"dmd.weight and mmd.weight are 0: {alone}expected one above 0")
         if self.dmd.weight and not self.fake_updates:
             raise ValueError("fake_updates = 0: the loss dmd needs at least 1; or set dmd.weight to 0")
         return self

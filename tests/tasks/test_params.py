@@ -150,6 +150,7 @@ BAD: list[tuple[str, str]] = [
     ("method.nfe=[5, 5]", "method.nfe = [5, 5]: expected distinct entries"),
     ("method.nfe=5", "method.nfe = 5: expected a list such as [1, 2]"),
     ("method.kind=other", "method.kind = other: expected one of 'sigdeg', 'swd'"),
+    ("method={kind: swd, dmd: {weight: 0}, mmd: {weight: 0}}", "method.dmd.weight and mmd.weight are 0: a GAN"),
     ("method.window.start=0", "method.window.start = 0: expected a number >= 1"),
     ("evaluation.baselines=[ddim, dim]", "evaluation.baselines.1 = \"dim\": expected 'ddim', 'ddpm'"),
     ("evaluation.neighbours=2000", "evaluation.neighbours = 2000: expected fewer than samples = 1000"),
@@ -221,3 +222,11 @@ def test_fingerprint_is_canonical() -> None:
         fingerprint(float("nan"))
     with pytest.raises(TypeError, match="PosixPath has no canonical JSON"):
         fingerprint(Path("x"))
+
+
+def test_another_variant_brings_its_own_defaults_and_what_is_said_beside_it_wins() -> None:
+    """sigdeg's lora_rank in the file is not swd's; the same variant again changes nothing."""
+    defaults = type(load_params(FILE, ["method.kind=swd"]).method)
+    assert load_params(FILE, ["method.kind=swd"]).method == defaults()
+    assert load_params(FILE, ["method.lora_rank=8", "method.kind=swd"]).method.lora_rank == 8
+    assert load_params(FILE, ["method.lora_rank=8", "method.kind=sigdeg"]).method.lora_rank == 8

@@ -244,3 +244,39 @@ def test_a_rival_that_is_none_is_one_line(evaluated: Path) -> None:
     params = swd_settings(evaluation={"rivals": ["data/teacher"]})
     with pytest.raises(InputError, match=r"evaluation.rivals: data/teacher cannot be opened"):
         evaluation.run(params, evaluated)
+
+
+WATCH = """
+import tasks.student
+def work(config):
+    import tasks.student
+    from models.swd import SwD
+    kept = SwD.loss
+    def loss(self, player, batch, generator):
+        from ray.train import get_context
+        rank, size = get_context().get_world_rank(), self.ladder[self.index(batch.step)].size
+        total, terms = kept(self, player, batch, generator)
+        with open(f"{config['root']}/seen.{rank}", "a") as file:
+            row = (batch.step, player, size, sorted(terms)[0], float(batch.x0.sum()))
+            file.write(",".join(map(str, row)) + chr(10))
+        return total, terms
+    SwD.loss = loss
+    tasks.student._work(config)
+tasks.student._work = work
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_take_one_scale_at_a_time(root: Path) -> None:
+    """Every player of both workers is at the same size in the same step, each with images of its own."""
+    params = swd_settings(student={"steps": 3, "workers": 2, "accumulate": 2, "validate_every": 10})
+    result = stage(root, params, WATCH)
+    assert result.returncode == 0, result.stderr
+    names = ["step", "player", "size", "term", "sum"]
+    first, second = (pd.read_csv(root / f"seen.{rank}", names=names) for rank in (0, 1))
+    assert first[["step", "player", "size"]].equals(second[["step", "player", "size"]])
+    assert first.groupby("step")["size"].nunique().eq(1).all() and sorted(first["size"].unique()) == [4, 6, 8]
+    assert len(first) == 3 * 2 * (1 + 1 + 1) and (first["sum"] != second["sum"]).all()
+    named = first[first["term"] != "critic"]
+    assert (named["term"].str.rpartition("_")[2].astype(int) == named["size"]).all()
+    assert json.loads((root / "data/student/student.json").read_text())["steps"] == 3
