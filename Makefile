@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down status doctor test test-slow check bench repro ui lock clean distclean
+.PHONY: help run up down status doctor test test-slow chaos check bench repro ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -60,7 +60,10 @@ test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k nam
 	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
 
 test-slow: $(STAMP) ## the tests that are too long for every day
-	@$(PYTEST) -m "slow and not gpu" $(TEST_ARGS)
+	@$(PYTEST) -m "slow and not gpu and not chaos" $(TEST_ARGS)
+
+chaos: $(STAMP) ## kill and break everything for real, and see that nothing is lost: every row of docs/failures.md
+	@$(PYTEST) -m chaos tests/chaos $(TEST_ARGS)
 
 check: $(STAMP) ## style, types, import directions and tests
 	$(BIN)/ruff check .

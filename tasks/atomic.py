@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tasks.failpoints import reach
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
@@ -36,12 +38,14 @@ def fsync_path(path: Path) -> None:
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, replacing it in one step; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(path)
     temporary = _temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        reach("atomic.file")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -74,7 +78,9 @@ def atomic_dir(dest: Path) -> Iterator[Path]:
             if not path.is_symlink():
                 fsync_path(path)
         fsync_path(temporary)
+        reach("atomic.folder")
         _swap(temporary, dest)
+        reach("atomic.done")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -102,6 +108,7 @@ def _swap(new: Path, dest: Path) -> None:
     else:
         old = _temporary_beside(dest)
         dest.rename(old)
+        reach("atomic.between")
         try:
             new.rename(dest)
         except OSError:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.errors import InputError
 from tasks.atomic import atomic_dir, atomic_write_json, sha256_file
+from tasks.failpoints import reach
 
 TENSORS, STATE, SEAL = "tensors.safetensors", "state.json", "checkpoint.json"
 
@@ -52,10 +53,12 @@ def save_checkpoint(
     path = directory / f"step-{step:08d}"
     with atomic_dir(path) as temporary:
         save_file({name: _storable(tensor) for name, tensor in tensors.items()}, temporary / TENSORS)
+        reach("checkpoint.tensors")
         (temporary / TENSORS).chmod(0o644)  # safetensors writes 0600, which other users of a shared folder cannot read
         atomic_write_json(temporary / STATE, dict(state))
         files = {name: sha256_file(temporary / name) for name in (TENSORS, STATE)}
         atomic_write_json(temporary / SEAL, {"step": step, "sha256": files})
+    reach("checkpoint.written")
     earlier = [old for old in _folders(directory) if old.step <= step]
     for old in earlier[:-keep]:
         shutil.rmtree(old.path, ignore_errors=True)

@@ -15,6 +15,7 @@ from models.errors import InputError
 from tasks.adapters import Source, excluded_sources, open_source
 from tasks.atomic import atomic_dir, atomic_write_json, sha256_file
 from tasks.cli import stage_main
+from tasks.failpoints import reach
 from tasks.images import UnreadableImage, fit, with_channels
 from tasks.params import Dataset, NpzDataset, Params, params_dict
 from tasks.progress import track
@@ -40,6 +41,7 @@ def run(params: Params, root: Path) -> None:
         images = np.lib.format.open_memmap(everything, mode="w+", dtype=np.uint8, shape=(len(source.names), *shape))
         outcome = _convert(source, images, _excluded(settings, source.channels, root))
         _check_counts(settings, source, outcome)
+        reach("dataset.read")
         labels = source.labels[outcome.kept]
         train, holdout = split_rows(labels, settings.holdout, settings.seed)
         for split, rows in zip(SPLITS, (train, holdout), strict=True):

@@ -19,6 +19,7 @@ from tasks import figures, report
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
 from tasks.comparison import evaluate
+from tasks.failpoints import reach
 from tasks.inputs import load_inputs
 from tasks.params import MnistFeatures, Params
 from tasks.results import Result, Row
@@ -32,8 +33,10 @@ def run(params: Params, root: Path) -> None:
     """Write metrics.json, three tables as CSV, samples.npz, figures/, grids/ and report.html."""
     inputs = load_inputs(params, root)
     result = evaluate(inputs, extractor_of(params, root), params.evaluation)
+    reach("evaluation.measured")
     with atomic_dir(root / "data" / "evaluation") as folder:
         write_outputs(result, folder)
+        reach("evaluation.tables")
         history = root / "data" / "student" / "history.csv"
         curve = pd.read_csv(history) if history.is_file() else None
         figures.write_all(result, curve, folder)

@@ -15,6 +15,7 @@ from models.pipelines import rollout
 from models.sigdeg import SigDEG
 from models.swd import SwD
 from tasks.checkpoints import Checkpoint, save_checkpoint
+from tasks.failpoints import reach
 from tasks.judge import Judge
 from tasks.params import Params
 from tasks.trajectories import open_trajectories
@@ -64,6 +65,7 @@ class Selection:
         score = float(np.mean([value / max(base[name], LEAST) for name, value in kids.items()]))
         if score < self.record.get("best_score", np.inf):
             save_checkpoint(self.scratch / "best", step, weights, {"scores": kids}, keep=2)
+            reach("selection.kept")
             self.record |= {"best_step": step, "best_score": score, "scores": kids}
 
     @staticmethod

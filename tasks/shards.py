@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import InputError
 from tasks.atomic import atomic_dir, atomic_write_json, sha256_file
+from tasks.failpoints import reach
 
 SHARD, MANIFEST = "shard.json", "manifest.json"
 
@@ -75,6 +76,7 @@ def write_shard(directory: Path, arrays: Mapping[str, np.ndarray]) -> ShardInfo:
         for name, array in sorted(arrays.items()):
             file = temporary / f"{name}.npy"
             np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+            reach("shard.array")
             infos[name] = ArrayInfo(
                 dtype=array.dtype.str, shape=array.shape, bytes=file.stat().st_size, sha256=sha256_file(file)
             )
@@ -139,6 +141,7 @@ def publish(scratch: Path, dest: Path, meta: Mapping[str, Any], splits: Mapping[
                 _link_files(scratch / name, temporary / path, [SHARD, *(f"{key}.npy" for key in info.arrays)])
                 shards.append(PlacedShard(path=path, info=info))
             placed[split] = tuple(shards)
+            reach("shards.linked")
         manifest = Manifest(splits=placed, meta=dict(meta))
         atomic_write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
     return manifest

@@ -25,6 +25,7 @@ from models.teacher import Teacher
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
 from tasks.dataset import load_manifest
+from tasks.failpoints import reach
 from tasks.locks import scratch_lock
 from tasks.methods import RECIPES, Source
 from tasks.params import Params
@@ -48,8 +49,10 @@ def run(params: Params, root: Path) -> None:
         if not (scratch / FACTS).is_file():
             source = Source(params, teacher.to(pick_device()), shards)
             atomic_write_json(scratch / FACTS, RECIPES[params.method.kind].measure(source, root))
+        reach("student.measured")
         if not (scratch / RESULT).is_file():
             _fit(params, root, scratch)
+        reach("student.trained")
         facts = json.loads((scratch / FACTS).read_text())
         _publish(root, scratch, Source(params, teacher.cpu(), shards, facts))
 
@@ -205,6 +208,7 @@ def _publish(root: Path, scratch: Path, source: Source) -> None:
     }
     with atomic_dir(root / "data" / "student") as folder:
         save_student(export_pipeline(pipeline, weights), folder)
+        reach("student.saved")
         atomic_write_json(folder / "student.json", record)
         (folder / "history.csv").write_bytes((scratch / "history.csv").read_bytes())
     scores = ", ".join(f"{name} {value:.5f}" for name, value in result["scores"].items())

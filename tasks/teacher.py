@@ -16,6 +16,7 @@ from models.teacher import Teacher, open_pipeline
 from tasks.atomic import atomic_dir, atomic_write_json
 from tasks.cli import stage_main
 from tasks.dataset import load_manifest, load_split
+from tasks.failpoints import reach
 from tasks.locks import scratch_lock
 from tasks.params import Params, PretrainedTeacher, TrainedTeacher
 from tasks.training import Training, pick_device, scratch_for
@@ -28,6 +29,7 @@ def run(params: Params, root: Path) -> None:
         pipeline, record = _trained(params.teacher, root)
     else:
         pipeline, record = _pretrained(params.teacher, root)
+    reach("teacher.ready")
     teacher = Teacher.from_pipeline(pipeline, null_label=record["null_label"])
     record |= {
         "fingerprint": teacher.fingerprint(),
@@ -39,6 +41,7 @@ def run(params: Params, root: Path) -> None:
             part.register_to_config(_name_or_path="")  # a folder of this machine
     with atomic_dir(destination) as folder:
         pipeline.save_pretrained(folder)
+        reach("teacher.saved")
         atomic_write_json(folder / "teacher.json", record)
     count = sum(p.numel() for p in teacher.network.parameters())
     print(

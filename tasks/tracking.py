@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from tasks import lineage
+from tasks.failpoints import reach
 from tasks.params import Params, params_dict
 from tasks.store import open_store
 
@@ -58,9 +59,11 @@ def track_run(root: Path, params: Params, prefect_run: str | None = None) -> Tra
     if prefect_run:
         tags["prefect.flow_run"] = prefect_run
     with _run(client, experiment, tags) as run_id:
+        reach("tracking.created")
         _log_params(client, run_id, params)
         _log_trajectories(client, run_id, root, hashes["trajectories"])
         _log_metrics(client, run_id, root)
+        reach("tracking.metrics")
         _log_figures(client, run_id, root)
     return TrackedRun(run_id, created=True)
 

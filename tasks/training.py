@@ -19,6 +19,7 @@ from models.errors import InputError
 from models.loop import Batches, NonFiniteError, StepReport, TrainState, train
 from models.method import Method
 from tasks.checkpoints import flatten, latest_checkpoint, save_checkpoint, unflatten
+from tasks.failpoints import reach
 from tasks.params import fingerprint
 from tasks.progress import Advance, progress
 
@@ -105,6 +106,7 @@ class Training:
                 for report in train(self.method, self.batches, self.state, device=self.device, rank=self.rank):
                     if self.rank == 0:
                         self._after(report, advance)
+                    reach("training.step")
             except NonFiniteError as error:
                 raise InputError(self._advice(error)) from error
 

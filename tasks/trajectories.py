@@ -19,6 +19,7 @@ from models.signature import bases
 from models.teacher import Teacher
 from tasks.atomic import atomic_write_json
 from tasks.cli import stage_main
+from tasks.failpoints import reach
 from tasks.locks import scratch_lock
 from tasks.params import Params, Trajectories
 from tasks.progress import Advance, progress
@@ -133,6 +134,7 @@ def _make(
     maker = ShardMaker(spec, teacher.to(pick_device()), points)
     for job in jobs:
         maker.make(job, advance)
+        reach("trajectories.shard")
         yield job
 
 
@@ -157,6 +159,7 @@ class ShardMaker:
             batch_size=self.spec.batch_size,
             advance=advance,
         )
+        reach("trajectories.paths")
         kind = np.dtype(self.spec.dtype)
         write_shard(job.folder, {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in arrays.items()})
         return job

@@ -23,6 +23,7 @@ PLUMBING = {
     "tasks.atomic",
     "tasks.cli",
     "tasks.environment",
+    "tasks.failpoints",
     "tasks.fields",
     "tasks.locks",
     "tasks.paramfile",

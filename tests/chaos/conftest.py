@@ -1,0 +1,57 @@
+"""The uninterrupted run that all rows are compared with, made once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.nursery import Nursery
+from tests.chaos.project import STAGES, copy_until, make_project
+from tests.chaos.rows import ROWS
+
+QUICK = {row.id for row in ROWS if row.quick}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Rows are `chaos`, and `slow` beside it unless they are quick enough for every day."""
+    for item in items:
+        if isinstance(item, pytest.Function) and (row := row_of(item)):
+            item.add_marker(pytest.mark.chaos)
+            if row not in QUICK:
+                item.add_marker(pytest.mark.slow)
+
+
+def row_of(item: pytest.Function) -> str | None:
+    """The id of the row that a test shows: of its parameter `row`, or its own name."""
+    given = getattr(item, "callspec", None)
+    if given and "row" in given.params:
+        return str(given.params["row"].id)
+    name = item.name.removeprefix("test_").replace("_", "-")
+    return name if any(row.id == name for row in ROWS) else None
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Runs stages in processes of their own, without the seconds that importing torch takes."""
+    parent = Nursery()
+    yield parent
+    parent.close()
+
+
+@pytest.fixture(scope="session")
+def made(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished project, made without interruption; not to be written to."""
+    root = make_project(tmp_path_factory.mktemp("reference") / "project")
+    done = nursery.run(root, STAGES)
+    assert done.returncode == 0, done.stdout
+    shutil.rmtree(root / ".fewstep")
+    return root
+
+
+@pytest.fixture
+def before(made: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """before("student"): a copy in which the student stage and the later ones have yet to run."""
+    return lambda stage: copy_until(made, tmp_path / "project", stage)

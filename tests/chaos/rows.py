@@ -1,0 +1,143 @@
+"""The failure matrix: what is killed or broken, when, what one sees, and what the next run does.
+
+Every row is a test of this folder, found by its id; docs/failures.md shows the rows (`python -m tests.chaos.rows`
+writes it anew).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/failures.md"
+BEGIN, END = "<!-- rows: written by python -m tests.chaos.rows -->", "<!-- end of rows -->"
+PUBLISHED = r"\A(?:(?!resumed)[\s\S])*student: best at step 6 of 6"
+ENDED = "the stage ends; `make run` tries it once more"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `id` names the test; `quick`: part of `make test`."""
+
+    id: str
+    broken: str
+    when: str
+    seen: str
+    then: str
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Kill(Row):
+    """SIGKILL of the stage `stage` when it reaches `point`; the rerun's output must match `says`."""
+
+    stage: str = ""
+    point: str = ""
+    says: str = ""
+
+
+def _kill(id: str, point: str, when: str, then: str, says: str = "", quick: bool = False) -> Kill:
+    stage = id.partition("-")[0]
+    return Kill(id, f"{stage} stage", when, ENDED, then, quick, stage, point, says)
+
+
+STAGES = (
+    _kill("dataset-reading", "dataset.read", "images read, nothing written", "starts over"),
+    _kill("dataset-unpublished", "atomic.folder", "all files written, folder not in place", "starts over", quick=True),
+    _kill("dataset-done", "atomic.done", "folder in place, process not ended", "makes the same folder again"),
+    _kill(
+        "teacher-early", "training.step:3", "training, before the first checkpoint", "starts over",
+        says="teacher: 12/12",
+    ),
+    _kill(
+        "teacher-between", "training.step:6", "training, between two checkpoints", "goes on from the last checkpoint",
+        says="resumed at step 4 of 12",
+    ),
+    _kill(
+        "teacher-checkpoint", "checkpoint.tensors:2", "inside the second checkpoint",
+        "goes on from the first checkpoint", says="resumed at step 4 of 12",
+    ),
+    _kill(
+        "teacher-trained", "teacher.ready", "training over, nothing published", "publishes, without training",
+        says="resumed at step 12 of 12",
+    ),
+    _kill(
+        "teacher-saved", "teacher.saved", "pipeline folder half written", "publishes, without training",
+        says="resumed at step 12 of 12",
+    ),
+    _kill(
+        "trajectories-grid", "atomic.file", "choosing the coarse grid", "starts over", says="; 40 are new",
+    ),
+    _kill(
+        "trajectories-between", "trajectories.shard:2", "between the second and the third shard",
+        "keeps both shards", says="; 24 are new", quick=True,
+    ),
+    _kill(
+        "trajectories-inside", "trajectories.paths:2", "paths of the second shard computed, none written",
+        "keeps the first shard", says="; 32 are new",
+    ),
+    _kill(
+        "trajectories-files", "shard.array:9", "between the files of a shard", "keeps the whole shards",
+        says="; 24 are new",
+    ),
+    _kill(
+        "trajectories-publishing", "shards.linked", "shards linked, manifest not written",
+        "publishes, without the teacher", says="; 0 are new",
+    ),
+    _kill(
+        "student-measured", "student.measured", "facts about the cache measured, training not begun",
+        "trains", says="student: 6/6",
+    ),
+    _kill(
+        "student-between", "training.step:3", "training, between two checkpoints",
+        "goes on from the last checkpoint", says="resumed at step 2 of 6", quick=True,
+    ),
+    _kill(
+        "student-checkpoint", "checkpoint.tensors:4", "inside a checkpoint, between its files",
+        "goes on from the one before", says="resumed at step 2 of 6",
+    ),
+    _kill(
+        "student-rename", "atomic.folder:4", "checkpoint complete, not yet in its place",
+        "goes on from the one before", says="resumed at step 2 of 6", quick=True,
+    ),
+    _kill(
+        "student-kept", "selection.kept:2", "best weights kept, their checkpoint not yet written",
+        "goes on from the checkpoint before", says="resumed at step 2 of 6",
+    ),
+    _kill(
+        "student-written", "checkpoint.written:4", "checkpoint in place, older ones not yet removed",
+        "goes on from the new one", says="resumed at step 2 of 6",
+    ),
+    _kill(
+        "student-trained", "student.trained", "training over, nothing published", "publishes, without training",
+        says=PUBLISHED,
+    ),
+    _kill(
+        "student-saved", "student.saved", "pipeline folder half written", "publishes, without training",
+        says=PUBLISHED,
+    ),
+    _kill("evaluation-measured", "evaluation.measured", "samplers measured, nothing written", "starts over"),
+    _kill("evaluation-tables", "evaluation.tables", "tables written, report not", "starts over", quick=True),
+)  # fmt: skip
+
+ROWS: tuple[Row, ...] = STAGES
+
+
+def table() -> str:
+    """The rows as a Markdown table."""
+    lines = ["| killed or broken | when | what you see | what the next run does | test |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        mark = " (quick)" if row.quick else ""
+        lines.append(f"| {row.broken} | {row.when} | {row.seen} | {row.then} | `{row.id}`{mark} |")
+    return "\n".join(lines)
+
+
+def document(text: str) -> str:
+    """`text` with the table between its two marks written anew."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(DOCUMENT.read_text()))

@@ -1,0 +1,47 @@
+"""Every stage is killed at its named points; the rerun gives the same student, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.nursery import Nursery
+from tests.chaos.project import STAGES, leftovers, result
+from tests.chaos.rows import STAGES as ROWS
+from tests.chaos.rows import Kill
+
+TIMINGS = {"ms_per_image"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_killed_stage(row: Kill, made: Path, before: Callable[[str], Path], nursery: Nursery) -> None:
+    root = before(row.stage)
+    killed = nursery.run(root, [row.stage], kill=row.point)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout
+    assert (root.parent / "mark").read_text().startswith(row.point.partition(":")[0])
+
+    rest = STAGES[STAGES.index(row.stage) : STAGES.index("student") + 1] or (row.stage,)
+    again = nursery.run(root, rest, kill=row.point)
+    assert again.returncode == 0, again.stdout
+    assert re.search(row.says, again.stdout, re.M), again.stdout
+    assert result(root) == result(made)
+    if row.stage == "evaluation":
+        assert figures(root) == figures(made)
+    assert leftovers(root) == []
+
+
+def figures(root: Path) -> Any:
+    """metrics.json without what depends on the machine's load."""
+
+    def plain(tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        return {key: plain(value) for key, value in tree.items() if key not in TIMINGS}
+
+    return plain(json.loads((root / "data/evaluation/metrics.json").read_text()))
