@@ -10,15 +10,21 @@ import pandas as pd
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.console import say
-from tasks.tracking import read_metrics
+from flows.workspace import Workspace
+from tasks.params import Params
+from tasks.tracking import logged_report, read_metrics
 
 RESULTS = Path("data/evaluation")
 LARGEST_IMAGE = 1_000_000  # bytes; artifacts live in Prefect's database
 
 
-def publish(root: Path) -> None:
-    """Attach the table of figures, a sample grid and a link to the report to the present run."""
-    results = root / RESULTS
+def publish(work: Workspace, params: Params, run_id: str) -> str:
+    """Attach the table of figures, a sample grid and a link to the report to the present run.
+
+    Returns the report's place. `run_id` is the MLflow run's, which keeps a copy of the report: the one in a worktree
+    goes with it.
+    """
+    results = work.root / RESULTS
     table = pd.read_csv(results / "table.csv")
     rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
     create_table_artifact(rows, key="samplers", description="Quality and speed of each sampler")
@@ -26,17 +32,20 @@ def publish(root: Path) -> None:
     for grid in grids[:1]:
         picture = base64.b64encode(grid.read_bytes()).decode()
         create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=grid.stem)
-    report = (results / "report.html").resolve()
-    create_markdown_artifact(f"[Report]({report.as_uri()})\n\n`{report}`", key="report")
+    own = (results / "report.html").resolve()
+    report = logged_report(work.root, params, run_id) if work.apart else str(own)
+    link = Path(report).as_uri() if report.startswith("/") else report
+    create_markdown_artifact(f"[Report]({link})\n\n`{report}`", key="report")
+    return report
 
 
-def summary(root: Path, model: dict[str, Any], verdict: str) -> dict[str, Any]:
+def summary(root: Path, report: str, model: dict[str, Any], verdict: str) -> dict[str, Any]:
     """The flow's result, JSON-ready."""
     return {
         "model": model,
         "verdict": verdict,
         "root": str(root),
-        "report": str((root / RESULTS / "report.html").resolve()),
+        "report": report,
     }
 
 

@@ -1,10 +1,12 @@
 """The main flow: the stages in order, then register, then promote.
 
-`python -m flows.distill [key=value ...]`; overrides are written into params.yaml, as `dvc exp run -S` does.
+`python -m flows.distill [key=value ...]`; overrides are written into params.yaml, as `dvc exp run -S` does. A
+deployment gives a revision as well: the run then works in a git worktree and leaves a DVC experiment.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -22,46 +24,83 @@ if __name__ == "__main__":  # Prefect reads its settings when it is imported
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
 
-from flows import artifacts
+from flows import artifacts, experiments
 from flows.console import complain, say
 from flows.overrides import apply_overrides, as_list
+from flows.parameters import Method, Overrides, Revision
 from flows.stages import StageFailed, run_stage
+from flows.workspace import Workspace, uncommitted, workspace
 from models.errors import InputError
 from tasks.cli import INPUT_ERROR, INTERRUPTED, overrides_parser
+from tasks.external import local_paths
 from tasks.params import Params, load_params
 
 PARAMS = "params.yaml"
 
 
 @flow(name="distill", log_prints=False, validate_parameters=True)
-def distill(overrides: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
+def distill(overrides: Overrides = (), method: Method = None, revision: Revision = None) -> Any:  # type: ignore[assignment]
     """Distil the teacher of params.yaml and register the student; finished work is not done again.
 
-    `overrides`: ["student.steps=500"] or {"student": {"steps": 500}}. Returns the registered model, the
-    verdict on it and the report's path. Raises InputError for mistakes in the input.
+    `overrides`: ["student.steps=500"] or {"student": {"steps": 500}}; `method`: sigdeg or swd; `revision`: work in a
+    worktree at that commit, branch or tag, else in place. The result holds the registered model, the verdict on it
+    and the report's path. Raises InputError for mistakes in the input.
     """
-    root = Path.cwd()
-    environment.prepare(root)
-    params = configure(root, as_list(overrides or []))
+    project = Path.cwd()
+    environment.prepare(project)
+    with workspace(project, revision, run_id()) as work:
+        params = configure(work, overrides, method)
+        run_stages(work.root)
+        kept = keep(work)
+        model = register(work.root, params)
+        verdict = promote(work.root, params, model["version"])
+        report = artifacts.publish(work, params, model["run_id"])
+        summary = artifacts.summary(work.root, report, model, verdict)
+    return Completed(message=f"{verdict}{kept}", data=summary)
+
+
+def run_id() -> str:
+    """The present flow run's id."""
+    return str(runtime.flow_run.id or "")
+
+
+def configure(work: Workspace, overrides: Overrides = (), method: Method = None) -> Params:  # type: ignore[assignment]
+    """Write the overrides into the workspace's params.yaml, say what changed, and return the params."""
+    wanted = ([f"method.kind={method}"] if method else []) + as_list(overrides)
+    params, changes = apply_overrides(work.root / PARAMS, wanted)
+    logger = get_run_logger()
+    if changes:
+        say(f"params.yaml: {'; '.join(changes)}")
+        logger.info("params.yaml: %s", "; ".join(changes))
+    if work.apart:
+        logger.info("commit %s, in %s", work.commit, work.root)
+        if left_out := uncommitted(work.project):
+            logger.warning("not in this commit, so not in this run: changes of %s", ", ".join(left_out))
+        experiments.untracked_inputs(work, local_paths(params))
+    return params
+
+
+def run_stages(root: Path) -> None:
+    """Bring the results of all stages up to date."""
     run_stage(root, "dataset")
     run_stage(root, "teacher")
     run_stage(root, "trajectories")
     run_stage(root, "student")
     run_stage(root, "evaluation")
-    model = register(root, params)
-    verdict = promote(root, params, model["version"])
-    artifacts.publish(root)
-    return artifacts.summary(root, model, verdict)
 
 
-def configure(root: Path, overrides: list[str]) -> Params:
-    """Write the overrides into params.yaml, say what changed, and return the params."""
-    params, changes = apply_overrides(root / PARAMS, overrides)
-    if changes:
-        say(f"params.yaml: {'; '.join(changes)}")
-        get_run_logger().info("params.yaml: %s", "; ".join(changes))
-    return params
+@task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def keep(work: Workspace) -> str:
+    """Save a run at a revision as a DVC experiment and push its data; returns what to add to the run's message."""
+    if not work.apart:
+        return ""
+    name = experiments.experiment_name(str(runtime.flow_run.name), run_id())
+    experiments.save(work, name)
+    pushed = experiments.push(work)
+    get_run_logger().log(logging.WARNING if pushed.failed else logging.INFO, "experiment %s: %s", name, pushed.line)
+    return f"; experiment {name}: {pushed.line}"
 
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
@@ -70,7 +109,7 @@ def register(root: Path, params: Params) -> dict[str, Any]:
     from tasks.registration import register_student
     from tasks.tracking import track_run
 
-    run = track_run(root, params, prefect_run=str(runtime.flow_run.id or ""))
+    run = track_run(root, params, prefect_run=run_id())
     version = register_student(root, params, run.run_id)
     get_run_logger().info("MLflow run %s, %s version %s", run.run_id, version.name, version.number)
     return {"name": version.name, "version": version.number, "created": version.created, "run_id": run.run_id}
@@ -96,7 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         _leave_in_order()
         server = os.environ.get("PREFECT_API_URL")
         say(f"Prefect at {server.removesuffix('/api')}" if server else "starting Prefect (some seconds) ...")
-        artifacts.show(distill(arguments.overrides))
+        result: Any = distill(arguments.overrides)
+        artifacts.show(result)
     except InputError as error:
         complain(str(error))
         return INPUT_ERROR

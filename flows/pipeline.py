@@ -128,12 +128,18 @@ def _target(root: Path, name: str) -> str:
 
 def _explain(error: BaseException) -> int:
     """Print DVC's innermost reason unless the stage's program has said it; returns the exit status."""
+    why = reason(error)
+    if match := _EXITED.search(why):
+        return int(match.group(1))
+    print(f"dvc: {why}", file=sys.stderr)
+    return 1
+
+
+def reason(error: BaseException) -> str:
+    """DVC's innermost reason, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    if match := _EXITED.search(str(error)):
-        return int(match.group(1))
-    print(f"dvc: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
+    return " ".join(str(error).split())
 
 
 def _follow_parent(parent: int) -> None:

@@ -24,17 +24,21 @@ _LOCATIONS = (
 )
 
 
+def local_folder(root: Path) -> Path:
+    """mlruns/; that of the project where `root` is a worktree, which has a link to it."""
+    return (root / "mlruns").resolve()
+
+
 def local_uri(root: Path) -> str:
     """The address of the project's own database."""
-    return f"sqlite:///{root.resolve() / 'mlruns' / 'mlflow.db'}"
+    return f"sqlite:///{local_folder(root) / 'mlflow.db'}"
 
 
 def open_store(root: Path, params: Params) -> MlflowClient:
     """A client of the project's MLflow store, made on first use; also MLflow's default from now on."""
     uri = params.registration.tracking_uri
     if uri is None:
-        uri = local_uri(root)
-        folder = root.resolve() / "mlruns"
+        uri, folder = local_uri(root), local_folder(root)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"), calm():  # two first uses at once would both make the tables
             _follow_moved_folder(folder)
@@ -48,7 +52,7 @@ def upgrade_store(root: Path) -> None:
     """Make the project's own database, or bring its tables to this version of MLflow."""
     from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
 
-    folder = root.resolve() / "mlruns"
+    folder = local_folder(root)
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"), calm():
         if (folder / "mlflow.db").is_file():

@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from tasks import lineage
 from tasks.failpoints import reach
 from tasks.params import Params, params_dict
-from tasks.store import open_store
+from tasks.store import local_folder, open_store
 
 OWNER, FINGERPRINT = "fewstep.owner", "fewstep.fingerprint"
 FIGURES = ("*.html", "*.csv", "metrics.json")
@@ -85,6 +85,11 @@ def read_metrics(root: Path) -> dict[str, Any]:
     return dict(json.loads((root / "data/evaluation/metrics.json").read_text()))
 
 
+def logged_report(root: Path, params: Params, run_id: str) -> str:
+    """Where the run keeps its report: an absolute path, or the address on a tracking server."""
+    return f"{open_store(root, params).get_run(run_id).info.artifact_uri}/report.html".removeprefix("file://")
+
+
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested mappings with dotted names: {"a": {"b": 1}} -> ("a.b", 1)."""
     if isinstance(tree, dict) and tree:
@@ -112,7 +117,7 @@ def _experiment(client: MlflowClient, root: Path, params: Params) -> str:
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     local = params.registration.tracking_uri is None
-    location = str(root.resolve() / "mlruns/artifacts" / name) if local else None
+    location = str(local_folder(root) / "artifacts" / name) if local else None
     return str(client.create_experiment(name, artifact_location=location))
 
 

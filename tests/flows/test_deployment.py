@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.project import REPOSITORY, make_project, runs
+from flows.workspace import git
+from tests.flows.project import REPOSITORY, make_project
 
 pytestmark = pytest.mark.slow
 
@@ -70,15 +71,15 @@ def test_a_deployment_runs_to_its_end(tmp_path: Path) -> None:
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PYTHONPATH": "",
+        "PYTHONPATH": str(REPOSITORY),  # stages run in worktrees, which lack the links above
         "PWD": str(root),  # prefect.yaml takes the project folder from the shell
     }
 
-    def prefect(*arguments: str, timeout: float = 120) -> str:
+    def prefect(*arguments: str, timeout: float = 120, status: int = 0) -> str:
         command = [str(BIN / "prefect"), "--no-prompt", *arguments]
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=timeout)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     with background(root, env, "server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)):
         wait_until_up(f"http://127.0.0.1:{port}/api/health")
@@ -94,6 +95,17 @@ def test_a_deployment_runs_to_its_end(tmp_path: Path) -> None:
                 "--watch",
                 timeout=240,
             )
+        for wrong, reason in (
+            ('overrides=["studnt.steps=1"]', "does not match"),
+            ('overrides={"student": {"steps": -1}}', "less than the minimum of 0"),
+            ("method=none", "is not one of"),
+            ("steps=1", "not found"),
+        ):
+            refused = prefect("deployment", "run", "distill/sigdeg", "-p", wrong, status=1)
+            assert reason in " ".join(refused.split()), refused
     assert "Completed" in told, told + (root / "worker.log").read_text()
-    assert runs(root) == dict.fromkeys(runs(root), 1)
-    assert "steps: 250" in (root / "params.yaml").read_text()
+    assert "steps: 250" not in (root / "params.yaml").read_text() and not (root / "data").exists()
+    saved = git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    (name,) = (ref for ref in saved if "/exec/" not in ref)
+    assert "steps: 250" in git(root, "show", f"{name}:params.yaml")
+    assert git(root, "worktree", "list").count("\n") == 0

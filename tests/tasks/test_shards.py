@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -250,11 +251,12 @@ def test_lock_names_its_holder(tmp_path: Path) -> None:
         assert ready.wait(60)
         with (
             pytest.raises(InputError, match=f"key: in use by process {process.pid}"),
-            scratch_lock(tmp_path / "key"),
+            scratch_lock(tmp_path / "key", wait_seconds=0),
         ):
             raise AssertionError("two holders")
+        threading.Timer(0.5, release.set).start()
+        with scratch_lock(tmp_path / "key"):  # waits for the holder to end
+            assert release.is_set()
     finally:
         release.set()
         process.join(30)
-    with scratch_lock(tmp_path / "key"):
-        pass
