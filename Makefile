@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down status doctor test test-slow chaos check bench repro ui lock clean distclean
+.PHONY: help run up down status doctor test test-slow chaos check bench repro rollback ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -77,6 +77,9 @@ bench: $(STAMP) ## throughput of trajectory generation against bare forward pass
 
 repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
 	@$(BIN)/python -m tasks.environment dvc repro $(ARGS)
+
+rollback: $(STAMP) ## make the previous champion of the registry champion again
+	@$(BIN)/python -m flows.rollback $(ARGS)
 
 ui: $(STAMP) ## MLflow's pages on http://127.0.0.1:5000
 	@$(BIN)/python -m tasks.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"

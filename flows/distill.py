@@ -120,9 +120,9 @@ def promote(root: Path, params: Params, version: str) -> str:
     """Make the version the champion if it is the best on the same evaluation set; returns why or why not."""
     if not params.registration.promote:
         return "not promoted: registration.promote is false"
-    from tasks import registration
+    from tasks import promotion
 
-    decision = registration.promote(root, params, version)
+    decision = promotion.promote(root, params, version)
     get_run_logger().info("%s", decision.reason)
     return decision.reason
 

@@ -22,7 +22,7 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
 
     Raises InputError if a stage's results are missing or not those of the present code, params and inputs.
     """
-    from tasks import registration, tracking
+    from tasks import promotion, registration, tracking
 
     if stale := pipeline.outdated_stages(root):
         raise InputError(
@@ -33,7 +33,7 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
     state = "registered" if version.created else "registered before"
     line = f"{version.name} version {version.number} ({state})"
     if params.registration.promote or force:
-        line += f"; {registration.promote(root, params, version.number, force).reason}"
+        line += f"; {promotion.promote(root, params, version.number, force).reason}"
     return line
 
 

@@ -1,10 +1,11 @@
-"""MLflow's model registry: versions of the student, and which of them is the champion."""
+"""MLflow's model registry: versions of the student, registered, fetched and tried."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -22,12 +23,15 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from models.errors import InputError
 from tasks import lineage
 from tasks.atomic import sha256_file
+from tasks.failpoints import reach
 from tasks.params import Params
 from tasks.store import calm, open_store
 from tasks.tracking import read_metrics
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 CONTENT, SCORES, SET = "student.sha256", "evaluation.scores", "evaluation.set"
+STUDENT = Path("artifacts/student")  # inside a logged model
+TRIAL_IMAGES = 4
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 REQUIREMENTS = ("mlflow", "diffusers", "torch", "safetensors", "accelerate", "numpy", "pandas")
 
@@ -50,14 +54,6 @@ class Score:
     high: float | None = None
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether a version is champion now, and why, in one line."""
-
-    champion: bool
-    reason: str
-
-
 def register_student(root: Path, params: Params, run_id: str) -> Version:
     """Register data/student as a version of `registration.name` and give it the alias `challenger`.
 
@@ -69,30 +65,12 @@ def register_student(root: Path, params: Params, run_id: str) -> Version:
     number = _find_version(client, name, content)
     created = number is None
     if number is None:
-        number = _create_version(client, name, run_id, _log_model(folder, run_id))
-        client.set_model_version_tag(name, number, CONTENT, content)
+        number = _create_version(client, name, run_id, _log_model(folder, run_id), content)
+    reach("registration.created")
     for key, value in _origin_tags(root, params, run_id).items():
         client.set_model_version_tag(name, number, key, value)
     client.set_registered_model_alias(name, CHALLENGER, number)
     return Version(name, number, created)
-
-
-def promote(root: Path, params: Params, number: str, force: bool = False) -> Decision:
-    """Make version `number` the champion if there is none, if it is better, or by `force`."""
-    client = open_store(root, params)
-    name = params.registration.name
-    present = aliased_version(client, name, CHAMPION)
-    if present == number:
-        return Decision(True, f"version {number} is the champion already")
-    if present is None:
-        decision = Decision(True, f"version {number} is the first champion")
-    elif force:
-        decision = Decision(True, f"version {number} replaces version {present} as asked")
-    else:
-        decision = _judge(client, name, number, present)
-    if decision.champion:
-        client.set_registered_model_alias(name, CHAMPION, number)
-    return decision
 
 
 def aliased_version(client: MlflowClient, name: str, alias: str) -> str | None:
@@ -105,27 +83,54 @@ def aliased_version(client: MlflowClient, name: str, alias: str) -> str | None:
         raise
 
 
-def compare(new: Mapping[int, Score], old: Mapping[int, Score]) -> Decision:
-    """Is `new` better than `old`? Both map numbers of steps to scores on the same evaluation set.
+def fetch_version(client: MlflowClient, name: str, number: str, folder: Path) -> Path:
+    """Copy a version's model into `folder` and return it, checked against the hash of its registration.
 
-    The lower KID at the smallest common number of steps wins. If the intervals overlap there, the difference
-    may be chance, so the mean KID over all common numbers has to be lower too.
+    Raises InputError if the registry lacks files of it or has damaged ones.
     """
-    common = sorted(new.keys() & old.keys())
-    if not common:
-        return Decision(False, "no number of steps in common with the champion")
-    nfe = common[0]
-    a, b = new[nfe], old[nfe]
-    figures = f"KID {a.kid:.5f} against {b.kid:.5f} at {nfe} steps"
-    if not a.kid < b.kid:
-        return Decision(False, f"not better: {figures}")
-    if a.high is None or b.low is None or a.high < b.low:
-        return Decision(True, f"better: {figures}")
-    if sum(new[n].kid for n in common) < sum(old[n].kid for n in common):
-        return Decision(True, f"better: {figures} (intervals overlap), and in the mean over {common} steps")
-    return Decision(
-        False, f"not clearly better: {figures}, intervals overlap, and worse in the mean over {common} steps"
-    )
+    wanted = client.get_model_version(name, number).tags.get(CONTENT)
+    try:  # a copy, since loading from the registry writes into its folder
+        model = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{number}", dst_path=str(folder)))
+        found = folder_hash(model / STUDENT)
+    except (MlflowException, OSError, InputError) as error:
+        raise InputError(f"{name} version {number} cannot be read from the registry ({_first_line(error)})") from error
+    if wanted is not None and found != wanted:
+        raise InputError(f"{name} version {number}: files in the registry are not those that were registered")
+    return model
+
+
+def try_version(client: MlflowClient, name: str, number: str, otherwise: str) -> None:
+    """Load a version from the registry and let it make images; InputError, which ends with `otherwise`, if it cannot.
+
+    The images have to be finite and none may be of one value.
+    """
+    asked = {"num_images": TRIAL_IMAGES, "seed": 0}
+    with tempfile.TemporaryDirectory() as folder, calm():
+        try:
+            model = mlflow.pyfunc.load_model(str(fetch_version(client, name, number, Path(folder))))
+            images = np.asarray(model.predict(pd.DataFrame({"request": ["trial"]}), params=asked))
+        except InputError as error:
+            raise InputError(f"{error}: {otherwise}") from error
+        except Exception as error:  # whatever a student's own code may raise
+            raise InputError(
+                f"{name} version {number} cannot be sampled ({_first_line(error)}): {otherwise}"
+            ) from error
+    if wrong := _what_is_wrong(images):
+        raise InputError(f"{name} version {number} makes images that {wrong}: {otherwise}")
+
+
+def _what_is_wrong(images: np.ndarray) -> str:
+    if images.ndim != 4 or len(images) != TRIAL_IMAGES or images.shape[-1] not in (1, 3):
+        return f"have the shape {images.shape}, expected ({TRIAL_IMAGES}, height, width, 1 or 3)"
+    if not np.isfinite(images).all():
+        return "hold NaN or infinite values"
+    if min(float(image.std()) for image in images) < 1e-4:
+        return "are of one value"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def student_scores(metrics: Mapping[str, Any]) -> dict[int, Score]:
@@ -155,13 +160,15 @@ def _find_version(client: MlflowClient, name: str, content: str) -> str | None:
     return max((str(item.version) for item in found), key=int, default=None)
 
 
-def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str) -> str:
+def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str, content: str) -> str:
     try:
         client.create_registered_model(name, description="A few-step student of a diffusion model.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return str(client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version)
+    reach("registration.logged")
+    source, tags = f"models:/{model_id}", {CONTENT: content}
+    return str(client.create_model_version(name, source, run_id=run_id, model_id=model_id, tags=tags).version)
 
 
 def _log_model(folder: Path, run_id: str) -> str:
@@ -170,7 +177,7 @@ def _log_model(folder: Path, run_id: str) -> str:
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"student": str(folder)},
+            artifacts={STUDENT.name: str(folder)},
             signature=_signature(),
             input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
             pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
@@ -197,22 +204,3 @@ def _origin_tags(root: Path, params: Params, run_id: str) -> dict[str, str]:
         SET: lineage.evaluation_set(params, hashes),
         SCORES: json.dumps(scores),
     }
-
-
-def _judge(client: MlflowClient, name: str, number: str, present: str) -> Decision:
-    new, old = (client.get_model_version(name, item).tags for item in (number, present))
-    if new.get(SET) != old.get(SET):
-        return Decision(
-            False,
-            f"version {present} stays champion: it was measured on another evaluation set; "
-            "`python -m flows.register --force` promotes all the same",
-        )
-    decision = compare(_scores(new), _scores(old))
-    verdict = (
-        f"version {number} replaces version {present}" if decision.champion else f"version {present} stays champion"
-    )
-    return Decision(decision.champion, f"{verdict}: {decision.reason}")
-
-
-def _scores(tags: Mapping[str, str]) -> dict[int, Score]:
-    return {int(nfe): Score(**fields) for nfe, fields in json.loads(tags.get(SCORES, "{}")).items()}

@@ -14,6 +14,8 @@ from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
 
 from tasks.params import Params
 
+Client = MlflowClient  # for modules that use the store without knowing MLflow
+
 # Columns in which MLflow keeps absolute paths.
 _LOCATIONS = (
     ("experiments", "artifact_location"),

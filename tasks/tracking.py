@@ -73,7 +73,7 @@ def reap(client: MlflowClient, experiment: str) -> list[str]:
     stale = [
         run.info.run_id
         for run in client.search_runs([experiment], "attributes.status = 'RUNNING'")
-        if _ended(run.data.tags.get(OWNER, ""))
+        if ended(run.data.tags.get(OWNER, ""))
     ]
     for run_id in stale:
         client.set_terminated(run_id, status="FAILED")
@@ -102,7 +102,7 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 @contextmanager
 def _run(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Iterator[str]:
     run = client.create_run(
-        experiment, tags=tags | {OWNER: _owner()}, run_name=f"distill-{time.strftime('%Y%m%d-%H%M%S')}"
+        experiment, tags=tags | {OWNER: owner()}, run_name=f"distill-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     status = "FAILED"
     try:
@@ -179,12 +179,14 @@ def _log_figures(client: MlflowClient, run_id: str, root: Path) -> None:
             client.log_artifacts(run_id, str(results / name), name)
 
 
-def _owner() -> str:
+def owner() -> str:
+    """This process, told from every other one: host, id and start time."""
     return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
 
 
-def _ended(owner: str) -> bool:
-    host, _, rest = owner.partition("|")
+def ended(identity: str) -> bool:
+    """Whether the process of that :func:`owner`, on this machine, is gone."""
+    host, _, rest = identity.partition("|")
     pid, _, started = rest.partition("|")
     if host != socket.gethostname() or not pid.isdigit():
         return False  # another machine's run: not ours to judge

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from tasks import registration, store, tracking
+from tasks import promotion, registration, store, tracking
 from tasks.params import Params, load_params
-from tasks.registration import Score, Version, compare
+from tasks.registration import Version
 from tests.tasks.results import write_kid, write_lock, write_results
 
 NAME = "fewstep-mnist16"
@@ -33,20 +33,13 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     params = load_params(root / "params.yaml")
     run = tracking.track_run(root, params)
     assert registration.register_student(root, params, run.run_id) == Version(NAME, "1", created=True)
-    assert registration.promote(root, params, "1").champion
+    assert promotion.promote(root, params, "1").champion
     return root, params
 
 
 @pytest.fixture
 def copy(registered: tuple[Path, Params], tmp_path: Path) -> tuple[Path, Params]:
     return shutil.copytree(registered[0], tmp_path / "copy"), registered[1]
-
-
-def second_student(root: Path, params: Params, kid: float, dataset: str = "d") -> registration.Decision:
-    write_results(root, kid, seed=1, dataset=dataset)
-    version = registration.register_student(root, params, tracking.track_run(root, params).run_id)
-    assert version == Version(NAME, "2", created=True)
-    return registration.promote(root, params, "2")
 
 
 def aliases(root: Path, params: Params) -> dict[str, str | None]:
@@ -64,43 +57,6 @@ def test_the_same_student_is_the_same_version(copy: tuple[Path, Params]) -> None
     tags = store.open_store(root, params).get_model_version(NAME, "1").tags
     assert json.loads(tags[registration.SCORES])["10"]["kid"] == 0.02
     assert aliases(root, params) == {"challenger": "1", "champion": "1"}
-
-
-def test_a_better_student_becomes_champion(copy: tuple[Path, Params]) -> None:
-    decision = second_student(*copy, kid=0.005)
-    assert decision.champion and "0.00500 against 0.01000 at 5 steps" in decision.reason
-    assert aliases(*copy) == {"challenger": "2", "champion": "2"}
-
-
-def test_a_worse_student_stays_challenger_unless_forced(copy: tuple[Path, Params]) -> None:
-    decision = second_student(*copy, kid=0.05)
-    assert not decision.champion and decision.reason.startswith("version 1 stays champion: not better")
-    assert aliases(*copy) == {"challenger": "2", "champion": "1"}
-    assert registration.promote(*copy, "2", force=True).champion
-    assert aliases(*copy)["champion"] == "2"
-
-
-def test_figures_on_another_evaluation_set_do_not_count(copy: tuple[Path, Params]) -> None:
-    decision = second_student(*copy, kid=0.001, dataset="other")
-    assert not decision.champion and "another evaluation set" in decision.reason
-
-
-@pytest.mark.parametrize(
-    ("new", "old", "better"),
-    [
-        ({5: Score(0.1)}, {5: Score(0.2)}, True),
-        ({5: Score(0.2)}, {5: Score(0.2)}, False),
-        ({10: Score(0.1)}, {5: Score(0.2)}, False),
-        ({5: Score(0.3), 10: Score(0.1)}, {5: Score(0.2), 10: Score(0.9)}, False),
-        ({5: Score(0.2), 10: Score(0.1)}, {10: Score(0.2), 20: Score(0.1)}, True),
-        ({5: Score(0.10, 0.05, 0.15)}, {5: Score(0.20, 0.16, 0.3)}, True),
-        ({5: Score(0.10, 0.0, 0.2), 10: Score(0.3)}, {5: Score(0.11, 0.0, 0.2), 10: Score(0.1)}, False),
-        ({5: Score(0.10, 0.0, 0.2), 10: Score(0.1)}, {5: Score(0.11, 0.0, 0.2), 10: Score(0.1)}, True),
-        ({5: Score(float("nan"))}, {5: Score(0.2)}, False),
-    ],
-)
-def test_what_counts_as_better(new: dict[int, Score], old: dict[int, Score], better: bool) -> None:
-    assert compare(new, old).champion is better
 
 
 def test_a_missing_alias_or_model_is_none(registered: tuple[Path, Params]) -> None:

@@ -98,7 +98,7 @@ def test_runs_of_dead_processes_are_ended(tracked: tuple[Path, Params, tracking.
     root = shutil.copytree(tracked[0], tmp_path / "copy")
     client = store.open_store(root, tracked[1])
     experiment = client.create_experiment("reaping")
-    host, pid, started = tracking._owner().split("|")
+    host, pid, started = tracking.owner().split("|")
     owners = {
         "alive": f"{host}|{pid}|{started}",
         "reused": f"{host}|{pid}|1.00",

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows import rollback
+from tasks import promotion, registration, tracking
+from tasks.params import load_params
+from tests.tasks.results import write_results
+
+
+def test_the_command_says_which_or_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "project"
+    for number, kid in (("1", 0.01), ("2", 0.005)):
+        write_results(root, kid, seed=int(number))
+        params = load_params(root / "params.yaml")
+        registration.register_student(root, params, tracking.track_run(root, params).run_id)
+        assert promotion.promote(root, params, number).champion
+    monkeypatch.chdir(root)
+    assert rollback.main([]) == 0
+    assert capsys.readouterr().out == "fewstep-mnist16: version 1 is champion again, in place of version 2\n"
+    assert rollback.main([]) == 2
+    refusal = capsys.readouterr().err
+    assert refusal == "error: fewstep-mnist16 version 1 has no earlier champion: nothing to roll back to\n"
+    assert rollback.main(["registration.name=other"]) == 2
+    assert "other has no champion" in capsys.readouterr().err
