@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 from models.errors import InputError
 from tasks import environment
 from tasks.atomic import atomic_write_text
+from tasks.orphans import end_with_parent
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -142,13 +142,6 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _follow_parent(parent: int) -> None:
-    """End this process's group, the stage included, once the parent has gone (killed, so it could not)."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.killpg(0, signal.SIGTERM)
-
-
 def main(argv: list[str]) -> int:
     """Reproduce the stage named by the argument; with `--with-parent` end when the caller has died."""
     environment.prepare(Path.cwd())
@@ -157,7 +150,7 @@ def main(argv: list[str]) -> int:
         print(f"usage: python -m flows.pipeline {{{'|'.join(STAGES)}}} [{WITH_PARENT}]", file=sys.stderr)
         return 2
     if WITH_PARENT in argv:
-        threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+        end_with_parent(lambda: os.killpg(0, signal.SIGTERM))  # the group: the stage included
     try:
         return reproduce(Path.cwd(), names[0])
     except InputError as error:

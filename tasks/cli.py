@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,17 +13,24 @@ from pathlib import Path
 from typing import NoReturn
 
 from models.errors import InputError
+from tasks.locks import scratch_lock
+from tasks.orphans import end_with_parent
 from tasks.params import Params, load_params
+from tasks.troubles import trouble
 
-INPUT_ERROR, INTERRUPTED = 2, 130
+TROUBLE, INPUT_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None = None) -> None:
     """Run one stage in the current folder with params.yaml and the overrides in `argv` (or sys.argv[1:]).
 
-    Returns on success. Raises SystemExit(2) after one line `error: ...` on stderr for an InputError and
-    SystemExit(130) on Ctrl-C; any other exception passes through (traceback, status 1).
+    Returns on success. Raises SystemExit(2) after one line `error: ...` on stderr for an InputError, SystemExit(1)
+    after such a line for a full disk and the like, and SystemExit(130) on Ctrl-C; any other exception passes through
+    (traceback, status 1). A stage that DVC has started ends when DVC is killed; one that another process is making in
+    this folder is waited for.
     """
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
     set_up_logging()
     module = inspect.getmodule(run)
     spec = getattr(module, "__spec__", None)
@@ -30,12 +38,14 @@ def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None =
     about = (inspect.getdoc(module) or "").split("\n")[0]
     with user_errors():
         arguments = overrides_parser(f"python -m {name}", about).parse_args(argv)
-        run(load_params(arguments.params, arguments.overrides), Path.cwd())
+        params, root = load_params(arguments.params, arguments.overrides), Path.cwd()
+        with scratch_lock(root / ".fewstep" / "stages" / name.rpartition(".")[2]):
+            run(params, root)
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn InputError and KeyboardInterrupt into one line on stderr and the exit statuses 2 and 130."""
+    """Turn InputError, a trouble of the machine and Ctrl-C into one line on stderr and the exit statuses 2, 1, 130."""
     try:
         yield
     except InputError as error:
@@ -44,6 +54,11 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        if (line := trouble(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(TROUBLE) from None
 
 
 def overrides_parser(prog: str, about: str) -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,7 @@ def run(params: Params, root: Path) -> None:
     with atomic_dir(root / "data" / "dataset") as folder:
         everything = folder / "everything.npy"
         shape = (source.channels, settings.size, settings.size)
-        images = np.lib.format.open_memmap(everything, mode="w+", dtype=np.uint8, shape=(len(source.names), *shape))
+        images = _create(everything, (len(source.names), *shape))
         outcome = _convert(source, images, _excluded(settings, source.channels, root))
         _check_counts(settings, source, outcome)
         reach("dataset.read")
@@ -161,8 +162,17 @@ def _digest(image: np.ndarray) -> bytes:
     return hashlib.sha256(image.tobytes()).digest()
 
 
+def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A memory-mapped uint8 file whose disk space is there: writing to a map on a full disk kills the process."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def _write_rows(path: Path, images: np.ndarray, rows: np.ndarray) -> None:
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(rows), *images.shape[1:]))
+    out = _create(path, (len(rows), *images.shape[1:]))
     for start in range(0, len(rows), COPIED_ROWS):
         out[start : start + COPIED_ROWS] = images[rows[start : start + COPIED_ROWS]]
     out.flush()

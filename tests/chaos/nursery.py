@@ -30,9 +30,11 @@ class Nursery:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdin=pipe, stdout=pipe, text=True)
 
-    def run(self, root: Path, stages: Sequence[str], kill: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, root: Path, stages: Sequence[str], kill: str = "", output: Path | None = None, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run stages in turn in the project; returncode as of subprocess, stdout holds stderr too."""
-        output = root.with_name("output")
+        output = output or root.with_name("output")
         order = {
             "root": str(root), "env": environ(root, kill, more=more), "stages": list(stages), "output": str(output),
         }  # fmt: skip

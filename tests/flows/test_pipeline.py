@@ -26,6 +26,8 @@ PLUMBING = {
     "tasks.failpoints",
     "tasks.fields",
     "tasks.locks",
+    "tasks.orphans",
+    "tasks.troubles",
     "tasks.paramfile",
     "tasks.params",
     "tasks.progress",

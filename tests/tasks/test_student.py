@@ -285,7 +285,7 @@ def test_two_workers_train_as_one(root: Path, tmp_path: Path) -> None:
     together(root, tmp_path / "q", 2)
     names = {path.name for path in (tmp_path / "q").iterdir()}
     assert names == {"data", ".fewstep", "params.yaml", "stage.py"}
-    assert {path.name for path in (tmp_path / "q" / ".fewstep").iterdir()} == {"ray", "scratch"}
+    assert {path.name for path in (tmp_path / "q" / ".fewstep").iterdir()} == {"ray", "scratch", "stages"}
 
 
 @pytest.mark.slow
