@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.failpoints import reach
+
+logger = logging.getLogger(__name__)
 
 
 def sha256_file(path: Path) -> str:
@@ -60,6 +63,20 @@ def atomic_write_text(path: Path, content: str) -> None:
 def atomic_write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON; NaN and infinity are refused with ValueError, as JSON has neither."""
     atomic_write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """What `atomic_write_json` wrote; None if there is no such file. A damaged one is named in a warning and removed,
+    so that it is made again.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        logger.warning("%s is damaged and will be made again", path)
+        path.unlink()
+        return None
 
 
 @contextmanager

@@ -8,7 +8,9 @@ continues exactly.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +24,7 @@ from models.loop import LoopConfig, TrainState
 from models.pipelines import save_student
 from models.students import export_pipeline
 from models.teacher import Teacher
-from tasks.atomic import atomic_dir, atomic_write_json
+from tasks.atomic import atomic_dir, atomic_write_json, read_json
 from tasks.cli import stage_main
 from tasks.dataset import load_manifest
 from tasks.failpoints import reach
@@ -35,6 +37,7 @@ from tasks.teacher import load_teacher
 from tasks.training import Training, pick_device, scratch_for
 from tasks.trajectories import open_trajectories
 
+logger = logging.getLogger(__name__)
 RESULT, FACTS = "result.json", "facts.json"
 UNSEEN = {"workers", "batch_size", "shard_size", "compile"}
 
@@ -46,11 +49,14 @@ def run(params: Params, root: Path) -> None:
     _check_cache(params, shards, teacher)
     scratch = _scratch(params, root, shards)
     with scratch_lock(scratch):
-        if not (scratch / FACTS).is_file():
+        if read_json(scratch / FACTS) is None:
             source = Source(params, teacher.to(pick_device()), shards)
             atomic_write_json(scratch / FACTS, RECIPES[params.method.kind].measure(source, root))
         reach("student.measured")
-        if not (scratch / RESULT).is_file():
+        if read_json(scratch / RESULT) is None:
+            _fit(params, root, scratch)
+        if not _kept(scratch):
+            _start_over(scratch)
             _fit(params, root, scratch)
         reach("student.trained")
         facts = json.loads((scratch / FACTS).read_text())
@@ -76,6 +82,22 @@ def _check_cache(params: Params, shards: ShardSet, teacher: Teacher) -> None:
             raise InputError(
                 f"data/trajectories was made with {key} = {there.get(key)}, trajectories.{key} is {wanted}; {again}"
             )
+
+
+def _kept(scratch: Path) -> bool:
+    """Whether the best weights, which no checkpoint brings back, are sound."""
+    try:
+        Selection.best_weights(scratch, json.loads((scratch / RESULT).read_text())["best_step"])
+    except InputError as error:
+        logger.warning("the best weights are damaged, training starts over: %s", error)
+        return False
+    return True
+
+
+def _start_over(scratch: Path) -> None:
+    (scratch / RESULT).unlink()
+    for folder in (*scratch.glob("step-*"), scratch / "best"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fit(params: Params, root: Path, scratch: Path) -> None:

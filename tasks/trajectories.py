@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from models.errors import InputError
 from models.paths import PathSpec, movement, teacher_paths
 from models.signature import bases
 from models.teacher import Teacher
-from tasks.atomic import atomic_write_json
+from tasks.atomic import atomic_write_json, read_json
 from tasks.cli import stage_main
 from tasks.failpoints import reach
 from tasks.locks import scratch_lock
@@ -82,10 +81,11 @@ def path_spec(spec: Trajectories, teacher: Teacher, points: Sequence[int] | None
 def grid_points(spec: Trajectories, teacher: Teacher, scratch: Path) -> list[int]:
     """The coarse grid of this cache, kept in its scratch folder so that a rerun on another device keeps it."""
     kept = scratch / "grid.json"
-    if not kept.is_file():
-        scratch.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(kept, path_spec(spec, teacher).grid.tolist())
-    return [int(point) for point in json.loads(kept.read_text())]
+    points = read_json(kept)
+    if points is None:
+        points = path_spec(spec, teacher).grid.tolist()
+        atomic_write_json(kept, points)
+    return [int(point) for point in points]
 
 
 def cached_spec(params: Trajectories, teacher: Teacher, shards: ShardSet) -> PathSpec:

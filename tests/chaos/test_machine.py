@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -61,3 +62,72 @@ def test_read_only_project(nursery: Nursery, made: Path, before: Before, tmp_pat
         assert failed.returncode == 1, failed.stdout
         assert "the file system is read-only: make it writable and run again" in one_error(failed.stdout)
     finish(nursery, root, made, "student")
+
+
+def test_damaged_shard(nursery: Nursery, made: Path, before: Before) -> None:
+    root = before("trajectories")
+    assert nursery.run(root, ["trajectories"], kill="trajectories.shard:3").returncode == -9
+    first = min((root / ".fewstep/scratch/trajectories").glob("*/train/*/Y.npy"))
+    with first.open("r+b") as file:
+        file.truncate(200)
+    output = finish(nursery, root, made, "trajectories", "student", says="; 24 are new")
+    assert re.search(r"damaged shard will be made again: .*/Y\.npy: 200 bytes, expected", output)
+
+
+def test_damaged_trajectories(nursery: Nursery, made: Path, before: Before) -> None:
+    root = before("student")
+    with (root / "data/trajectories/train/00001/xi.npy").open("r+b") as file:
+        file.truncate(100)
+    failed = nursery.run(root, ["student"])
+    assert failed.returncode == 2 and "xi.npy: 100 bytes, expected" in one_error(failed.stdout)
+    finish(nursery, root, made, "trajectories", "student")
+
+
+def test_damaged_checkpoint(nursery: Nursery, made: Path, before: Before) -> None:
+    root = before("student")
+    assert nursery.run(root, ["student"], kill="training.step:5").returncode == -9
+    flip(max((root / ".fewstep/scratch/student").glob("*/step-*")) / "tensors.safetensors")
+    output = finish(nursery, root, made, "student", says="resumed at step 2 of 6")
+    assert re.search(r"skipped a damaged checkpoint: .*step-00000004/tensors.safetensors: its checksum differs", output)
+
+
+def test_damaged_best_weights(nursery: Nursery, made: Path, before: Before) -> None:
+    root = before("student")
+    assert nursery.run(root, ["student"], kill="student.trained").returncode == -9
+    flip(max((root / ".fewstep/scratch/student").glob("*/best/step-*")) / "tensors.safetensors")
+    output = finish(nursery, root, made, "student", says="training starts over: .*its checksum differs")
+    assert "resumed" not in output
+
+
+def test_damaged_notes(nursery: Nursery, made: Path, before: Before) -> None:
+    root = before("trajectories")
+    assert nursery.run(root, ["trajectories", "student"], kill="student.trained").returncode == -9
+    scratch = root / ".fewstep/scratch"
+    notes = [*scratch.glob("trajectories/*/grid.json"), *scratch.glob("student/*/facts.json")]
+    notes += scratch.glob("student/*/result.json")
+    for path in notes:
+        path.write_text('{"half')
+    output = finish(nursery, root, made, "trajectories", "student", says="resumed at step 6 of 6")
+    assert len(notes) == 3 and output.count("is damaged and will be made again") == 3
+
+
+def test_damaged_weights(nursery: Nursery, made: Path, before: Before) -> None:
+    root = before("evaluation")
+    for folder, stage in (("student", "evaluation"), ("teacher", "trajectories")):
+        path = root / "data" / folder / "unet/diffusion_pytorch_model.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        failed = nursery.run(root, [stage])
+        assert failed.returncode == 2 and str(path.parent.parent) in one_error(failed.stdout)
+        path.write_bytes(whole)
+    finish(nursery, root, made, "evaluation")
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file; size and time stay."""
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
