@@ -120,7 +120,41 @@ STAGES = (
     _kill("evaluation-tables", "evaluation.tables", "tables written, report not", "starts over", quick=True),
 )  # fmt: skip
 
-ROWS: tuple[Row, ...] = STAGES
+AGAIN = "one line with the reason, exit status 1; `make run` tries it once more"
+REFUSED = "one line that names the file, exit status 2"
+
+MACHINE = (
+    Row("full-disk-dataset", "disk full", "the dataset is written", AGAIN, "starts over"),
+    Row("full-disk-trajectories", "disk full", "shards are written", AGAIN, "keeps the whole shards"),
+    Row("full-disk-checkpoint", "disk full", "checkpoints are written", AGAIN, "goes on from the last one", True),
+    Row("read-only-project", "project folder read-only", "a stage begins", AGAIN, "works once it can be written"),
+    Row(
+        "damaged-shard", "an unpublished shard truncated", "after a kill of the trajectories stage",
+        "a warning that names the file", "makes that shard again", True,
+    ),
+    Row(
+        "damaged-trajectories", "a published shard truncated", "before the student stage", REFUSED,
+        "`python -m tasks.trajectories` publishes it again from the scratch folder, or anew",
+    ),
+    Row(
+        "damaged-checkpoint", "one bit of the last checkpoint", "after a kill of the student stage",
+        "a warning that names the checkpoint", "goes on from the one before it", True,
+    ),
+    Row(
+        "damaged-best-weights", "one bit of the best weights", "training over, nothing published",
+        "a warning that names the file", "trains anew",
+    ),
+    Row(
+        "damaged-notes", "grid, facts and result in scratch folders", "training over, nothing published",
+        "a warning that names each file", "makes them again from the last checkpoint",
+    ),
+    Row(
+        "damaged-weights", "weights of student or teacher truncated", "before the next stage", REFUSED,
+        "works once the file is whole",
+    ),
+)  # fmt: skip
+
+ROWS: tuple[Row, ...] = STAGES + MACHINE
 
 
 def table() -> str:
