@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from tasks.redaction import redact
+
 FILE_WIDTH = 110
 
 
@@ -14,9 +16,9 @@ def say(message: Any) -> None:
     """Print a line (rich markup) or a rich table to stdout; tables in files do not wrap."""
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(message, str))
-    console.print(message)
+    console.print(redact(message) if isinstance(message, str) else message)
 
 
 def complain(message: str) -> None:
     """Print `error: message` as one line to stderr."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {redact(message)}", file=sys.stderr)

@@ -15,6 +15,9 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
+
+from tasks.redaction import redact
 
 LOG_PROGRESS_SECONDS = 10.0
 GRACE_SECONDS = 10.0
@@ -51,7 +54,30 @@ class Lines:
     def _report(self, line: str) -> None:
         if line and line != self.reported:
             self.last, self.reported = time.monotonic(), line
-            self.report(line)
+            self.report(redact(line))
+
+
+class Discreet:
+    """Write text to `output` without secrets: whole lines, or on a terminal at once, so that bars move."""
+
+    def __init__(self, output: TextIO) -> None:
+        self.output, self.pending = output, ""
+        self.at_once = output.isatty()
+
+    def write(self, text: str) -> None:
+        """Take more text; on other than terminals an unfinished line is kept until its end comes."""
+        self.pending += text
+        end = len(self.pending) if self.at_once else max(self.pending.rfind("\n"), self.pending.rfind("\r")) + 1
+        self._pass(end)
+
+    def close(self) -> None:
+        """Write what is left of an unfinished last line."""
+        self._pass(len(self.pending))
+
+    def _pass(self, end: int) -> None:
+        self.output.write(redact(self.pending[:end]))
+        self.output.flush()
+        self.pending = self.pending[end:]
 
 
 def stream(command: Sequence[str], cwd: Path, env: Mapping[str, str], report: Callable[[str], None]) -> int:
@@ -61,9 +87,8 @@ def stream(command: Sequence[str], cwd: Path, env: Mapping[str, str], report: Ca
     stdout is one), and to `report` as plain lines. Whatever ends this call (the child's end, an exception,
     Ctrl-C or a signal turned into an exception), the whole group is ended: a stage never runs on alone.
     """
-    lines = Lines(report)
-    output = sys.stdout
-    read_end, write_end = _channel(output.isatty())
+    lines, output = Lines(report), Discreet(sys.stdout)
+    read_end, write_end = _channel(output.at_once)
     child = subprocess.Popen(
         command,
         cwd=cwd,
@@ -78,11 +103,11 @@ def stream(command: Sequence[str], cwd: Path, env: Mapping[str, str], report: Ca
         for chunk in _chunks(read_end, child):
             text = chunk.decode(errors="replace").replace("\r\n", "\n")
             output.write(text)
-            output.flush()
             lines.feed(text)
         return child.wait()
     finally:
         lines.close()
+        output.close()
         _end_group(child)
         os.close(read_end)
 

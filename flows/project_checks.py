@@ -42,9 +42,7 @@ def remote(root: Path) -> Finding:
     if url is None:
         return ok("dvc remote", "none: results stay on this machine")
     if problem:
-        mend = (
-            "check the network and the credentials (docs/team.md), or: dvc remote modify NAME url URL"
-        )
+        mend = "check the network and the credentials (docs/team.md), or: dvc remote modify NAME url URL"
         return fail("dvc remote", f"{redact(url)} does not answer: {redact(problem)}", mend)
     return ok("dvc remote", f"{redact(url)} answers")
 

@@ -235,6 +235,11 @@ def open_pipeline(source: str | Path, *, revision: str | None = None, trust_remo
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "custom code" in first and not trust_remote_code:
+            raise InputError(
+                f"teacher {source}: brings code of its own, which is not run unasked; read it, and if you trust it set "
+                "teacher.trust_remote_code: true"
+            ) from error
         raise InputError(
             f"teacher {source}: no diffusers pipeline with safetensors weights opens there ({first}); give "
             "a folder written by save_pretrained, or a hub id that this machine can reach"

@@ -16,6 +16,7 @@ from models.errors import InputError
 from tasks.locks import scratch_lock
 from tasks.orphans import end_with_parent
 from tasks.params import Params, load_params
+from tasks.redaction import redact
 from tasks.troubles import trouble
 
 TROUBLE, INPUT_ERROR, INTERRUPTED = 1, 2, 130
@@ -49,7 +50,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         raise SystemExit(INPUT_ERROR) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -57,7 +58,7 @@ def user_errors() -> Iterator[None]:
     except Exception as error:
         if (line := trouble(error)) is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {redact(line)}", file=sys.stderr)
         raise SystemExit(TROUBLE) from None
 
 
@@ -83,9 +84,16 @@ def overrides_parser(prog: str, about: str) -> argparse.ArgumentParser:
 
 def set_up_logging() -> None:
     """Log this project's INFO lines, and other libraries' warnings, to stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Discreet("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("models", "tasks", "flows", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+class _Discreet(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from tasks.redaction import has_credentials
+
 
 def inside_or_absolute(path: str) -> str:
     if path.startswith("~"):
@@ -15,6 +17,12 @@ def inside_or_absolute(path: str) -> str:
     if not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == "..":
         raise ValueError("expected a path inside the project; give an absolute path for a place outside it")
     return path
+
+
+def without_credentials(text: str) -> str:
+    if has_credentials(text):
+        raise ValueError("expected an address without user and password; these belong into environment variables")
+    return text
 
 
 Item = TypeVar("Item")
@@ -55,9 +63,9 @@ Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
 LearningRate = Annotated[float, Field(strict=True, gt=0, le=1)]
 Flag = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(without_credentials)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(regular)]
-LocalPath = Annotated[str, Field(min_length=1), AfterValidator(inside_or_absolute)]
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(without_credentials), AfterValidator(inside_or_absolute)]
 Exclude = Annotated[LocalPath, AfterValidator(known_exclusion)]
 Size = Annotated[int, Field(strict=True, ge=4, le=1024)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(_no_bool)]

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from models.errors import InputError
+from tasks.redaction import redact
 
 SHOWN_ERRORS = 3
 
@@ -44,7 +45,7 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
         details = error.errors(include_url=False)
         told = [_describe(model, data, detail) for detail in details[:SHOWN_ERRORS]]
         more = len(details) - len(told)
-        raise InputError(f"{source}: {'; '.join(told)}{f' (and {more} more)' if more else ''}") from None
+        raise InputError(redact(f"{source}: {'; '.join(told)}{f' (and {more} more)' if more else ''}")) from None
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     name, equals, value = text.partition("=")
     keys = name.split(".")
     if not equals or not all(keys):
-        raise InputError(f"{text!r}: expected key=value, such as student.steps=600")
+        raise InputError(f"{redact(text)!r}: expected key=value, such as student.steps=600")
     return keys, _yaml(value, f"override {name}")
 
 

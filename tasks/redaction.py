@@ -26,6 +26,11 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _CREDENTIALS.sub(HIDDEN, text))
 
 
+def has_credentials(text: str) -> bool:
+    """Whether a URL in `text` carries a user or a password."""
+    return bool(_CREDENTIALS.search(text))
+
+
 def secret_values(environ: Mapping[str, str]) -> list[str]:
     """The values, longest first, of environment variables whose names say that they are secret."""
     values = {value for name, value in environ.items() if _SECRET_NAME.search(name) and len(value) >= SHORTEST}

@@ -21,6 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from tasks import lineage
 from tasks.failpoints import reach
 from tasks.params import Params, params_dict
+from tasks.redaction import redact
 from tasks.store import local_folder, open_store
 
 OWNER, FINGERPRINT = "fewstep.owner", "fewstep.fingerprint"
@@ -58,7 +59,7 @@ def track_run(root: Path, params: Params, prefect_run: str | None = None) -> Tra
     tags = _tags(root, hashes) | {FINGERPRINT: fingerprint}
     if prefect_run:
         tags["prefect.flow_run"] = prefect_run
-    with _run(client, experiment, tags) as run_id:
+    with _run(client, experiment, {name: redact(value) for name, value in tags.items()}) as run_id:
         reach("tracking.created")
         _log_params(client, run_id, params)
         _log_trajectories(client, run_id, root, hashes["trajectories"])
@@ -131,7 +132,7 @@ def _tags(root: Path, hashes: dict[str, str]) -> dict[str, str]:
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Params) -> None:
-    entries = [Param(name, str(value)) for name, value in flatten(params_dict(params))]
+    entries = [Param(name, redact(str(value))) for name, value in flatten(params_dict(params))]
     for start in range(0, len(entries), 100):  # MLflow's limit of params in one call
         client.log_batch(run_id, params=entries[start : start + 100])
 

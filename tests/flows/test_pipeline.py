@@ -31,6 +31,7 @@ PLUMBING = {
     "tasks.paramfile",
     "tasks.params",
     "tasks.progress",
+    "tasks.redaction",
     "tasks.swd_params",
 }
 
