@@ -24,7 +24,7 @@ from tasks.atomic import atomic_write_json
 from tasks.locks import scratch_lock
 
 RUNS = Path(".fewstep/runs")
-SHARED = (Path(".fewstep/scratch"), Path(".fewstep/ray"), Path("mlruns"))
+SHARED = (Path(".fewstep/scratch"), Path(".fewstep/ray"), Path(".fewstep/measurements"), Path("mlruns"))
 MARK = Path(".fewstep/run.json")  # written last: a worktree without it is not whole
 KEEP_SECONDS = 7 * 24 * 3600.0
 

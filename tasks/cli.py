@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from models.errors import InputError
 from tasks.locks import scratch_lock
+from tasks.metering import metered
 from tasks.orphans import end_with_parent
 from tasks.params import Params, load_params
 from tasks.redaction import redact
@@ -40,7 +41,8 @@ def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None =
     with user_errors():
         arguments = overrides_parser(f"python -m {name}", about).parse_args(argv)
         params, root = load_params(arguments.params, arguments.overrides), Path.cwd()
-        with scratch_lock(root / ".fewstep" / "stages" / name.rpartition(".")[2]):
+        stage = name.rpartition(".")[2]
+        with scratch_lock(root / ".fewstep" / "stages" / stage), metered(root, stage):
             run(params, root)
 
 

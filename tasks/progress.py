@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +26,9 @@ from rich.progress import (
 from rich.text import Text
 
 LOG_EVERY_SECONDS = 10.0
+NOTE_SECONDS = 0.5
+
+_told: ContextVar[Path | None] = ContextVar("told", default=None)
 
 logger = logging.getLogger("tasks.progress")
 Item = TypeVar("Item")
@@ -50,13 +57,88 @@ def progress(description: str, total: int | None = None) -> Iterator[Advance]:
     `total` None means that the end is unknown. On a terminal (stderr) a bar with rate and time left is drawn;
     otherwise one log line (level INFO, logger `tasks.progress`) at most every 10 s, and one at the end.
     """
-    if sys.stderr.isatty():
+    if place := _told.get():
+        note = _Note(place, description, total)
+        yield note
+        note.write()
+    elif sys.stderr.isatty():
         with _bar(description, total) as advance:
             yield advance
     else:
         lines = _Lines(description, total)
         yield lines
         lines.finish()
+
+
+@contextmanager
+def told_to(place: Path) -> Iterator[None]:
+    """Within the block, write progress into the file `place` for the process that follows it there."""
+    token = _told.set(place)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+@contextmanager
+def followed(place: Path) -> Iterator[None]:
+    """Within the block, show the progress that another process writes into the file `place`."""
+    place.unlink(missing_ok=True)
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(place, ended), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        place.unlink(missing_ok=True)
+
+
+def _follow(place: Path, ended: threading.Event) -> None:
+    shown: tuple[str, int | None] | None = None
+    done = 0
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        last_look = False
+        while not last_look:
+            last_look = ended.wait(NOTE_SECONDS)
+            if (note := _read(place)) is None:
+                continue
+            if advance is None or (note["description"], note["total"]) != shown or note["done"] < done:
+                stack.close()  # the next part, or the same again after a worker was lost
+                shown, done = (note["description"], note["total"]), 0
+                advance = stack.enter_context(progress(*shown))
+            if note["done"] > done:
+                advance(note["done"] - done, **note["fields"])
+                done = note["done"]
+
+
+def _read(place: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(place.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+class _Note:
+    """Progress written into a file, at most every half second."""
+
+    def __init__(self, place: Path, description: str, total: int | None) -> None:
+        self.place, self.last = place, 0.0
+        self.content: dict[str, Any] = {"description": description, "total": total, "done": 0, "fields": {}}
+
+    def __call__(self, n: int = 1, **fields: object) -> None:
+        self.content["done"] += n
+        self.content["fields"].update({name: str(value) for name, value in fields.items()})
+        if time.monotonic() - self.last >= NOTE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        self.last = time.monotonic()
+        part = self.place.with_name(f"{self.place.name}.part")
+        part.write_text(json.dumps(self.content))
+        part.replace(self.place)
 
 
 class _Rate(ProgressColumn):

@@ -31,6 +31,7 @@ from tasks.failpoints import reach
 from tasks.locks import scratch_lock
 from tasks.methods import RECIPES, Source
 from tasks.params import Params
+from tasks.progress import followed, told_to
 from tasks.selection import Selection
 from tasks.shards import ShardSet
 from tasks.teacher import load_teacher
@@ -38,7 +39,7 @@ from tasks.training import Training, pick_device, scratch_for
 from tasks.trajectories import open_trajectories
 
 logger = logging.getLogger(__name__)
-RESULT, FACTS = "result.json", "facts.json"
+RESULT, FACTS, PROGRESS = "result.json", "facts.json", "progress.json"
 UNSEEN = {"workers", "batch_size", "shard_size", "compile"}
 
 
@@ -101,34 +102,31 @@ def _start_over(scratch: Path) -> None:
 
 
 def _fit(params: Params, root: Path, scratch: Path) -> None:
-    """Run the worker function under Ray Train; a lost worker is restarted ``max_failures`` times from the
-    last checkpoint.
+    """Run the worker function under Ray Train; after a lost worker all start again, ``max_failures`` times, from the
+    last checkpoint. A mistake of the user (a NaN, say) would come again and ends it at once.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from tasks.cluster import connect, quiet_train
 
     workers = params.student.workers
     with connect(workers) if workers else nullcontext(0) as gpus, quiet_train():
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={
-                "params": params.model_dump(mode="json"),
-                "root": str(root),
-                "scratch": str(scratch),
-            },
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus) and workers > 0),
-            run_config=RunConfig(
-                name=scratch.name,
-                storage_path=str(root / ".fewstep" / "ray"),
-                failure_config=FailureConfig(max_failures=params.student.max_failures if workers else 0),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise _cause(error) from error
+        work = {"params": params.model_dump(mode="json"), "root": str(root), "scratch": str(scratch)}
+        scaling = ScalingConfig(num_workers=workers, use_gpu=bool(gpus) and workers > 0)
+        run = RunConfig(name=scratch.name, storage_path=str(root / ".fewstep" / "ray"))
+        for left in reversed(range((params.student.max_failures if workers else 0) + 1)):
+            try:
+                with followed(scratch / PROGRESS) if workers else nullcontext():
+                    TorchTrainer(_work, train_loop_config=work, scaling_config=scaling, run_config=run).fit()
+                break
+            except Exception as error:
+                cause = _cause(error)
+                if not left or isinstance(cause, InputError):
+                    raise cause from error
+                logger.warning(
+                    "a training worker was lost; going on from the last checkpoint (%d more times)", left - 1
+                )
     if not (scratch / RESULT).is_file():
         raise RuntimeError(
             f"the training workers ended without a result; their logs are under {root / '.fewstep' / 'ray'}"
@@ -159,7 +157,8 @@ def _work(config: dict[str, Any]) -> None:
     rank, world = _place(params.student.workers)
     device = _device(params.student.workers)
     training = build_training(params, root, scratch, device, rank, world)
-    with _threads(params.student.workers):
+    shown = told_to(scratch / PROGRESS) if params.student.workers and rank == 0 else nullcontext()
+    with _threads(params.student.workers), shown:
         training.run("student")
     if rank == 0:
         best = {

@@ -20,6 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
 from tasks import lineage
 from tasks.failpoints import reach
+from tasks.metering import costs
 from tasks.params import Params, params_dict
 from tasks.redaction import redact
 from tasks.store import local_folder, open_store
@@ -150,6 +151,7 @@ def _log_metrics(client: MlflowClient, run_id: str, root: Path) -> None:
         for name, value in flatten(read_metrics(root))
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
+    entries += [Metric(name, value, now, 0) for name, value in costs(root, lineage.STAGES).items()]
     entries += _curve(root / "data/student/history.csv", now)
     for start in range(0, len(entries), BATCH):
         client.log_batch(run_id, metrics=entries[start : start + BATCH])

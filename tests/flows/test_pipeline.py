@@ -26,6 +26,7 @@ PLUMBING = {
     "tasks.failpoints",
     "tasks.fields",
     "tasks.locks",
+    "tasks.metering",
     "tasks.orphans",
     "tasks.troubles",
     "tasks.paramfile",

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +73,42 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(1, loss=0.25)
     shown = terminal.getvalue()
     assert "outer" in shown and "2/2" in shown and "loss=0.25" in shown and "3/3" in shown
+
+
+FOLLOWED = """
+import pathlib, sys, time
+from tasks import progress
+with progress.told_to(pathlib.Path(sys.argv[1])):
+    with progress.progress("student", 4) as advance:
+        for step in range(4):
+            advance(1, loss=f"{step}")
+            time.sleep(0.2)
+"""
+
+
+def test_progress_of_another_process_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "NOTE_SECONDS", 0.05)
+    place = tmp_path / "progress.json"
+    root = Path(__file__).parents[2]
+    with caplog.at_level(logging.INFO), module.followed(place):
+        subprocess.run([sys.executable, "-c", FOLLOWED, str(place)], cwd=root, check=True)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[-1].startswith("student: 4/4") and "loss=3" in lines[-1] and "done in" in lines[-1]
+    assert any(line.startswith(("student: 1/4", "student: 2/4", "student: 3/4")) for line in lines[:-1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_restart_begins_a_new_bar(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NOTE_SECONDS", 0.05)
+    note = module._Note(tmp_path / "progress.json", "student", 10)
+    with caplog.at_level(logging.INFO), module.followed(note.place):
+        for done in (6, -4):
+            note(done)
+            time.sleep(0.3)
+    finished = [record.getMessage().split(",")[0] for record in caplog.records if "done in" in record.getMessage()]
+    assert finished == ["student: 6/10", "student: 2/10"]
