@@ -9,15 +9,15 @@ s_{i-1},
     DMD:  g = (F(x_u) - T(x_u)) / mean|x0 - T(x_u)|,  1/2 ||x0 - sg(x0 - g)||^2                         (13)
     fake: ||F(x_u) - x0||^2,  u over all levels                                                         (14)
     GAN:  softplus(-D(f(x_u))),  D: softplus(D(f(x_u))) + softplus(-D(f(y_u)))                          (15)
-    MMD:  MMD^2(phi(x_u), phi(y_u)),  noise and level shared                                            (16)
+    MMD:  MMD^2(phi(x_u), phi(y_u)) + MMD^2(T(x_u), T(y_u)),  noise and level shared                    (16)
 
     L = mmd (16) + dmd (13) + gan (15)
 
 with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of levels for all but (14), T the frozen
 teacher, F the fake network (a denoiser of the student's samples), f F's middle block averaged over space, phi
-T's middle block, whose places are patches. (16) compares an image with its own target where input and target
-belong together; where the input is pure noise that would regress to the mean, so there the batches are
-compared within each class.
+T's middle block, whose places are patches. (16) compares batches within each class, or an image with its own
+target (``compare``: image; its first term alone). The latter would regress to the mean where the input is pure
+noise, so the first step always compares batches; with few steps the others have much left to decide too.
 
 Deviations: epsilon networks at high noise are damped (swd_pipeline.ScaleStep) and weigh (14) less there,
 since x0 amplifies their errors by sigma / alpha. ``backward_simulation``: y' is the student's own previous
@@ -223,17 +223,26 @@ class SwD:
         return loss, {f"critic_{step.size}": loss}
 
     def _mmd(self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """(16): per image where input and target belong together, within classes where they do not."""
+        """(16): per image where that was chosen and input and target belong together, else within classes."""
         c = self.config
-        t, x_u, y_u = self._renoised(x0, generator, LOWER, target, together=not self.paired(i))
-        features = self.teacher.features(x_u, t, labels).flatten(2).transpose(1, 2).float()
+        batches = c.compare == "batch" or not self.paired(i)
+        t, x_u, y_u = self._renoised(x0, generator, c.mmd_levels, target, together=batches)
+        seen, image = self._looked_at(x_u, t, labels)
         with torch.no_grad():
-            wanted = self.teacher.features(y_u, t, labels).flatten(2).transpose(1, 2).float()
-        if not self.paired(i):
-            return class_mmd(features.flatten(1), wanted.flatten(1), labels, c.bandwidths)
+            wanted, wanted_image = self._looked_at(y_u, t, labels)
+        if batches:
+            pairs = ((seen, wanted), (image, wanted_image))
+            return torch.stack([class_mmd(x.flatten(1), y.flatten(1), labels, c.bandwidths) for x, y in pairs]).sum()
         if c.kernel == "rbf":
-            return image_mmd(features, wanted, c.bandwidths)
-        return linear_mmd(features, wanted, c.huber)
+            return image_mmd(seen, wanted, c.bandwidths)
+        return linear_mmd(seen, wanted, c.huber)
+
+    def _looked_at(self, x_u: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the teacher makes of x_u: its middle features as tokens (n, places, F), its denoised image."""
+        with capture_middle(self.teacher.network) as seen:
+            x0 = self.teacher.denoise(x_u, t, labels)
+        tokens = seen[0].flatten(2).transpose(1, 2) if seen[0].dim() == 4 else seen[0]
+        return tokens.float(), x0.float()
 
     def paired(self, i: int) -> bool:
         """Whether the input of step i was made from its own target."""

@@ -23,7 +23,8 @@ MEAN_OF = 256
 @dataclass(frozen=True)
 class SwDConfig:
     """Choices of the method; weights 0 switch a loss off. ``dmd_off``: sizes at which the teacher is no
-    judge.
+    judge; ``compare``: what (16) sets beside each other, "image" or "batch";
+    ``mmd_levels``: the part of the levels, from the clean end, that it looks at.
     """
 
     schedule: Schedule
@@ -33,6 +34,8 @@ class SwDConfig:
     gan: float = 5e-3
     gan_features: float = 1e-2
     mmd: float = 1.0
+    compare: str = "image"
+    mmd_levels: float = 0.6
     kernel: str = "linear"
     huber: float = 1e-3
     bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)

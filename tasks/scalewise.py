@@ -76,6 +76,8 @@ def swd_config(params: Params, facts: dict[str, Any]) -> SwDConfig:
         gan=method.gan.weight,
         gan_features=method.gan.features,
         mmd=method.mmd.weight,
+        compare=method.mmd.compare,
+        mmd_levels=method.mmd.levels,
         kernel=method.mmd.kernel,
         huber=method.mmd.huber,
         bandwidths=method.mmd.bandwidths,

@@ -47,6 +47,8 @@ class Gan(Section):
 
 class Mmd(Section):
     weight: fields.Nonnegative = 1.0
+    compare: Literal["image", "batch"] = "batch"
+    levels: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.4
     kernel: Literal["linear", "rbf"] = "linear"
     huber: fields.Positive = 1e-3
     bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.denoising import Denoising, Images, build_scheduler, build_unet
 from models.errors import InputError
 from models.loop import LoopConfig, TrainState, generator_for, train
+from models.losses import rbf_mmd
 from models.scales import make_schedule
 from models.swd import ImageBatch, SwD
 from models.swd_build import SwDConfig, shrink
@@ -121,6 +122,24 @@ def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> N
     four = shrink(method.teacher, batch().x0, 4)
     same = method._mmd(0, four, four, None, stream())
     assert torch.allclose(method._mmd(0, four.roll(1, 0), four, None, stream()), same, atol=0.2)
+
+
+def test_batch_mmd_compares_features_and_denoised_images_within_classes() -> None:
+    teacher = Teacher(tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_label=3)
+    method = SwD(teacher, replace(MMD_ONLY, compare="batch", mmd_levels=0.3))
+    labels = torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    x0, target = normals(7, 1, 6, 6), normals(7, 1, 6, 6, seed=1)
+    t, x_u, y_u = method._renoised(x0, stream(2), 0.3, target, together=True)
+    assert float(t.max()) < 300
+    wanted = 0.0
+    for look in (teacher.features, teacher.denoise):
+        a, b = (look(v, t, labels).flatten(1) for v in (x_u, y_u))
+        wanted += sum(
+            len(rows) / 7 * float(rbf_mmd(a[rows], b[rows], MMD_ONLY.bandwidths)) for rows in ([0, 2, 4, 6], [1, 3, 5])
+        )
+    assert float(method._mmd(2, x0, target, labels, stream(2))) == pytest.approx(wanted, abs=1e-5)
+    paired = SwD(teacher, replace(MMD_ONLY, mmd_levels=0.3))
+    assert float(paired._mmd(2, x0, target, labels, stream(2))) != pytest.approx(wanted, abs=1e-2)
 
 
 def test_one_scale_per_step_for_all_micro_batches_and_players() -> None:
