@@ -99,7 +99,8 @@ def _gate(params: Params, root: Path, teacher: Teacher, schedule: Schedule, full
     """Per size: KID of the teacher's own samples made at that size, and of its full-size ones reduced to it.
 
     Both against real images of the training split, reduced alike. The teacher passes (``dmd``) where the first is
-    at most `method.dmd.limit` times the second.
+    at most `method.dmd.limit` times the second, or times its full-size images' own KID: at small sizes all
+    digits look alike, and the second alone is nearly 0.
     """
     from tasks.evaluation import extractor_of
 
@@ -114,15 +115,19 @@ def _gate(params: Params, root: Path, teacher: Teacher, schedule: Schedule, full
         side = real.shape[-1] * size // teacher.shape[1]
         reference = extract(extractor, F.interpolate(real, size=(side, side), mode="area"))
         value, base = (_kid(extractor, teacher, x0, reference) for x0 in (own, reduced))
-        passed = value <= method.dmd.limit * max(base, FLOOR)
-        found.append({"size": size, "kid": value, "reduced_kid": base, "dmd": passed})
-        message = "teacher at size %d: KID %.5f, its full-size images reduced: %.5f"
-        if passed:
-            logger.info(message, size, value, base)
-        else:
-            off = "; more than %g times worse, so DMD is off at this size (method.dmd.gate=off overrides)"
-            logger.warning(message + off, size, value, base, method.dmd.limit)
-    return found
+        found.append({"size": size, "kid": value, "reduced_kid": base})
+    return [row | {"dmd": _passes(row, found[-1]["reduced_kid"], method.dmd.limit)} for row in found]
+
+
+def _passes(row: dict[str, Any], full_size: float, limit: float) -> bool:
+    size, value, base = row["size"], row["kid"], row["reduced_kid"]
+    message = "teacher at size %d: KID %.5f, its full-size images reduced: %.5f, unreduced: %.5f"
+    if value <= limit * max(base, full_size, FLOOR):
+        logger.info(message, size, value, base, full_size)
+        return True
+    off = "; more than %g times worse than both, so DMD is off at this size (method.dmd.gate=off overrides)"
+    logger.warning(message + off, size, value, base, full_size, limit)
+    return False
 
 
 def _own_samples(params: Params, teacher: Teacher, size: int) -> Tensor:

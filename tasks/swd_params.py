@@ -41,7 +41,7 @@ class Dmd(Section):
 
 
 class Gan(Section):
-    weight: fields.Nonnegative = 5e-3
+    weight: fields.Nonnegative = 0.0
     features: fields.Nonnegative = 1e-2
 
 
@@ -55,7 +55,7 @@ class Mmd(Section):
 
 
 class Rates(Section):
-    fake: fields.LearningRate | None = None
+    fake: fields.LearningRate | None = 5e-4
     discriminator: fields.LearningRate | None = None
 
 
@@ -67,7 +67,7 @@ class Swd(Section):
     dmd: Dmd = Dmd()
     gan: Gan = Gan()
     mmd: Mmd = Mmd()
-    fake_updates: Natural = 5
+    fake_updates: Natural = 1
     rates: Rates = Rates()
     backward_simulation: Flag = False
     conditioning_limit: fields.Positive | None = 10.0
@@ -75,7 +75,15 @@ class Swd(Section):
     lora_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] = 64
 
     companions: ClassVar[dict[str, dict[str, Any]]] = {
-        "student": {"steps": 1000, "batch_size": 32, "learning_rate": 1e-4, "warmup": 20, "ema": 0.995}
+        "student": {
+            "steps": 800,
+            "batch_size": 32,
+            "learning_rate": 5e-5,
+            "warmup": 50,
+            "ema": 0.99,
+            "validate_every": 100,
+            "checkpoint_every": 100,
+        }
     }
 
     @field_validator("schedule", mode="before")

@@ -150,7 +150,10 @@ BAD: list[tuple[str, str]] = [
     ("method.nfe=[5, 5]", "method.nfe = [5, 5]: expected distinct entries"),
     ("method.nfe=5", "method.nfe = 5: expected a list such as [1, 2]"),
     ("method.kind=other", "method.kind = other: expected one of 'sigdeg', 'swd'"),
-    ("method={kind: swd, dmd: {weight: 0}, mmd: {weight: 0}}", "method.dmd.weight and mmd.weight are 0: a GAN"),
+    (
+        "method={kind: swd, dmd: {weight: 0}, mmd: {weight: 0}, gan: {weight: 1}}",
+        "method.dmd.weight and mmd.weight are 0: a GAN alone does not converge",
+    ),
     ("method.window.start=0", "method.window.start = 0: expected a number >= 1"),
     ("evaluation.baselines=[ddim, dim]", "evaluation.baselines.1 = \"dim\": expected 'ddim', 'ddpm'"),
     ("evaluation.neighbours=2000", "evaluation.neighbours = 2000: expected fewer than samples = 1000"),

@@ -34,6 +34,8 @@ SWD: dict[str, Any] = {
     "kind": "swd",
     "schedule": {"kind": "given", "pairs": PAIRS},
     "dmd": {"limit": 1e6, "samples": 16, "steps": 2},
+    "gan": {"weight": 5e-3},
+    "rates": {"fake": None},
     "fake_updates": 1,
 }
 
