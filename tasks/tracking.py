@@ -92,6 +92,16 @@ def logged_report(root: Path, params: Params, run_id: str) -> str:
     return f"{open_store(root, params).get_run(run_id).info.artifact_uri}/report.html".removeprefix("file://")
 
 
+def run_page(root: Path, params: Params, run_id: str, pages: str | None) -> str | None:
+    """The run's address in MLflow's pages: those of the tracking server, else those at `pages`; None without either."""
+    uri = params.registration.tracking_uri
+    server = uri if uri and uri.startswith("http") else pages
+    if not server:
+        return None
+    experiment = open_store(root, params).get_run(run_id).info.experiment_id
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested mappings with dotted names: {"a": {"b": 1}} -> ("a.b", 1)."""
     if isinstance(tree, dict) and tree:
