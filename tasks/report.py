@@ -96,7 +96,22 @@ def verdict(result: Result, nfe: int) -> dict[str, str]:
     calls = result.calls_of(student)
     if calls != nfe:
         text += f" It makes {calls} network calls, not {nfe}."
+    text += equal_compute(result, student)
     return {"kind": kind, "nfe": str(nfe), "text": text}
+
+
+def equal_compute(result: Result, student: Row) -> str:
+    """A sentence on the training-free samplers that cost as much as a cheaper student; "" where there are none."""
+    equal = {row.nfe for row in result.rows if row.group == "baseline"} - set(result.nfe)
+    full = [result.flops[row.key] for row in result.baselines(student.nfe or 0) if row.key in result.flops]
+    if not equal or not full or student.key not in result.flops:
+        return ""
+    nfe = max(steps for steps in equal if steps is not None)
+    best, gap = result.baselines(nfe)[0], result.differences[f"best_at_{nfe}.nfe{student.nfe}"]
+    return (
+        f" Its steps cost {result.flops[student.key] / min(full):.0%} of as many at full size; for as much compute, "
+        f"{nfe} calls, {best.title} has KID {fixed(best.kid.value)} (difference {_span(gap)})."
+    )
 
 
 def to_teacher(result: Result, nfe: int) -> str:

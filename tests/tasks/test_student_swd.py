@@ -121,6 +121,8 @@ def test_gate_switches_dmd_off_where_the_teacher_fails(
     assert len(caplog.messages) == 1 and "size 4: KID 0.90000" in caplog.messages[0]
     method = RECIPES["swd"].method(Source(params, given.teacher, given.shards, facts))
     assert [method.active(i) for i in range(3)] == [("student",), ("fake", "student"), ("fake", "student")]
+    values = iter([0.25, 0.001, 0.31, 0.001, 0.2, 0.1])  # small images look alike; as good as at full size is enough
+    assert [row["dmd"] for row in RECIPES["swd"].measure(given, root)["gate"]] == [True, False, True]
     off = swd_settings(method={"dmd": {"gate": "off"}})
     assert RECIPES["swd"].measure(source(root, off), root)["gate"] == []
 
@@ -205,6 +207,8 @@ def test_evaluation_compares_at_equal_calls_and_equal_compute(evaluated: Path) -
     page = (evaluated / "data/evaluation/report.html").read_text()
     assert "Student SwD" in page and "SwD student in full_size" in page and "Brownian path" not in page
     assert "Resolution of the steps" in page
+    share = cost["student", 3] / cost["ddim", 3]
+    assert f"Its steps cost {share:.0%} of as many at full size; for as much compute, 2 calls," in page
 
 
 def test_rows_are_the_samplers_they_name(evaluated: Path) -> None:
