@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks import environment
 
@@ -26,7 +26,7 @@ from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from flows import artifacts, experiments
+from flows import artifacts, experiments, fingerprints
 from flows.console import complain, say
 from flows.overrides import apply_overrides, as_list
 from flows.parameters import Method, Overrides, Revision
@@ -36,6 +36,9 @@ from models.errors import InputError
 from tasks.cli import INPUT_ERROR, INTERRUPTED, overrides_parser
 from tasks.external import local_paths
 from tasks.params import Params, load_params
+
+if TYPE_CHECKING:
+    from tasks.promotion import Finding
 
 PARAMS = "params.yaml"
 
@@ -54,7 +57,7 @@ def distill(overrides: Overrides = (), method: Method = None, revision: Revision
         params = configure(work, overrides, method)
         run_stages(work.root)
         kept = keep(work)
-        model = register(work.root, params)
+        model = register(work.root, params, fingerprints.inputs_of(work.root))
         verdict = promote(work.root, params, model["version"])
         report = artifacts.publish(work, params, model["run_id"])
         summary = artifacts.summary(work.root, report, model, verdict)
@@ -79,6 +82,7 @@ def configure(work: Workspace, overrides: Overrides = (), method: Method = None)
         if left_out := uncommitted(work.project):
             logger.warning("not in this commit, so not in this run: changes of %s", ", ".join(left_out))
         experiments.untracked_inputs(work, local_paths(params))
+        params, _ = apply_overrides(work.root / PARAMS, fingerprints.digests(work.project, work.root, params))
     return params
 
 
@@ -104,25 +108,28 @@ def keep(work: Workspace) -> str:
 
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
-def register(root: Path, params: Params) -> dict[str, Any]:
-    """Record the run in MLflow and register the student; both find what is there already."""
+def register(root: Path, params: Params, inputs: dict[str, str]) -> dict[str, Any]:
+    """Record the run in MLflow and register the student with the tags `inputs`; both find what is there already."""
     from tasks.registration import register_student
     from tasks.tracking import track_run
 
     run = track_run(root, params, prefect_run=run_id())
-    version = register_student(root, params, run.run_id)
+    version = register_student(root, params, run.run_id, inputs)
     get_run_logger().info("MLflow run %s, %s version %s", run.run_id, version.name, version.number)
     return {"name": version.name, "version": version.number, "created": version.created, "run_id": run.run_id}
 
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
-def promote(root: Path, params: Params, version: str) -> str:
-    """Make the version the champion if it is the best on the same evaluation set; returns why or why not."""
+def promote(root: Path, params: Params, version: str, finding: Finding | None = None) -> str:
+    """Make the version the champion if it is the best on the same evaluation set; returns why or why not.
+
+    `finding`: the outcome of a direct comparison with the champion, which then decides.
+    """
     if not params.registration.promote:
         return "not promoted: registration.promote is false"
     from tasks import promotion
 
-    decision = promotion.promote(root, params, version)
+    decision = promotion.promote(root, params, version, finding=finding)
     get_run_logger().info("%s", decision.reason)
     return decision.reason
 

@@ -10,7 +10,7 @@ from tasks import environment
 if __name__ == "__main__":  # MLflow reads its settings when it is imported
     environment.prepare(Path.cwd())
 
-from flows import pipeline
+from flows import fingerprints, pipeline
 from flows.console import complain, say
 from models.errors import InputError
 from tasks.cli import INPUT_ERROR, overrides_parser
@@ -29,7 +29,7 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
             f"out of date: {', '.join(stale)}: expected finished stages; run `make repro` or `make run` first"
         )
     run = tracking.track_run(root, params)
-    version = registration.register_student(root, params, run.run_id)
+    version = registration.register_student(root, params, run.run_id, fingerprints.inputs_of(root))
     state = "registered" if version.created else "registered before"
     line = f"{version.name} version {version.number} ({state})"
     if params.registration.promote or force:

@@ -29,7 +29,7 @@ def rollback() -> Any:
     project = Path.cwd()
     environment.prepare(project)
     line = roll_back(project, load_params(project / "params.yaml"))
-    return Completed(name="RolledBack", message=line, data=line)
+    return Completed(message=line, data=line)
 
 
 def roll_back(root: Path, params: Params) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 POOL = "local"
+IN_ORDER = "in-order"  # as in prefect.yaml
 ZOMBIES = "crash zombie flows"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 SILENCE = timedelta(seconds=90)  # three heartbeats
@@ -77,6 +78,15 @@ def create_pool(client: SyncPrefectClient) -> None:
         return
 
 
+def create_queue(client: SyncPrefectClient) -> None:
+    """The queue whose runs start one by one, in the order in which they were asked for."""
+    try:
+        client.create_work_queue(IN_ORDER, work_pool_name=POOL, concurrency_limit=1)
+    except ObjectAlreadyExists:
+        queue = client.read_work_queue_by_name(IN_ORDER, work_pool_name=POOL)
+        client.update_work_queue(queue.id, concurrency_limit=1)
+
+
 def create_automation(client: SyncPrefectClient) -> None:
     """The automation against zombie runs; one of that name from an earlier version is replaced."""
     wanted = zombie_automation()
@@ -103,6 +113,7 @@ def main() -> int:
     """Set the server up; returns the exit status."""
     with get_client(sync_client=True) as client:
         create_pool(client)
+        create_queue(client)
         create_automation(client)
     return deploy(Path.cwd())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ def run_stage(root: Path, name: str) -> bool:
         say(f"[green]✓[/] {name}: up to date")
         logger.info("%s: up to date", name)
         return False
+    run_program(name, [sys.executable, "-m", "flows.pipeline", name, pipeline.WITH_PARENT], root)
+    return True
+
+
+def run_program(name: str, command: Sequence[str], root: Path) -> None:
+    """Run a program in `root`, its output as the present run's log; errors as of :func:`run_stage`."""
+    logger = get_run_logger()
     say(f"[bold]▶ {name}[/]")
     start = time.monotonic()
     last: list[str] = []
@@ -55,10 +63,8 @@ def run_stage(root: Path, name: str) -> bool:
         last[:] = [*last[-19:], line]
         logger.info("%s", line)
 
-    command = [sys.executable, "-m", "flows.pipeline", name, pipeline.WITH_PARENT]
     _check(name, stream(command, root, os.environ, report), last)
     say(f"[green]✓[/] {name}: done in {_duration(time.monotonic() - start)}")
-    return True
 
 
 def _check(name: str, status: int, last: list[str]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from flows.pipeline import open_repository, reason
+from models.errors import InputError
 
 
 def share_settings(project: Path, root: Path) -> None:
@@ -59,3 +61,36 @@ def forget(root: Path) -> None:
     except Exception:  # a half-made worktree is not a repository yet
         return
     shutil.rmtree(place, ignore_errors=True)
+
+
+def content_hash(project: Path, path: Path) -> str:
+    """A name (hex) for the content of a file or folder; what has not changed since the last call is not read again."""
+    from dvc.fs import localfs
+    from dvc_data.hashfile.build import build
+
+    with open_repository(project) as repository:
+        _, _, found = build(repository.cache.local, str(path), localfs, "md5", dry_run=True)
+    return str(found.hash_info.value).removesuffix(".dir")
+
+
+def stage_inputs(root: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """What the stages are made from: hashes (hex) of files by path, commands among them, and parameters by section.
+
+    Results of other stages are left out. Raises InputError for a file that is missing.
+    """
+    from dvc.dependency import ParamsDependency
+
+    files: dict[str, str] = {}
+    params: dict[str, Any] = {}
+    with open_repository(root) as repository:
+        made = {out.def_path for stage in repository.index.stages for out in stage.outs}
+        for stage in repository.index.stages:
+            files[f"command of {stage.name}"] = str(stage.cmd)
+            for dep in stage.deps:
+                if isinstance(dep, ParamsDependency):
+                    params.update(dep.read_params())
+                elif dep.def_path not in made:
+                    if not dep.exists:
+                        raise InputError(f"{dep.def_path}: missing in {root}, but stage {stage.name} reads it")
+                    files[dep.def_path] = str(dep.get_hash().value)
+    return files, params

@@ -18,7 +18,7 @@ from tasks.atomic import atomic_dir, atomic_write_json, sha256_file
 from tasks.cli import stage_main
 from tasks.failpoints import reach
 from tasks.images import UnreadableImage, fit, with_channels
-from tasks.params import Dataset, NpzDataset, Params, params_dict
+from tasks.params import Dataset, NpzDataset, Params
 from tasks.progress import track
 
 SPLITS = ("train", "holdout")
@@ -51,7 +51,7 @@ def run(params: Params, root: Path) -> None:
         del images
         everything.unlink()
         manifest = {
-            "params": params_dict(settings),
+            "params": settings.model_dump(mode="json", exclude={"digest"}),
             "source": source.title,
             "shape": shape,
             "counts": {"train": len(train), "holdout": len(holdout)},

@@ -38,12 +38,14 @@ class DigitsDataset(_Dataset):
 class FolderDataset(_Dataset):
     kind: Literal["folder"] = "folder"
     path: LocalPath
+    digest: fields.Digest | None = None
     channels: fields.Channels = 3
 
 
 class NpzDataset(_Dataset):
     kind: Literal["npz"] = "npz"
     path: LocalPath
+    digest: fields.Digest | None = None
     images: fields.Text = "images"
     labels: fields.Text | None = None
     pad: Annotated[int, Field(strict=True, ge=0, le=256)] = 0
@@ -53,6 +55,7 @@ class IconsDataset(_Dataset):
     kind: Literal["icons"] = "icons"
     packs: Annotated[tuple[LocalPath, ...], Field(min_length=1), AfterValidator(fields.distinct)]
     leave_out: fields.Pattern | None = "skin-tone"
+    digest: fields.Digest | None = None
 
 
 Dataset = Annotated[
@@ -64,6 +67,7 @@ class PretrainedTeacher(Section):
     source: Literal["pretrained"] = "pretrained"
     path: LocalPath = "data/pretrained/mnist16"
     revision: fields.Text | None = None
+    digest: fields.Digest | None = None
     trust_remote_code: Flag = False
 
 

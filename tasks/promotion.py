@@ -18,7 +18,18 @@ from filelock import FileLock
 from models.errors import InputError
 from tasks.failpoints import reach
 from tasks.params import Params
-from tasks.registration import CHAMPION, SCORES, SET, Score, aliased_version, try_version
+from tasks.registration import (
+    CHALLENGER,
+    CHAMPION,
+    SCORES,
+    SET,
+    STUDENT,
+    aliased_version,
+    fetch_version,
+    find_version,
+    try_version,
+)
+from tasks.scores import Decision, compare, from_tag
 from tasks.store import Client, local_folder, open_store
 from tasks.tracking import ended, owner
 
@@ -29,18 +40,10 @@ LONGEST_MOVE = 600.0  # seconds after which another machine's unfinished move co
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether a version is champion now, and why, in one line."""
-
-    champion: bool
-    reason: str
-
-
-@dataclass(frozen=True)
 class Finding:
-    """The outcome of a direct comparison with version `against` (None: there was no champion)."""
+    """The outcome of a direct comparison with version `against`."""
 
-    against: str | None
+    against: str
     better: bool
     reason: str
 
@@ -99,6 +102,27 @@ def rollback(root: Path, params: Params) -> str:
     return f"{name}: version {target} is champion again, in place of version {present}"
 
 
+def judged(root: Path, params: Params, tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Number of the latest version with these tags and what was decided about it; None if there is no such decision."""
+    found = find_version(open_store(root, params), params.registration.name, tags)
+    decision = None if found is None else found.tags.get(DECISION)
+    return None if found is None or decision is None else (str(found.version), decision)
+
+
+def latest_tags(root: Path, params: Params) -> dict[str, str]:
+    """Tags of the present challenger; {} if there is none."""
+    client, name = open_store(root, params), params.registration.name
+    number = aliased_version(client, name, CHALLENGER)
+    return {} if number is None else dict(client.get_model_version(name, number).tags)
+
+
+def fetch_champion(root: Path, params: Params, folder: Path) -> tuple[str, Path] | None:
+    """The champion's number and a copy of its student folder, made in `folder`; None if there is no champion."""
+    client, name = open_store(root, params), params.registration.name
+    number = aliased_version(client, name, CHAMPION)
+    return None if number is None else (number, fetch_version(client, name, number, folder) / STUDENT)
+
+
 def repair(client: Client, name: str) -> str | None:
     """Complete a move that was interrupted after the alias, drop one interrupted before; returns what was done.
 
@@ -121,29 +145,6 @@ def history(client: Client, name: str) -> tuple[str, ...]:
     return tuple(json.loads(_tags(client, name).get(HISTORY, "[]")))
 
 
-def compare(new: Mapping[int, Score], old: Mapping[int, Score]) -> Decision:
-    """Is `new` better than `old`? Both map numbers of steps to scores on the same evaluation set.
-
-    The lower KID at the smallest common number of steps wins. If the intervals overlap there, the difference
-    may be chance, so the mean KID over all common numbers has to be lower too.
-    """
-    common = sorted(new.keys() & old.keys())
-    if not common:
-        return Decision(False, "no number of steps in common with the champion")
-    nfe = common[0]
-    a, b = new[nfe], old[nfe]
-    figures = f"KID {a.kid:.5f} against {b.kid:.5f} at {nfe} steps"
-    if not a.kid < b.kid:
-        return Decision(False, f"not better: {figures}")
-    if a.high is None or b.low is None or a.high < b.low:
-        return Decision(True, f"better: {figures}")
-    if sum(new[n].kid for n in common) < sum(old[n].kid for n in common):
-        return Decision(True, f"better: {figures} (intervals overlap), and in the mean over {common} steps")
-    return Decision(
-        False, f"not clearly better: {figures}, intervals overlap, and worse in the mean over {common} steps"
-    )
-
-
 def _decide(
     client: Client, name: str, number: str, present: str | None, force: bool, finding: Finding | None
 ) -> Decision:
@@ -163,7 +164,7 @@ def _decide(
     elif new.get(SET) != old.get(SET):
         return Decision(False, _refused(present, "it was measured on another evaluation set"))
     else:
-        better = compare(_scores(new), _scores(old))
+        better = compare(from_tag(new.get(SCORES)), from_tag(old.get(SCORES)))
     verdict = f"version {number} replaces version {present}" if better.champion else _stays(present)
     return Decision(better.champion, f"{verdict}: {better.reason}")
 
@@ -234,10 +235,6 @@ def _tags(client: Client, name: str) -> dict[str, str]:
 
 def _exists(client: Client, name: str, number: str) -> bool:
     return bool(client.search_model_versions(f"name = '{name}' and version_number = {number}"))
-
-
-def _scores(tags: Mapping[str, str]) -> dict[int, Score]:
-    return {int(nfe): Score(**fields) for nfe, fields in json.loads(tags.get(SCORES, "{}")).items()}
 
 
 def _now() -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -25,6 +23,7 @@ from tasks import lineage
 from tasks.atomic import sha256_file
 from tasks.failpoints import reach
 from tasks.params import Params
+from tasks.scores import student_scores, to_tag
 from tasks.store import calm, open_store
 from tasks.tracking import read_metrics
 
@@ -45,29 +44,22 @@ class Version:
     created: bool
 
 
-@dataclass(frozen=True)
-class Score:
-    """KID at one number of steps, with its 95 % bootstrap interval when there is one."""
-
-    kid: float
-    low: float | None = None
-    high: float | None = None
-
-
-def register_student(root: Path, params: Params, run_id: str) -> Version:
+def register_student(root: Path, params: Params, run_id: str, inputs: Mapping[str, str] | None = None) -> Version:
     """Register data/student as a version of `registration.name` and give it the alias `challenger`.
 
-    The same folder content gives the same version; its evaluation tags are brought up to date.
+    The same folder content gives the same version; its tags are brought up to date: the evaluation's figures, and
+    `inputs`, which name what it was made from.
     """
     client = open_store(root, params)
     name, folder = params.registration.name, root / "data/student"
     content = folder_hash(folder)
-    number = _find_version(client, name, content)
-    created = number is None
-    if number is None:
+    known = find_version(client, name, {CONTENT: content})
+    number = "" if known is None else str(known.version)
+    created = known is None
+    if created:
         number = _create_version(client, name, run_id, _log_model(folder, run_id), content)
     reach("registration.created")
-    for key, value in _origin_tags(root, params, run_id).items():
+    for key, value in (_origin_tags(root, params, run_id) | dict(inputs or {})).items():
         client.set_model_version_tag(name, number, key, value)
     client.set_registered_model_alias(name, CHALLENGER, number)
     return Version(name, number, created)
@@ -81,6 +73,13 @@ def aliased_version(client: MlflowClient, name: str, alias: str) -> str | None:
         if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
             return None
         raise
+
+
+def find_version(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """The latest version that has all these tags."""
+    wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    found = client.search_model_versions(" and ".join([f"name = '{name}'", *wanted]))
+    return max(found, key=lambda item: int(item.version), default=None)
 
 
 def fetch_version(client: MlflowClient, name: str, number: str, folder: Path) -> Path:
@@ -133,12 +132,6 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def student_scores(metrics: Mapping[str, Any]) -> dict[int, Score]:
-    """The student's scores by number of steps, from metrics.json: {"student": {"nfe10": {"kid": ...}}}."""
-    rows = {key: row for key, row in metrics.get("student", {}).items() if re.fullmatch(r"nfe\d+", key)}
-    return {int(key[3:]): Score(row["kid"], row.get("kid_low"), row.get("kid_high")) for key, row in rows.items()}
-
-
 def folder_hash(folder: Path) -> str:
     """SHA-256 over a student folder's file names and contents.
 
@@ -153,11 +146,6 @@ def folder_hash(folder: Path) -> str:
         )
     lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _find_version(client: MlflowClient, name: str, content: str) -> str | None:
-    found = client.search_model_versions(f"name = '{name}' and tags.`{CONTENT}` = '{content}'")
-    return max((str(item.version) for item in found), key=int, default=None)
 
 
 def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str, content: str) -> str:
@@ -196,11 +184,10 @@ def _signature() -> ModelSignature:
 
 def _origin_tags(root: Path, params: Params, run_id: str) -> dict[str, str]:
     hashes = lineage.stage_hashes(root)
-    scores = {nfe: vars(score) for nfe, score in student_scores(read_metrics(root)).items()}
     return lineage.git_state(root) | {
         "run_id": run_id,
         "dvc.student": hashes["student"],
         "dvc.trajectories": hashes["trajectories"],
         SET: lineage.evaluation_set(params, hashes),
-        SCORES: json.dumps(scores),
+        SCORES: to_tag(student_scores(read_metrics(root))),
     }

@@ -1,111 +1,116 @@
-"""`prefect deployment run` against a server and a process worker, as docs/operations.md tells it."""
+"""Deployments against a server and a process worker, as docs/operations.md tells it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
+import json
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flows.workspace import git
-from tests.flows.project import REPOSITORY, make_project
+from tests.flows.served import Served, serve
 
-pytestmark = pytest.mark.slow
-
-BIN = Path(sys.executable).parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@contextlib.contextmanager
-def background(root: Path, env: dict[str, str], log: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in its own process group that is ended, with all it started, when the block ends."""
-    with (root / log).open("wb") as output:
-        process = subprocess.Popen(
-            [str(BIN / command[0]), *command[1:]],
-            cwd=root,
-            env=env,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            for sign in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, sign)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=10)
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("prefect")) as served:
+        yield served
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def served(server: Served, tmp_path: Path) -> Served:
+    server.project(tmp_path / "project")
+    return server
 
 
-def wait_until_up(url: str) -> None:
-    for _ in range(480):
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(f"no answer from {url}")
+def experiments(root: Path) -> dict[str, str]:
+    """params.yaml of every experiment, by its name."""
+    refs = git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    return {ref.rpartition("/")[2]: git(root, "show", f"{ref}:params.yaml") for ref in refs if "/exec/" not in ref}
 
 
-def test_a_deployment_runs_to_its_end(tmp_path: Path) -> None:
-    root = make_project(tmp_path / "project")
-    for name in ("flows", "tasks", "models"):  # the run's entry point is a path inside the project
-        (root / name).symlink_to(REPOSITORY / name)
-    (root / "prefect.yaml").write_text((REPOSITORY / "prefect.yaml").read_text())
-    port = free_port()
-    env = os.environ | {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PYTHONPATH": str(REPOSITORY),  # stages run in worktrees, which lack the links above
-        "PWD": str(root),  # prefect.yaml takes the project folder from the shell
-    }
-
-    def prefect(*arguments: str, timeout: float = 120, status: int = 0) -> str:
-        command = [str(BIN / "prefect"), "--no-prompt", *arguments]
-        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=timeout)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    with background(root, env, "server.log", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)):
-        wait_until_up(f"http://127.0.0.1:{port}/api/health")
-        prefect("work-pool", "create", "local", "--type", "process")
-        prefect("deploy", "--all")
-        with background(root, env, "worker.log", "prefect", "worker", "start", "--pool", "local"):
-            told = prefect(
-                "deployment",
-                "run",
-                "distill/sigdeg",
-                "-p",
-                'overrides=["student.steps=250"]',
-                "--watch",
-                timeout=240,
-            )
-        for wrong, reason in (
-            ('overrides=["studnt.steps=1"]', "does not match"),
-            ('overrides={"student": {"steps": -1}}', "less than the minimum of 0"),
-            ("method=none", "is not one of"),
-            ("steps=1", "not found"),
-        ):
-            refused = prefect("deployment", "run", "distill/sigdeg", "-p", wrong, status=1)
-            assert reason in " ".join(refused.split()), refused
-    assert "Completed" in told, told + (root / "worker.log").read_text()
+def test_a_deployment_runs_to_its_end(served: Served) -> None:
+    overrides = 'overrides=["student.steps=250"]'
+    told = served.prefect("deployment", "run", "distill/sigdeg", "-p", overrides, "--watch", timeout=240)
+    for wrong, reason in (
+        ('overrides=["studnt.steps=1"]', "does not match"),
+        ('overrides={"student": {"steps": -1}}', "less than the minimum of 0"),
+        ("method=none", "is not one of"),
+        ("steps=1", "not found"),
+    ):
+        refused = served.prefect("deployment", "run", "distill/sigdeg", "-p", wrong, status=1)
+        assert reason in " ".join(refused.split()), refused
+    root = served.root
+    assert "Completed" in told, told + served.log()
     assert "steps: 250" not in (root / "params.yaml").read_text() and not (root / "data").exists()
-    saved = git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-    (name,) = (ref for ref in saved if "/exec/" not in ref)
-    assert "steps: 250" in git(root, "show", f"{name}:params.yaml")
+    (params,) = experiments(root).values()
+    assert "steps: 250" in params
     assert git(root, "worktree", "list").count("\n") == 0
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(served: Served) -> None:
+    for stage in ("trajectories", "student"):  # long enough that they meet
+        path = served.root / f"stages/{stage}.py"
+        path.write_text(path.read_text() + "\ntime.sleep(4)\n")
+    git(served.root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "slower")
+    both = [served.start("distill/sigdeg", overrides=[f"student.steps={steps}"]) for steps in (101, 102)]
+    first, second = served.wait(*both)
+    assert first["state"]["type"] == second["state"]["type"] == "COMPLETED", served.log()
+    assert max(first["start_time"], second["start_time"]) < min(first["end_time"], second["end_time"])
+    saved = experiments(served.root)
+    for run, steps in ((first, 101), (second, 102)):
+        assert f"steps: {steps}" in saved[f"{run['name']}-{run['id'][:8]}"]
+        assert "version" in run["state"]["message"]
+
+
+def test_ten_waiting_runs_end_in_order(served: Served) -> None:
+    runs = []
+    for _ in range(10):
+        runs.append(served.start("retrain/manual"))
+        time.sleep(0.1)
+    ended = served.wait(*runs, seconds=800)
+    assert all(run["state"]["type"] == "COMPLETED" for run in ended), served.log()
+    assert [run["state"]["name"] for run in ended[1:]] == ["NothingChanged"] * 9
+    print([round(run["total_run_time"], 1) for run in ended])
+    starts, ends = ([run[key] for run in ended] for key in ("start_time", "end_time"))
+    assert starts == sorted(starts), json.dumps(starts)
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    assert max(run["total_run_time"] for run in ended[1:]) < 30
+
+
+def test_a_nightly_run_gives_way_to_one_at_work(served: Served) -> None:
+    path = served.root / "stages/student.py"
+    path.write_text(path.read_text() + "\ntime.sleep(8)\n")
+    git(served.root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "slower")
+    first = served.start("retrain/nightly")
+    while served.run(first)["state"]["type"] != "RUNNING":
+        time.sleep(0.5)
+    second = served.start("retrain/nightly")
+    ended = served.wait(first, second)
+    assert [run["state"]["type"] for run in ended] == ["COMPLETED", "CANCELLED"], served.log()
+
+
+def test_news_of_data_starts_a_run_and_rollback_brings_the_champion_back(served: Served) -> None:
+    manual = served.api("deployments/name/retrain/manual")["id"]
+    asked = {"deployments": {"id": {"any_": [manual]}}}
+    for number, steps in ((1, 60), (2, 70)):
+        path = served.root / "params.yaml"
+        path.write_text(path.read_text().replace(f"steps: {steps - 10} ", f"steps: {steps} "))
+        if number == 2:
+            served.wait(served.start("distill/sigdeg", overrides=[f"student.steps={steps}"]))
+            continue
+        served.prefect("event", "emit", "data.updated", "--resource-id", "fewstep.data")
+        for _ in range(60):
+            if found := served.api("flow_runs/filter", asked):
+                break
+            time.sleep(1)
+        (run,) = served.wait(found[0]["id"])
+        assert run["state"]["message"].startswith("version 1 is the first champion"), run["state"]
+    (back,) = served.wait(served.start("rollback/manual"))
+    assert back["state"]["message"] == "fewstep-mnist16: version 1 is champion again, in place of version 2", back
+    (refused,) = served.wait(served.start("rollback/manual"))
+    assert refused["state"]["type"] == "FAILED" and "no earlier champion" in refused["state"]["message"]

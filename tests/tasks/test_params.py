@@ -67,7 +67,7 @@ def test_another_variant_drops_the_keys_of_the_former_one() -> None:
     swapped = load_params(FILE, ["dataset.kind=npz", "dataset.path=/elsewhere/a.npz", "dataset.size=8"])
     assert params_dict(swapped.dataset) == {
         "kind": "npz", "path": "/elsewhere/a.npz", "images": "images", "labels": None, "pad": 0,
-        "size": 8, "holdout": load_params(FILE).dataset.holdout, "exclude": None, "seed": 0,
+        "size": 8, "holdout": load_params(FILE).dataset.holdout, "exclude": None, "seed": 0, "digest": None,
     }  # fmt: skip
     base = ["trajectories.steps=100", "trajectories.intervals=1", "method.nfe=[1]"]
     grid = ["trajectories.grid.kind=given", "trajectories.grid.points=[0, 100]"]
@@ -123,7 +123,7 @@ BAD: list[tuple[str, str]] = [
     ("dataset={kind: folder, path: x, channels: 2}", "dataset.channels = 2: expected 1 or 3"),
     ("dataset.exclude=cifar", 'dataset.exclude = "cifar": expected mnist, digits, or the path of an .npz'),
     ("dataset.seed=-1", "dataset.seed = -1: expected a number >= 0"),
-    ("teacher.steps=5", "teacher.steps: unknown key with source = pretrained, expected one of path"),
+    ("teacher.steps=5", "teacher.steps: unknown key with source = pretrained, expected one of digest"),
     (
         "teacher={source: train, scales: [8, 16], channels: [1, 1, 1, 1, 1]}",
         "teacher.scales [8]: 5 channel levels",

@@ -14,8 +14,9 @@ from models.errors import InputError
 from tasks import promotion, registration, store, tracking
 from tasks.failpoints import KILL_AT, MARK
 from tasks.params import Params, load_params
-from tasks.promotion import Finding, compare
-from tasks.registration import Score, Version
+from tasks.promotion import Finding
+from tasks.registration import Version
+from tasks.scores import Decision, Score, compare
 from tests.flows.project import REPOSITORY
 from tests.tasks.results import write_results
 
@@ -45,7 +46,7 @@ def register(root: Path, params: Params, number: int, kid: float, dataset: str =
     assert version == Version(NAME, str(number), created=True)
 
 
-def second_student(root: Path, params: Params, kid: float, dataset: str = "d") -> promotion.Decision:
+def second_student(root: Path, params: Params, kid: float, dataset: str = "d") -> Decision:
     register(root, params, 2, kid, dataset)
     return promotion.promote(root, params, "2")
 
