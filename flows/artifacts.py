@@ -40,7 +40,9 @@ def publish(work: Workspace, params: Params, run_id: str) -> str:
     report = logged_report(work.root, params, run_id) if work.apart else str(own)
     pages = os.environ.get(MLFLOW_PAGES)
     page = run_page(work.root, params, run_id, pages)
-    create_markdown_artifact(report_text(table, page, report), key="report", description="The report, and its figures")
+    inside = Path(report).is_relative_to(work.project)
+    place = str(Path(report).relative_to(work.project)) if inside else report
+    create_markdown_artifact(report_text(table, page, place), key="report", description="The report, and its figures")
     return report
 
 
@@ -53,7 +55,7 @@ def report_text(table: pd.DataFrame, page: str | None, place: str) -> str:
     )
     shown = table[[name for name in COLUMNS if name in table]].rename(columns=COLUMNS)
     figures = shown.astype(object).map(_cell).to_markdown(index=False, disable_numparse=True)
-    return f"{way}\n\nOn the machine that made it: `{place}`\n\n{figures}\n"
+    return f"{way}\n\nIn the project's folder: `{place}`\n\n{figures}\n"
 
 
 def _cell(value: Any) -> str:

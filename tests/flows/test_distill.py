@@ -66,7 +66,8 @@ def test_stages_run_once_and_leave_a_model_and_artifacts(project: Path, capsys: 
     found = artifacts_of(run.id)
     assert [row["sampler"] for row in json.loads(found["samplers"])] == ["student", "real"]
     assert found["samples"].startswith("data:image/png;base64,")
-    assert str(project / "data/evaluation/report.html") in found["report"] and "`make up`" in found["report"]
+    assert "`data/evaluation/report.html`" in found["report"] and "`make up`" in found["report"]
+    assert result["report"] == str(project / "data/evaluation/report.html")
     assert "| student   | 10              | 0.005 |" in found["report"] and "file://" not in found["report"]
     capsys.readouterr()
 
