@@ -142,12 +142,22 @@ def worktrees(root: Path) -> Finding:
         return ok("worktrees", "not under git")
     lines = done.stdout.splitlines()
     places = [Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree ")]
-    left = [place for place in places if (root / STATE).resolve() in place.parents]
+    inside = [place for place in places if (root / STATE).resolve() in place.parents]
+    left = [place for place in inside if not _at_work(place)]
     if not left:
-        return ok("worktrees", "none left behind")
+        return ok("worktrees", f"{len(inside)} in use, none left behind" if inside else "none left behind")
     dirty = [place.name for place in left if not place.is_dir() or _dirty(place)]
     told = f"{len(left)} under {STATE}, {len(dirty)} with changes" + (f": {', '.join(dirty[:4])}" if dirty else "")
-    return warn("worktrees", told, "unless a run uses them: git worktree remove --force PATH; git worktree prune")
+    mend = "prefect flow-run retry ID goes on in one; unused for a week they go; now: git worktree remove --force PATH"
+    return warn("worktrees", told, mend)
+
+
+def _at_work(place: Path) -> bool:
+    """Whether a run holds the worktree: the note beside it names a live process."""
+    try:
+        return psutil.pid_exists(int(place.with_name(f"{place.name}.owner").read_text()))
+    except (OSError, ValueError):
+        return False
 
 
 def _dirty(place: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.pipeline import open_repository, reason
 from models.errors import InputError
+from tasks.redaction import redact
 
 
 def share_settings(project: Path, root: Path) -> None:
@@ -26,12 +27,12 @@ def share_settings(project: Path, root: Path) -> None:
 
 
 def default_remote(root: Path) -> tuple[str, str] | None:
-    """Name and address of DVC's default remote, or None."""
+    """Name and address (to show: without credentials) of DVC's default remote, or None."""
     from dvc.config import Config
 
     config = Config(str(root / ".dvc"))
     name = config["core"].get("remote")
-    return (name, str(config["remote"].get(name, {}).get("url", ""))) if name else None
+    return (name, redact(str(config["remote"].get(name, {}).get("url", "")))) if name else None
 
 
 def push(root: Path, commits: list[str]) -> None:
@@ -48,7 +49,7 @@ def push(root: Path, commits: list[str]) -> None:
             speaker.setLevel(logging.CRITICAL)
             repository.push(revs=commits or None, run_cache=True)
     except (DvcException, OSError) as error:
-        raise RuntimeError(reason(error)) from error
+        raise RuntimeError(redact(reason(error))) from error
     finally:
         speaker.setLevel(level)
 

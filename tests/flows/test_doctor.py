@@ -201,6 +201,13 @@ def test_services_that_ended_by_themselves(project: Path) -> None:
     assert found.state == "warn" and "worker ended by itself" in found.found and "make up" in found.mend
 
 
+def test_a_remotes_address_is_shown_without_credentials(project: Path) -> None:
+    from flows import storage
+
+    dvc(project, "remote", "add", "-d", "web", "https://anna:geheim@host/store")
+    assert storage.default_remote(project) == ("web", "https://***@host/store")
+
+
 def test_worktrees_left_behind(project: Path) -> None:
     assert project_checks.worktrees(project).state == "ok"
     place = project / ".fewstep/runs/0a1b2c3d"
@@ -209,3 +216,5 @@ def test_worktrees_left_behind(project: Path) -> None:
     assert found.state == "warn" and found.found.startswith("1 under .fewstep, 0 with changes")
     (place / "params.yaml").write_text("changed")
     assert "1 with changes: 0a1b2c3d" in project_checks.worktrees(project).found
+    (place.parent / "0a1b2c3d.owner").write_text(f"{os.getpid()}\n")
+    assert project_checks.worktrees(project).found == "1 in use, none left behind"
