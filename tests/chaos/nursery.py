@@ -1,7 +1,7 @@
 """Processes that need not import torch again: forked from one that has, each with its own folder, environment, output.
 
 Started as a program it reads one JSON object a line, {"root", "env", "stages", "output"}, runs these stages in a child
-and answers with the child's wait status.
+and answers with the child's wait status. A name with a dot is a module with a `main(arguments)`, as "flows.register".
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Nursery:
 
 def main() -> None:
     """Answer orders from stdin until it closes."""
-    for name in STAGES:
-        importlib.import_module(f"tasks.{name}")
+    for name in (*(f"tasks.{stage}" for stage in STAGES), "tasks.registration", "flows.register", "mlflow.pyfunc"):
+        importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         order = json.loads(line)
@@ -73,6 +73,7 @@ def _be_stage(order: Mapping[str, object]) -> None:
 
     code = 1
     try:
+        sys.argv = ["stage"]
         output = os.open(str(order["output"]), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for old, new in ((nothing, 0), (output, 1), (output, 2)):
@@ -80,14 +81,18 @@ def _be_stage(order: Mapping[str, object]) -> None:
         os.chdir(str(order["root"]))
         os.environ.clear()
         os.environ.update(order["env"])  # type: ignore[call-overload]
-        for name in order["stages"]:  # type: ignore[attr-defined]
-            stage_main(importlib.import_module(f"tasks.{name}").run, [])
         code = 0
+        for name in order["stages"]:  # type: ignore[attr-defined]
+            if "." in name:
+                code = code or importlib.import_module(name).main([])
+            else:
+                stage_main(importlib.import_module(f"tasks.{name}").run, [])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
         import traceback
 
+        code = 1
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()

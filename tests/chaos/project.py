@@ -29,16 +29,23 @@ PARAMS = {
         "steps": 6, "batch_size": 4, "warmup": 1, "learning_rate": 1e-3, "validate_every": 2,
         "validation_samples": 16, "checkpoint_every": 2,
     },
-    "evaluation": {"samples": 16, "baselines": ["ddim"], "bootstrap": 10, "batch_size": 16},
+    "evaluation": {
+        "features": {"kind": "mnist"}, "samples": 16, "baselines": ["ddim"], "bootstrap": 10, "batch_size": 16,
+    },
     "registration": {"name": "chaos"},
 }  # fmt: skip
-CHAIN = """
-import importlib, sys
-from tasks.cli import stage_main
-for name in sys.argv[1:]:
-    stage_main(importlib.import_module(f"tasks.{name}").run, [])
-"""
-COPIED = ("models", "tasks", "flows", "dvc.yaml", "prefect.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore")
+COPIED = (
+    "models",
+    "tasks",
+    "flows",
+    "dvc.yaml",
+    "prefect.yaml",
+    ".gitignore",
+    "data/.gitignore",
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+)
 PRETRAINED = ("mnist16", "mnist_features")
 
 
@@ -57,7 +64,7 @@ def make_project(root: Path) -> Path:
     return root
 
 
-def copy_until(made: Path, root: Path, stage: str) -> Path:
+def copy_until(made: Path, root: Path, stage: str = "") -> Path:
     """A copy of the finished project `made` in which `stage` and all after it have yet to run."""
     later = {root / "data" / name for name in STAGES[STAGES.index(stage) :]} if stage else set()
     shutil.copytree(made, root, symlinks=True)
@@ -66,9 +73,12 @@ def copy_until(made: Path, root: Path, stage: str) -> Path:
     return root
 
 
-def chain(*stages: str) -> list[str]:
-    """The command that runs these stages in turn, in one process: importing torch takes longer than the stages."""
-    return [sys.executable, "-c", CHAIN, *stages]
+def record(root: Path, *stages: str) -> None:
+    """Let DVC record the results of these stages (none: all) as those of the present code and params."""
+    if not (root / ".git").exists():
+        (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    done = execute(root, [sys.executable, "-m", "tasks.environment", "dvc", "commit", "--force", *stages])
+    assert done.returncode == 0, done.stderr + done.stdout
 
 
 def environ(root: Path, kill: str = "", hold: str = "", more: Mapping[str, str] | None = None) -> dict[str, str]:

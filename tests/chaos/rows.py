@@ -12,6 +12,7 @@ from pathlib import Path
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/failures.md"
 BEGIN, END = "<!-- rows: written by python -m tests.chaos.rows -->", "<!-- end of rows -->"
 PUBLISHED = r"\A(?:(?!resumed)[\s\S])*student: best at step 6 of 6"
+KILLED = "the run ends; in MLflow it shows as RUNNING until the next one"
 ENDED = "the stage ends; `make run` tries it once more"
 
 
@@ -120,6 +121,21 @@ STAGES = (
     _kill("evaluation-tables", "evaluation.tables", "tables written, report not", "starts over", quick=True),
 )  # fmt: skip
 
+
+def _registration(id: str, point: str, when: str, then: str, says: str = "", quick: bool = False) -> Kill:
+    return Kill(id, "`make run` or `python -m flows.register`", when, KILLED, then, quick, "", point, says)
+
+
+REGISTRATION = (
+    _registration(
+        "registration-run", "tracking.created", "MLflow run made, nothing logged", "marks it FAILED, makes another"
+    ),
+    _registration(
+        "registration-metrics", "tracking.metrics", "figures logged, files not", "marks the run FAILED, makes another",
+    ),
+)  # fmt: skip
+PROMOTION: tuple[Kill, ...] = ()
+
 AGAIN = "one line with the reason, exit status 1; `make run` tries it once more"
 REFUSED = "one line that names the file, exit status 2"
 
@@ -154,7 +170,23 @@ MACHINE = (
     ),
 )  # fmt: skip
 
-ROWS: tuple[Row, ...] = STAGES + MACHINE
+SERVICES = (
+    Row(
+        "engine-killed", "`make run`, or a deployment's run", "a stage is at work",
+        "its stage ends within seconds; the run is marked Crashed after 90 to 180 s", "goes on from the checkpoint",
+    ),
+    Row(
+        "worker-killed", "the worker and its run", "a stage is at work; another run waits for its turn",
+        "the dead run is marked Crashed after 90 to 180 s, which frees its turn",
+        "after `make up` has started a worker, the waiting run begins and goes on from the checkpoint",
+    ),
+    Row(
+        "server-killed", "the Prefect server", "a run is at work", "no answer until `make up` starts it again",
+        "the same run ends Completed",
+    ),
+)  # fmt: skip
+
+ROWS: tuple[Row, ...] = STAGES + REGISTRATION + PROMOTION + SERVICES + MACHINE
 
 
 def table() -> str:
