@@ -25,7 +25,7 @@ from tasks.failpoints import reach
 from tasks.params import Params
 from tasks.scores import student_scores, to_tag
 from tasks.store import calm, open_store
-from tasks.tracking import read_metrics
+from tasks.tracking import OWNER, owner, read_metrics
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 CONTENT, SCORES, SET = "student.sha256", "evaluation.scores", "evaluation.set"
@@ -161,7 +161,8 @@ def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str,
 
 def _log_model(folder: Path, run_id: str) -> str:
     """Log the student as models-from-code and try it on its example; returns MLflow's model id."""
-    with calm(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    mine = {OWNER: owner()}  # the run is RUNNING again meanwhile, perhaps in another process than the one that made it
+    with calm(), mlflow.start_run(run_id=run_id, tags=mine, log_system_metrics=False):
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -170,6 +171,7 @@ def _log_model(folder: Path, run_id: str) -> str:
             input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
             pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
         )
+        reach("registration.uploaded")
     return str(info.model_id)
 
 

@@ -13,6 +13,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs/failures.md"
 BEGIN, END = "<!-- rows: written by python -m tests.chaos.rows -->", "<!-- end of rows -->"
 PUBLISHED = r"\A(?:(?!resumed)[\s\S])*student: best at step 6 of 6"
 KILLED = "the run ends; in MLflow it shows as RUNNING until the next one"
+UNMOVED = "the run ends; the champion is the old or the new one, and can be loaded"
 ENDED = "the stage ends; `make run` tries it once more"
 
 
@@ -132,9 +133,28 @@ REGISTRATION = (
     ),
     _registration(
         "registration-metrics", "tracking.metrics", "figures logged, files not", "marks the run FAILED, makes another",
+        quick=True,
+    ),
+    _registration(
+        "registration-uploaded", "registration.uploaded", "model uploaded, its MLflow run open",
+        "marks the run FAILED, makes another",
+    ),
+    _registration(
+        "registration-logged", "registration.logged", "model uploaded, no version made", "makes the version",
+    ),
+    _registration(
+        "registration-created", "registration.created", "version made, no alias", "finds the version, sets its aliases",
+        says="registered before",
     ),
 )  # fmt: skip
-PROMOTION: tuple[Kill, ...] = ()
+PROMOTION = tuple(
+    Kill(f"promotion-{name}", "promotion of a better student", when, UNMOVED, then, False, "", f"promotion.{name}")
+    for name, when, then in (
+        ("announced", "intention written, alias not moved", "drops the intention, promotes"),
+        ("moved", "alias moved, history not", "completes the promotion"),
+        ("recorded", "history written, intention not removed", "completes the promotion"),
+    )
+)
 
 AGAIN = "one line with the reason, exit status 1; `make run` tries it once more"
 REFUSED = "one line that names the file, exit status 2"
