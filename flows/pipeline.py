@@ -6,6 +6,7 @@ exit status: `python -m flows.pipeline NAME`.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from models.errors import InputError
 from tasks import environment
 from tasks.atomic import atomic_write_text
 from tasks.orphans import end_with_parent
+from tasks.troubles import trouble
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -51,11 +54,30 @@ def open_repository(root: Path) -> Iterator[Repo]:
 
     logging.getLogger("dvc").setLevel(logging.ERROR)  # its hints are for people at its own command line
     prepare_repository(root)
+    _mend_notes(root / ".dvc" / "tmp" / "rwlock")
     repository = Repo(str(root))
     try:
         yield repository
     finally:
         repository.close()
+
+
+def _mend_notes(path: Path) -> None:
+    """Remove DVC's note on who works where if a kill or a full disk has left half of it: DVC would stop at it for ever.
+
+    DVC takes a moment to write it, so a damaged one is looked at again first.
+    """
+    for attempt in range(4):
+        try:
+            if path.exists():
+                json.loads(path.read_text())
+            return
+        except FileNotFoundError:
+            return
+        except ValueError:
+            if attempt < 3:
+                time.sleep(0.3)
+    path.unlink(missing_ok=True)
 
 
 def outdated(root: Path, name: str) -> bool:
@@ -131,7 +153,8 @@ def _explain(error: BaseException) -> int:
     why = reason(error)
     if match := _EXITED.search(why):
         return int(match.group(1))
-    print(f"dvc: {why}", file=sys.stderr)
+    line = trouble(error)
+    print(f"error: {line}" if line else f"dvc: {why}", file=sys.stderr)
     return 1
 
 

@@ -5,13 +5,15 @@ Everything comes from the artifact `student`, a diffusers pipeline folder with i
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, INVALID_STATE
 
 MOST_IMAGES = 1024
 
@@ -27,6 +29,7 @@ class StudentModel(mlflow.pyfunc.PythonModel):
 
         logging.disable_progress_bar()
         folder = context.artifacts["student"]
+        _check(Path(folder), (context.model_config or {}).get("sha256"))
         self.pipeline = DiffusionPipeline.from_pretrained(
             folder,
             custom_pipeline=folder,
@@ -77,6 +80,20 @@ class StudentModel(mlflow.pyfunc.PythonModel):
             ).images
         except ValueError as error:  # the pipeline's own words for a request it cannot serve
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+
+
+def _check(folder: Path, registered: str | None) -> None:
+    """Refuse files that are not those that were registered; `registered` is the SHA-256 over their names and sums."""
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            lines.append(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+    if registered not in (None, hashlib.sha256("".join(lines).encode()).hexdigest()):
+        raise MlflowException(
+            f"{folder}: the files are not those that were registered: they are damaged; use another version, or "
+            "register this student again (`python -m flows.register`)",
+            error_code=INVALID_STATE,
+        )
 
 
 def _require(condition: bool, message: str) -> None:

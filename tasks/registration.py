@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ TRIAL_IMAGES = 4
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 REQUIREMENTS = ("mlflow", "diffusers", "torch", "safetensors", "accelerate", "numpy", "pandas")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Version:
@@ -47,17 +50,19 @@ class Version:
 def register_student(root: Path, params: Params, run_id: str, inputs: Mapping[str, str] | None = None) -> Version:
     """Register data/student as a version of `registration.name` and give it the alias `challenger`.
 
-    The same folder content gives the same version; its tags are brought up to date: the evaluation's figures, and
-    `inputs`, which name what it was made from.
+    The same folder content gives the same version, unless the registry's copy is damaged; its tags are brought up to
+    date: the evaluation's figures, and `inputs`, which name what it was made from.
     """
     client = open_store(root, params)
     name, folder = params.registration.name, root / "data/student"
     content = folder_hash(folder)
     known = find_version(client, name, {CONTENT: content})
+    if known is not None and not _is_sound(client, name, str(known.version)):
+        known = None
     number = "" if known is None else str(known.version)
     created = known is None
     if created:
-        number = _create_version(client, name, run_id, _log_model(folder, run_id), content)
+        number = _create_version(client, name, run_id, _log_model(folder, run_id, content), content)
     reach("registration.created")
     for key, value in (_origin_tags(root, params, run_id) | dict(inputs or {})).items():
         client.set_model_version_tag(name, number, key, value)
@@ -148,6 +153,17 @@ def folder_hash(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _is_sound(client: MlflowClient, name: str, number: str) -> bool:
+    """Whether the registry's files of a version are those that were registered."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fetch_version(client, name, number, Path(folder))
+        except InputError as error:
+            logger.warning("%s; it is registered again", error)
+            return False
+    return True
+
+
 def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str, content: str) -> str:
     try:
         client.create_registered_model(name, description="A few-step student of a diffusion model.")
@@ -159,7 +175,7 @@ def _create_version(client: MlflowClient, name: str, run_id: str, model_id: str,
     return str(client.create_model_version(name, source, run_id=run_id, model_id=model_id, tags=tags).version)
 
 
-def _log_model(folder: Path, run_id: str) -> str:
+def _log_model(folder: Path, run_id: str, content: str) -> str:
     """Log the student as models-from-code and try it on its example; returns MLflow's model id."""
     mine = {OWNER: owner()}  # the run is RUNNING again meanwhile, perhaps in another process than the one that made it
     with calm(), mlflow.start_run(run_id=run_id, tags=mine, log_system_metrics=False):
@@ -167,6 +183,7 @@ def _log_model(folder: Path, run_id: str) -> str:
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={STUDENT.name: str(folder)},
+            model_config={"sha256": content},  # whoever loads it compares
             signature=_signature(),
             input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
             pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],

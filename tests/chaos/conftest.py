@@ -62,6 +62,14 @@ def recorded(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def halfway(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All before the student is made and recorded by DVC; not to be written to."""
+    root = copy_until(made, tmp_path_factory.mktemp("halfway") / "project", "student")
+    record(root, "dataset", "teacher", "trajectories")
+    return root
+
+
+@pytest.fixture(scope="session")
 def rival(recorded: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 1 is champion, and a better student is made but not registered; not to be written to."""
     root = copy_until(recorded, tmp_path_factory.mktemp("rival") / "project")

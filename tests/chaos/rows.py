@@ -118,6 +118,10 @@ STAGES = (
         "student-saved", "student.saved", "pipeline folder half written", "publishes, without training",
         says=PUBLISHED,
     ),
+    _kill(
+        "student-replacing", "atomic.between", "the old student moved aside, the new one not yet in its place",
+        "publishes, without training", says=PUBLISHED,
+    ),
     _kill("evaluation-measured", "evaluation.measured", "samplers measured, nothing written", "starts over"),
     _kill("evaluation-tables", "evaluation.tables", "tables written, report not", "starts over", quick=True),
 )  # fmt: skip
@@ -164,6 +168,26 @@ MACHINE = (
     Row("full-disk-trajectories", "disk full", "shards are written", AGAIN, "keeps the whole shards"),
     Row("full-disk-checkpoint", "disk full", "checkpoints are written", AGAIN, "goes on from the last one", True),
     Row("read-only-project", "project folder read-only", "a stage begins", AGAIN, "works once it can be written"),
+    Row("read-only-cache", "DVC's cache read-only", "a result is recorded", AGAIN, "records it, does not train"),
+    Row(
+        "damaged-cache", "a file in DVC's cache, results removed from data/", "before a run", "nothing",
+        "drops the file, makes the result again",
+    ),
+    Row(
+        "damaged-dvc-notes", "DVC's own notes in .dvc/tmp half written", "before a run", "nothing", "removes them",
+    ),
+    Row(
+        "damaged-registry", "one bit of a registered version", "before its promotion",
+        "one line, exit status 2: not promoted; a server refuses to load it", "registers it again, promotes that",
+    ),
+    Row(
+        "remote-missing", "DVC's remote not reachable", "a deployment's run pushes",
+        "a warning, and in the run's message: kept in this project's cache", "pushes both",
+    ),
+    Row(
+        "port-in-use", "nothing; a port is taken", "`make up`", "one line that names the process, exit status 2",
+        "`make up PORT=...` works",
+    ),
     Row(
         "damaged-shard", "an unpublished shard truncated", "after a kill of the trajectories stage",
         "a warning that names the file", "makes that shard again", True,
@@ -191,6 +215,22 @@ MACHINE = (
 )  # fmt: skip
 
 SERVICES = (
+    Row(
+        "dvc-killed", "`dvc repro`", "the student stage is at work", "the stage ends within a second, too",
+        "waits for the stage's end if need be, goes on from the checkpoint",
+    ),
+    Row(
+        "orphan-waited-for", "nothing; the same stage is at work already", "a second run starts",
+        "\"waiting for process N\"", "uses what the first has made, trains nothing twice",
+    ),
+    Row(
+        "ray-worker-killed", "a Ray worker", "between two checkpoints", "nothing: Ray starts another",
+        "(the same run) goes on from the checkpoint",
+    ),
+    Row(
+        "ray-driver-killed", "the student stage with Ray workers", "between two checkpoints",
+        "the workers end within a minute, too", "goes on from the checkpoint",
+    ),
     Row(
         "engine-killed", "`make run`, or a deployment's run", "a stage is at work",
         "its stage ends within seconds; the run is marked Crashed after 90 to 180 s", "goes on from the checkpoint",

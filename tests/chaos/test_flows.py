@@ -23,7 +23,7 @@ import yaml
 from flows import daemons
 from tasks.failpoints import release
 from tests.chaos.nursery import Nursery
-from tests.chaos.project import copy_until, environ, record, result
+from tests.chaos.project import copy_until, environ, result
 from tests.flows.test_deployment import free_port
 
 HOLD = "training.step:3"
@@ -114,16 +114,16 @@ def gone(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def site(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(halfway: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """All that comes before the student is done and committed; services with short times run."""
-    root = copy_until(made, tmp_path_factory.mktemp("site") / "project", "student")
+    root = copy_until(halfway, tmp_path_factory.mktemp("site") / "project")
     with (root / "prefect.yaml").open() as file:
         assert yaml.safe_load(file)["definitions"]["two_at_once"]["limit"] == 2
     text = (root / "prefect.yaml").read_text()
     (root / "prefect.yaml").write_text(text.replace("limit: 2", "limit: 1"))
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    record(root, "dataset", "teacher", "trajectories")
+    (root / ".dvc/config.local").unlink()
     shutil.copytree(root / "data/pretrained", root / "kept")
     subprocess.run(["git", "add", "."], cwd=root, check=True)
     subprocess.run(["git", *identity, "commit", "-qm", "start"], cwd=root, check=True)

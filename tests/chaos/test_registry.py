@@ -7,14 +7,18 @@ import re
 import signal
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tests.chaos.nursery import Nursery
 from tests.chaos.project import copy_until
 from tests.chaos.rows import PROMOTION, REGISTRATION, Kill
+from tests.chaos.test_machine import flip, one_error
 
 REGISTER = ["flows.register"]
+PROMOTE_NEWEST = "tests.chaos.promote_newest"
 
 
 @pytest.mark.parametrize("row", REGISTRATION, ids=lambda row: row.id)
@@ -33,6 +37,40 @@ def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, nursery: Nurse
     check_registry(root, versions=2)
 
 
+def test_damaged_registry(rival: Path, tmp_path: Path, nursery: Nursery) -> None:
+    """One bit of a version that is about to be promoted is wrong: it is neither promoted nor served, and made again."""
+    root = copy_until(rival, tmp_path / "project")
+    params = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(f"{params.rstrip()}\n  promote: false\n")
+    assert nursery.run(root, REGISTER).returncode == 0
+    (root / "params.yaml").write_text(params)
+    client = store_of(root)
+    folder = newest_artifacts(root)
+    flip(next(folder.glob("unet/*.safetensors")))
+    refused = nursery.run(root, [PROMOTE_NEWEST])
+    line = one_error(refused.stdout)
+    assert refused.returncode == 2 and "version 2: files in the registry are not those that were registered" in line
+    assert line.endswith("version 1 stays champion")
+    with pytest.raises(MlflowException, match="they are damaged; use another version"):
+        mlflow.pyfunc.load_model(str(folder.parents[1]))
+    assert client.get_model_version_by_alias("chaos", "champion").version == 1
+    again = nursery.run(root, REGISTER)
+    assert again.returncode == 0 and "it is registered again" in again.stdout, again.stdout
+    assert "chaos version 3 (registered)" in again.stdout
+    assert client.get_model_version_by_alias("chaos", "champion").version == 3
+    assert digests(newest_artifacts(root)) == digests(root / "data/student")
+
+
+def store_of(root: Path) -> MlflowClient:
+    uri = f"sqlite:///{root}/mlruns/mlflow.db"
+    return MlflowClient(uri, uri)
+
+
+def newest_artifacts(root: Path) -> Path:
+    folders = [path for path in root.glob("mlruns/artifacts/**/artifacts/student") if (path / "unet").is_dir()]
+    return max(folders, key=lambda path: path.stat().st_mtime_ns)
+
+
 def killed_and_again(nursery: Nursery, root: Path, row: Kill) -> str:
     killed = nursery.run(root, REGISTER, kill=row.point)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
@@ -43,7 +81,7 @@ def killed_and_again(nursery: Nursery, root: Path, row: Kill) -> str:
 
 def check_registry(root: Path, versions: int) -> None:
     """`versions` versions, the last one champion and challenger, holding this student; nothing half done."""
-    client = MlflowClient(f"sqlite:///{root}/mlruns/mlflow.db")
+    client = store_of(root)
     (model,) = client.search_registered_models()
     found = client.search_model_versions("name = 'chaos'")
     assert sorted(int(item.version) for item in found) == list(range(1, versions + 1))

@@ -173,8 +173,8 @@ def test_a_student_that_makes_no_images_is_never_promoted(copy: tuple[Path, Para
     broken = f"return type('Output', (), {{'images': {images}}})()\n        x = torch"
     code.write_text(code.read_text().replace("x = torch", broken, 1))
     client, run = store.open_store(*copy), tracking.track_run(root, params)
-    model = registration._log_model(root / "data/student", run.run_id)
     content = registration.folder_hash(root / "data/student")
+    model = registration._log_model(root / "data/student", run.run_id, content)
     assert registration._create_version(client, NAME, run.run_id, model, content) == "2"
     with pytest.raises(InputError, match=f"{reason}.*version 1 stays champion$"):
         promotion.promote(*copy, "2", force=True)
