@@ -58,14 +58,16 @@ def make_schedule(pairs: Sequence[tuple[float, int]], full: int, stride: int) ->
     return schedule
 
 
-def preset(steps: int, full: int, stride: int) -> Schedule:
+def preset(steps: int, full: int, stride: int, sigmas: Sequence[float] | None = None) -> Schedule:
     """The paper's schedule of 4 or 6 steps, its sizes scaled to ``full`` and rounded to the network's
-    stride, halves down.
+    stride, halves down; ``sigmas``: other levels than the paper's, as many.
     """
     if steps not in SIGMAS:
         raise InputError(f"method.schedule.steps = {steps}: presets have {' or '.join(map(str, SIGMAS))}")
+    if sigmas is not None and len(sigmas) != steps:
+        raise InputError(f"method.schedule.sigmas = {list(sigmas)}: expected {steps}, one a step")
     sizes = [max(stride, math.ceil(part * full / 128 / stride - 0.5) * stride) for part in PARTS[steps]]
-    return make_schedule(list(zip(SIGMAS[steps], sizes, strict=True)), full, stride)
+    return make_schedule(list(zip(sigmas or SIGMAS[steps], sizes, strict=True)), full, stride)
 
 
 def radial_power(x0: Tensor) -> np.ndarray:

@@ -62,7 +62,7 @@ def schedule_of(method: Swd, teacher: Teacher, power: np.ndarray) -> Schedule:
         return make_schedule(given.pairs, full, stride)
     if isinstance(given, AutoSchedule):
         return auto_schedule(power, given.sigmas, full, stride, given.smallest)
-    return preset(given.steps, full, stride)
+    return preset(given.steps, full, stride, given.sigmas)
 
 
 def swd_config(params: Params, facts: dict[str, Any]) -> SwDConfig:

@@ -16,6 +16,7 @@ Levels = Annotated[tuple[Level, ...], Field(min_length=1)]
 class PresetSchedule(Section):
     kind: Literal["preset"] = "preset"
     steps: Literal[4, 6] = 4
+    sigmas: Levels | None = None
 
 
 class AutoSchedule(Section):
@@ -55,7 +56,7 @@ class Mmd(Section):
 
 
 class Rates(Section):
-    fake: fields.LearningRate | None = 5e-4
+    fake: fields.LearningRate | None = 7e-4
     discriminator: fields.LearningRate | None = None
 
 
@@ -63,7 +64,7 @@ class Swd(Section):
     """`nfe` is the schedule's length; the student section's own values suit this method when it is chosen."""
 
     kind: Literal["swd"] = "swd"
-    schedule: Schedule = PresetSchedule()
+    schedule: Schedule = PresetSchedule(sigmas=(1.0, 0.75, 0.5, 0.3))
     dmd: Dmd = Dmd()
     gan: Gan = Gan()
     mmd: Mmd = Mmd()
@@ -76,9 +77,9 @@ class Swd(Section):
 
     companions: ClassVar[dict[str, dict[str, Any]]] = {
         "student": {
-            "steps": 800,
+            "steps": 400,
             "batch_size": 32,
-            "learning_rate": 5e-5,
+            "learning_rate": 1e-4,
             "warmup": 50,
             "ema": 0.99,
             "validate_every": 100,

@@ -52,6 +52,9 @@ def test_presets_are_the_papers() -> None:
     assert [s.size for s in preset(4, 16, 4)] == [8, 8, 12, 16]
     with pytest.raises(InputError, match="4 or 6"):
         preset(5, 16, 4)
+    assert preset(4, 16, 4, (1.0, 0.75, 0.5, 0.3))[2:] == (Scale(0.5, 12), Scale(0.3, 16))
+    with pytest.raises(InputError, match="expected 4, one a step"):
+        preset(4, 16, 4, (1.0, 0.5))
 
 
 def test_power_of_white_noise_is_one_and_of_a_wave_at_its_frequency() -> None:
