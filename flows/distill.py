@@ -33,9 +33,10 @@ from flows.parameters import Method, Overrides, Revision
 from flows.stages import StageFailed, run_stage
 from flows.workspace import Workspace, uncommitted, workspace
 from models.errors import InputError
-from tasks.cli import INPUT_ERROR, INTERRUPTED, overrides_parser
+from tasks.cli import INPUT_ERROR, INTERRUPTED, TROUBLE, overrides_parser
 from tasks.external import local_paths
 from tasks.params import Params, load_params
+from tasks.troubles import trouble
 
 if TYPE_CHECKING:
     from tasks.promotion import Finding
@@ -153,6 +154,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted; the next run goes on from the finished work")
         return INTERRUPTED
+    except Exception as error:
+        if (line := trouble(error)) is None:
+            raise
+        complain(line)
+        return TROUBLE
     return 0
 
 

@@ -13,8 +13,9 @@ if __name__ == "__main__":  # MLflow reads its settings when it is imported
 from flows import fingerprints, pipeline
 from flows.console import complain, say
 from models.errors import InputError
-from tasks.cli import INPUT_ERROR, overrides_parser
+from tasks.cli import INPUT_ERROR, TROUBLE, overrides_parser
 from tasks.params import Params, load_params
+from tasks.troubles import trouble
 
 
 def register_results(root: Path, params: Params, force: bool = False) -> str:
@@ -48,6 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         complain(str(error))
         return INPUT_ERROR
+    except Exception as error:
+        if (line := trouble(error)) is None:
+            raise
+        complain(line)
+        return TROUBLE
     return 0
 
 

@@ -167,6 +167,10 @@ MACHINE = (
     Row("full-disk-dataset", "disk full", "the dataset is written", AGAIN, "starts over"),
     Row("full-disk-trajectories", "disk full", "shards are written", AGAIN, "keeps the whole shards"),
     Row("full-disk-checkpoint", "disk full", "checkpoints are written", AGAIN, "goes on from the last one", True),
+    Row(
+        "full-disk-registration", "disk full", "a student is registered", "one line with the reason, exit status 1",
+        "marks the MLflow run FAILED, registers one version",
+    ),
     Row("read-only-project", "project folder read-only", "a stage begins", AGAIN, "works once it can be written"),
     Row("read-only-cache", "DVC's cache read-only", "a result is recorded", AGAIN, "records it, does not train"),
     Row(

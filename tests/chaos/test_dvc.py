@@ -14,11 +14,11 @@ import pytest
 
 from flows import experiments
 from flows.workspace import workspace
+from tests.chaos.checks import flip, one_error
 from tests.chaos.disks import read_only
 from tests.chaos.project import copy_until, environ, execute, result
-from tests.chaos.test_machine import flip, one_error
 from tests.chaos.test_ray import gone, wait_until
-from tests.flows.test_deployment import free_port
+from tests.flows.served import free_port
 
 REPRO = [sys.executable, "-m", "tasks.environment", "dvc", "repro", "--single-item", "student"]
 PIPELINE = [sys.executable, "-m", "flows.pipeline", "student"]

@@ -24,7 +24,7 @@ from flows import daemons
 from tasks.failpoints import release
 from tests.chaos.nursery import Nursery
 from tests.chaos.project import copy_until, environ, result
-from tests.flows.test_deployment import free_port
+from tests.flows.served import free_port
 
 HOLD = "training.step:3"
 QUICK_CRASH = """

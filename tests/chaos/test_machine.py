@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.chaos.checks import check_registry, flip, one_error
 from tests.chaos.disks import filled, read_only, small_disk
 from tests.chaos.nursery import Nursery
 from tests.chaos.project import copy_until, leftovers, result
 
 Before = Callable[[str], Path]
-
-
-def one_error(output: str) -> str:
-    """The only line that speaks of an error; no traceback beside it."""
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in output, output
-    return lines[0]
 
 
 def finish(nursery: Nursery, root: Path, made: Path, *stages: str, says: str = "") -> str:
@@ -53,6 +46,18 @@ def test_full_disk_trajectories(nursery: Nursery, made: Path, tmp_path: Path) ->
 
 def test_full_disk_checkpoint(nursery: Nursery, made: Path, tmp_path: Path) -> None:
     fills(nursery, made, tmp_path, 2_600_000, "student", says="resumed at step [024] of 6")
+
+
+def test_full_disk_registration(nursery: Nursery, recorded: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        root = copy_until(recorded, disk / "project")
+        with filled(disk, 1_300_000):
+            failed = nursery.run(root, ["flows.register"], output=tmp_path / "output")
+            assert failed.returncode == 1, failed.stdout
+            assert "no space left on the disk" in one_error(failed.stdout)
+        again = nursery.run(root, ["flows.register"])
+        assert again.returncode == 0 and "chaos version 1" in again.stdout, again.stdout
+        check_registry(root, versions=1)
 
 
 def test_read_only_project(nursery: Nursery, made: Path, before: Before, tmp_path: Path) -> None:
@@ -121,13 +126,3 @@ def test_damaged_weights(nursery: Nursery, made: Path, before: Before) -> None:
         assert failed.returncode == 2 and str(path.parent.parent) in one_error(failed.stdout)
         path.write_bytes(whole)
     finish(nursery, root, made, "evaluation")
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file; size and time stay."""
-    times = path.stat()
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import signal
 from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tests.chaos.checks import check_registry, digests, flip, one_error, store_of
 from tests.chaos.nursery import Nursery
 from tests.chaos.project import copy_until
 from tests.chaos.rows import PROMOTION, REGISTRATION, Kill
-from tests.chaos.test_machine import flip, one_error
 
 REGISTER = ["flows.register"]
 PROMOTE_NEWEST = "tests.chaos.promote_newest"
@@ -61,11 +59,6 @@ def test_damaged_registry(rival: Path, tmp_path: Path, nursery: Nursery) -> None
     assert digests(newest_artifacts(root)) == digests(root / "data/student")
 
 
-def store_of(root: Path) -> MlflowClient:
-    uri = f"sqlite:///{root}/mlruns/mlflow.db"
-    return MlflowClient(uri, uri)
-
-
 def newest_artifacts(root: Path) -> Path:
     folders = [path for path in root.glob("mlruns/artifacts/**/artifacts/student") if (path / "unet").is_dir()]
     return max(folders, key=lambda path: path.stat().st_mtime_ns)
@@ -77,27 +70,3 @@ def killed_and_again(nursery: Nursery, root: Path, row: Kill) -> str:
     again = nursery.run(root, REGISTER, kill=row.point)
     assert again.returncode == 0, again.stdout
     return again.stdout
-
-
-def check_registry(root: Path, versions: int) -> None:
-    """`versions` versions, the last one champion and challenger, holding this student; nothing half done."""
-    client = store_of(root)
-    (model,) = client.search_registered_models()
-    found = client.search_model_versions("name = 'chaos'")
-    assert sorted(int(item.version) for item in found) == list(range(1, versions + 1))
-    assert {alias: int(number) for alias, number in model.aliases.items()} == {
-        "champion": versions,
-        "challenger": versions,
-    }
-    assert not any(name.endswith("pending") for name in model.tags)
-    (experiment,) = [item for item in client.search_experiments() if item.name == "chaos"]
-    statuses = [run.info.status for run in client.search_runs([experiment.experiment_id])]
-    assert "RUNNING" not in statuses and statuses.count("FINISHED") == versions
-    newest = max(found, key=lambda item: int(item.version))
-    assert client.get_run(newest.run_id).info.status == "FINISHED"
-    assert digests(root / "data/student") in [digests(path) for path in root.glob("mlruns/artifacts/**/student")]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

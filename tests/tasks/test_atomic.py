@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.atomic import atomic_dir, atomic_write_bytes, atomic_write_json, atomic_write_text, sha256_file
+from tasks.atomic import (
+    atomic_dir,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    read_json,
+    sha256_file,
+)
 
 PROJECT = Path(__file__).parents[2]
 
@@ -113,3 +120,13 @@ def test_leftovers_of_a_killed_process_go_with_the_next_write(tmp_path: Path) ->
             (inner / "file").write_text("inner")
         (outer / "file").write_text("outer")
     assert listing(tmp_path) == ["dest", "dest/file"] and (dest / "file").read_text() == "outer"
+
+
+def test_half_a_file_of_notes_is_removed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notes = tmp_path / "notes.json"
+    assert read_json(notes) is None and not caplog.records
+    atomic_write_json(notes, {"a": [1, 2]})
+    assert read_json(notes) == {"a": [1, 2]}
+    notes.write_text('{"a": [1,')
+    assert read_json(notes) is None and not notes.exists()
+    assert f"{notes} is damaged and will be made again" in caplog.text
