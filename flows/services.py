@@ -124,7 +124,11 @@ def _commands(root: Path, options: Options) -> dict[str, list[str]]:
 def _upgrade_store(root: Path) -> None:
     from tasks.store import upgrade_store  # imports MLflow, which takes seconds
 
-    upgrade_store(root)
+    try:
+        upgrade_store(root)
+    except Exception as error:  # SQLAlchemy's, MLflow's, the disk's
+        reason = " ".join(str(error).split())[:300]
+        raise StartFailed(f"mlruns/mlflow.db cannot be brought to this version of MLflow: {reason}") from error
 
 
 def _set_up(root: Path, api: Mapping[str, str]) -> None:

@@ -60,7 +60,19 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
     name = str(local if local.exists() else source.path)
     pipeline = open_pipeline(name, revision=source.revision, trust_remote_code=source.trust_remote_code)
     teacher = Teacher.from_pipeline(pipeline, name)
-    return pipeline, {"source": source.path, "revision": source.revision, "null_label": teacher.null_label}
+    return _stock(pipeline), {"source": source.path, "revision": source.revision, "null_label": teacher.null_label}
+
+
+def _stock(pipeline: Any) -> Any:
+    """diffusers' own pipeline of the same parts: code that came with the teacher is not needed after this stage."""
+    from diffusers import DDPMPipeline, DiTPipeline
+
+    if type(pipeline).__module__.partition(".")[0] == "diffusers":
+        return pipeline
+    parts = pipeline.components
+    if "transformer" in parts:
+        return DiTPipeline(parts["transformer"], parts["vae"], parts["scheduler"])
+    return DDPMPipeline(parts["unet"], parts["scheduler"])
 
 
 def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:

@@ -14,7 +14,7 @@ from flows import daemons, ports, services
 from flows.services import MLFLOW, NAMES, PREFECT, WORKER, Options
 from models.errors import InputError
 from tests.flows.project import REPOSITORY, make_project, python, runs
-from tests.flows.test_deployment import free_port
+from tests.flows.served import free_port
 
 SERVER = """
 import http.server, sys
@@ -112,6 +112,20 @@ def test_one_that_fails_takes_the_others_with_it_and_shows_its_log(
     said = capsys.readouterr().err
     assert "worker ended while starting" in said and "no such pool" in said and "ended again" in said
     assert pids(root) == {} and not list((root / daemons.FOLDER).glob("*.json"))
+
+
+def test_a_broken_database_is_told_and_nothing_is_left_running(
+    root: Path, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(root)
+    commands = {name: [sys.executable, "-c", "import time; time.sleep(60)"] for name in NAMES}
+    monkeypatch.setattr(services, "_commands", lambda root, options: commands)
+    (root / "mlruns").mkdir()
+    (root / "mlruns/mlflow.db").write_text("this is no database, " * 100)
+    assert services.main(arguments(options)) == 1
+    assert "mlruns/mlflow.db cannot be brought to this version of MLflow" in capsys.readouterr().err
+    assert pids(root) == {}
 
 
 def test_another_folder_is_refused(

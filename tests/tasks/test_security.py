@@ -159,6 +159,18 @@ def test_code_in_a_model_folder_runs_only_with_the_flag(teacher: Path, mark: Pat
     assert mark.exists()
 
 
+def test_foreign_code_is_not_needed_after_the_teacher_stage(teacher: Path, mark: Path, tmp_path: Path) -> None:
+    from tasks import teacher as stage
+
+    custom_teacher(teacher, mark)
+    shutil.move(teacher, tmp_path / "mine")
+    settings = {"source": "pretrained", "path": "mine", "trust_remote_code": True}
+    stage.run(Params.model_validate({"teacher": settings}), tmp_path)
+    mark.unlink()
+    assert stage.load_teacher(tmp_path).shape == (1, 8, 8)
+    assert not mark.exists()
+
+
 def test_code_of_a_network_runs_only_with_the_flag(teacher: Path, mark: Path) -> None:
     code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nfrom diffusers import UNet2DModel\n"
     (teacher / "unet" / "mine.py").write_text(code + "class Mine(UNet2DModel): pass\n")

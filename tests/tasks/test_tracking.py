@@ -8,6 +8,7 @@ import pytest
 
 from models.errors import InputError
 from tasks import lineage, store, tracking
+from tasks.metering import metered
 from tasks.params import Params, load_params
 from tests.tasks.results import write_kid, write_lock, write_results
 
@@ -20,6 +21,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params, tra
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "start"]):
         subprocess.run(["git", *command], cwd=root, check=True)
     params = load_params(root / "params.yaml", ["student.steps=321"])
+    with metered(root, "student"):
+        pass
     return root, params, tracking.track_run(root, params, prefect_run="flow-1")
 
 
@@ -30,6 +33,9 @@ def test_a_run_tells_what_it_was_made_of(tracked: tuple[Path, Params, tracking.T
     assert recorded.created and run.info.status == "FINISHED"
     assert run.data.params["student.steps"] == "321" and run.data.params["method.nfe"] == "[10, 5]"
     assert run.data.metrics["student.nfe10.kid"] == 0.01
+    cost = {name for name in run.data.metrics if name.startswith(("stage_seconds", "peak_memory_mib"))}
+    assert cost == {"stage_seconds/student", "peak_memory_mib/student"}
+    assert 1 < run.data.metrics["peak_memory_mib/student"] < 10_000
     tags = run.data.tags
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
     assert (tags["git.commit"], tags["git.dirty"]) == (commit, "false")
