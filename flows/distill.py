@@ -82,7 +82,7 @@ def configure(work: Workspace, overrides: Overrides = (), method: Method = None)
         logger.info("commit %s, in %s", work.commit, work.root)
         if left_out := uncommitted(work.project):
             logger.warning("not in this commit, so not in this run: changes of %s", ", ".join(left_out))
-        experiments.untracked_inputs(work, local_paths(params))
+        experiments.check_inputs(work, local_paths(params))
         params, _ = apply_overrides(work.root / PARAMS, fingerprints.digests(work.project, work.root, params))
     return params
 

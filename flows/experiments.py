@@ -12,6 +12,7 @@ from filelock import FileLock
 from flows import storage
 from flows.workspace import RUNS, Workspace, git
 from models.errors import InputError
+from tasks.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,14 @@ def push(work: Workspace) -> Push:
     remote = storage.default_remote(work.root)
     if remote is None:
         return Push("kept in this project's cache (no DVC remote is set)")
-    name, address = remote
+    name, address = remote[0], redact(remote[1])
     waiting = _waiting(work)
     try:
         storage.push(work.root, sorted(set(waiting.values())))
     except RuntimeError as error:
-        line = (
-            f"remote {name} ({address}) was not reached: {error}; kept in this project's cache, the next run pushes it"
-        )
-        return Push(line, failed=True)
+        why = redact(str(error))
+        then = "kept in this project's cache, the next run pushes it"
+        return Push(f"remote {name} ({address}) was not reached: {why}; {then}", failed=True)
     for ref in waiting:
         git(work.root, "update-ref", "-d", ref)
     return Push(f"pushed to remote {name} ({address})")
@@ -91,10 +91,14 @@ def _waiting(work: Workspace) -> dict[str, str]:
     return waiting
 
 
-def untracked_inputs(work: Workspace, paths: dict[str, str]) -> None:
-    """Raise InputError if a path that params.yaml names is in the project but not in the run's worktree."""
+def check_inputs(work: Workspace, paths: dict[str, str]) -> None:
+    """Bring files that `dvc add` tracks into the run's worktree; `paths` by key, as params.yaml names them.
+
+    Raises InputError for a path that is in the project, but not in git at the run's commit.
+    """
+    storage.restore_inputs(work.root, paths.values())
     for key, path in paths.items():
-        if work.apart and not (work.root / path).exists() and (work.project / path).exists():
+        if not (work.root / path).exists() and (work.project / path).exists():
             raise InputError(
                 f"{key} = {path}: not in git at commit {str(work.commit)[:10]}, which this run works on: commit it, "
                 f"`dvc add` it and commit {path}.dvc, or give an absolute path"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,29 @@ def push(root: Path, commits: list[str]) -> None:
         raise RuntimeError(redact(reason(error))) from error
     finally:
         speaker.setLevel(level)
+
+
+def restore_inputs(root: Path, paths: Iterable[str]) -> None:
+    """Bring inputs that are tracked by `PATH.dvc` files from the cache, or else from the remote, into the worktree.
+
+    Raises InputError for one that neither holds.
+    """
+    from dvc.exceptions import DvcException
+
+    wanted = [path for path in paths if (root / f"{path}.dvc").is_file() and not (root / path).exists()]
+    if not wanted:
+        return
+    targets = [str(root / f"{path}.dvc") for path in wanted]
+    with open_repository(root) as repository:
+        try:
+            if default_remote(root):
+                repository.fetch(targets=targets)
+            repository.checkout(targets=targets)
+        except (DvcException, OSError) as error:
+            which = ", ".join(wanted)
+            raise InputError(
+                f"{which}: neither in DVC's cache nor on a remote ({reason(error)}); `dvc push` it where it is"
+            ) from error
 
 
 def forget(root: Path) -> None:

@@ -75,6 +75,9 @@ def prune(project: Path) -> list[str]:
                     removed.append(root.name)
         except (Timeout, FileNotFoundError):  # at work, or removed by another run just now
             continue
+    for lock in (project / RUNS).glob("????????.lock"):
+        if not lock.with_suffix("").exists() and time.time() - lock.stat().st_mtime > KEEP_SECONDS:
+            lock.unlink(missing_ok=True)
     return removed
 
 

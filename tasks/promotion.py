@@ -106,6 +106,8 @@ def judged(root: Path, params: Params, tags: Mapping[str, str]) -> tuple[str, st
     """Number of the latest version with these tags and what was decided about it; None if there is no such decision."""
     found = find_version(open_store(root, params), params.registration.name, tags)
     decision = None if found is None else found.tags.get(DECISION)
+    if found is not None and not params.registration.promote:
+        decision = decision or "not promoted: registration.promote is false"
     return None if found is None or decision is None else (str(found.version), decision)
 
 

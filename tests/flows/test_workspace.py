@@ -128,12 +128,23 @@ def test_a_mistake_leaves_no_worktree(project: Path) -> None:
         workspace(project, "HEAD", RUN).__enter__()
 
 
-def test_inputs_that_git_lacks_are_named(project: Path) -> None:
+def test_inputs_that_git_lacks_are_named_or_brought(project: Path) -> None:
     (project / "images").mkdir()
+    (project / "images/1.txt").write_text("1")
     with workspace(project, "HEAD", RUN) as work:
-        experiments.untracked_inputs(work, {"teacher.path": "hub/name", "dataset.path": str(project / "images")})
+        experiments.check_inputs(work, {"teacher.path": "hub/name", "dataset.path": str(project / "images")})
         with pytest.raises(InputError, match=r"^dataset.path = images: not in git at commit .* absolute path"):
-            experiments.untracked_inputs(work, {"dataset.path": "images"})
+            experiments.check_inputs(work, {"dataset.path": "images"})
+    subprocess.run(["dvc", "add", "--quiet", "images"], cwd=project, check=True)
+    git(project, "add", "images.dvc", ".gitignore")
+    commit(project)
+    with workspace(project, "HEAD", RUN) as work:
+        experiments.check_inputs(work, {"dataset.path": "images"})
+        assert (work.root / "images/1.txt").read_text() == "1"
+    shutil.rmtree(project / ".dvc/cache")
+    lost = pytest.raises(InputError, match=r"^images: neither in DVC's cache nor on a remote")
+    with lost, workspace(project, "HEAD", RUN) as work:
+        experiments.check_inputs(work, {"dataset.path": "images"})
 
 
 def test_a_remote_out_of_reach_is_caught_up_with(project: Path, tmp_path: Path) -> None:
