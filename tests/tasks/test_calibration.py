@@ -68,17 +68,25 @@ def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> N
     start = {"look_ahead": 0.25, "gain": 1.0, "last_gain": 0.0, "noise_gain": 1.0}
     assert set(facts) == {"tuned", "trials"} and set(facts["tuned"]) == {"4", "2"}
     source = source_of(root, params, facts)
-    count = calibration.SAMPLES * params.student.validation_samples
-    judge, pipeline = Judge(params, root, source.teacher, count), RECIPES["sigdeg"].pipeline(source)
+    judge, pipeline = Judge(params, root, source.teacher), RECIPES["sigdeg"].pipeline(source)
     pipeline.unet.eval()
+    rounds = [(low, high) for low, high, *_ in calibration._rounds(params, 1)]
     for nfe in (4, 2):
-        kids = {json.dumps(t["tuning"]): t["kid"] for t in facts["trials"] if t["nfe"] == nfe}
+        kids = {
+            json.dumps(t["tuning"]): t["kid"]
+            for t in facts["trials"]
+            if (t["nfe"], t["samples"]) == (nfe, rounds[-1][1])
+        }
         best = kids[json.dumps(facts["tuned"][str(nfe)])]
-        assert best == min(kids.values()) and best <= kids[json.dumps(start)] and len(kids) >= 6
-        again = judge.kid(lambda x, labels, g, n=nfe: pipeline.rollout(x, None, labels, n, g)[0], nfe)
+        assert best == min(kids.values()) and best <= kids[json.dumps(start)] and len(kids) == 3
+
+        def sample(x: Any, labels: Any, g: Any, n: int = nfe) -> Any:
+            return pipeline.rollout(x, None, labels, n, g)[0]
+
+        again = judge.kid_of(torch.cat([judge.features(sample, nfe, low, high) for low, high in rounds]))
         assert again == pytest.approx(best, abs=1e-4)
-    tried = [(t["nfe"], json.dumps(t["tuning"])) for t in facts["trials"]]
-    assert len(set(tried)) == len(tried) and len(set(kids.values())) > 3
+        first = [t for t in facts["trials"] if (t["nfe"], t["samples"]) == (nfe, rounds[0][1])]
+        assert len(first) == len({json.dumps(t["tuning"]) for t in first}) == 36
 
 
 def test_it_is_deterministic(made: Path) -> None:
@@ -93,27 +101,28 @@ def test_it_is_deterministic(made: Path) -> None:
     assert other["trials"][0]["kid"] != first["trials"][0]["kid"]
 
 
-def test_a_coordinate_search(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known scores: each number goes to its own best value, and ties keep what is there."""
-    wanted = {4: Tuning(0.12, 1.8, 0.1, 1.03), 2: Tuning(0.0, 1.4, 0.0, 1.06)}
+def test_numbers_that_act_on_one_another(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known scores whose best place no single change improves on the way to; ties keep what is there."""
+    wanted = {4: Tuning(0.12, 1.8, 0.15, 1.03), 2: Tuning(0.0, 1.4, 0.0, 1.0)}
     real, asked = calibration.coarse_steps, []
 
     def steps(spec: Any, nfe: int, config: Any, tuning: Tuning) -> Any:
         asked.append((nfe, tuning))
         return real(spec, nfe, config, tuning)
 
-    def kid(self: Judge, sample: Any, nfe: int) -> float:
-        best, tuning = wanted[nfe], asked[-1][1]
-        pairs = zip(asdict(tuning).values(), asdict(best).values(), strict=True)
-        return float(sum((have - want) ** 2 for have, want in pairs))
+    def kid(self: Judge, features: Any) -> float:
+        nfe, tuning = asked[-1]
+        pairs = zip(asdict(tuning).values(), asdict(wanted[nfe]).values(), strict=True)
+        return float(sum(have != want for have, want in pairs)) or -9.0
 
     monkeypatch.setattr(calibration, "coarse_steps", steps)
-    monkeypatch.setattr(Judge, "kid", kid)
+    monkeypatch.setattr(Judge, "kid_of", kid)
     params = settings(student=NONE)
     tuned = found(made, params)["tuned"]
     assert {int(nfe): Tuning(**numbers) for nfe, numbers in tuned.items()} == wanted
-    assert len(asked) == len(set(asked))
-    monkeypatch.setattr(Judge, "kid", lambda self, sample, nfe: 0.5)
+    counts = [sum(1 for nfe, _ in asked if nfe == n) for n in (4, 2)]
+    assert counts == [36 + 10 + 3] * 2  # fewer settings in every round
+    monkeypatch.setattr(Judge, "kid_of", lambda self, features: 0.5)
     start = Tuning(method_config(params).look_ahead)
     assert [Tuning(**numbers) for numbers in found(made, params)["tuned"].values()] == [start, start]
 
