@@ -164,7 +164,7 @@ def _serial(project: Path) -> Iterator[None]:
 
 @contextmanager
 def _modules_apart(root: Path) -> Iterator[None]:
-    """diffusers copies every student's storage.py to one place; runs at once must not see each other's."""
+    """diffusers copies every student's pipeline.py to one place; runs at once must not see each other's."""
     name = "HF_MODULES_CACHE"
     before = os.environ.get(name)
     os.environ[name] = str(root / ".fewstep/hf_modules")

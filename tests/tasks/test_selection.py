@@ -93,7 +93,7 @@ def test_figures_are_those_of_the_pipeline(which: str, tmp_path: Path, request: 
     method, state, selection = parts(folder, tmp_path, params)
     found = selection.validate(0, state)
     extractor, real = selection._judge.extractor, selection._judge.real
-    generator = generator_for("cpu", 2, 13, 4)
+    generator = generator_for("cpu", 2, 13, 4, 0)
     noise = torch.randn(6, 1, 8, 8, generator=generator)
     xi = torch.randn(6, 4, 3, 1, 8, 8, generator=generator)
     labels = torch.tensor([0, 1, 2, 0, 1, 2]) if which == "labelled" else None
