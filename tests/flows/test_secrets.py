@@ -48,6 +48,7 @@ def test_no_secret_reaches_prefect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prefect_server: None
 ) -> None:
     from prefect import flow
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
     from flows.stages import run_stage
 
@@ -66,9 +67,10 @@ def test_no_secret_reaches_prefect(
         leak()
     assert str(error.value) == "cannot reach postgresql://***@db/x with ***"
     run = last_run()
+    own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
     logs: list[str] = []
-    for _ in range(40):  # they are sent in batches
-        logs = [log.message for log in ask(lambda client: client.read_logs(limit=100)) if log.flow_run_id == run.id]
+    for _ in range(80):  # they are sent in batches
+        logs = [log.message for log in ask(lambda client: client.read_logs(log_filter=own, limit=100))]
         if any("token" in line for line in logs):
             break
         time.sleep(0.25)
