@@ -53,10 +53,9 @@ def up(root: Path, options: Options, seconds: float = START_SECONDS) -> list[Dae
     Raises InputError if a port is taken (nothing is started then), StartFailed if a service does not come up: those
     started now are ended again.
     """
-    found = {name: daemons.running(root, name) for name in NAMES}
-    for name, port in ((PREFECT, options.port), (MLFLOW, options.mlflow_port)):
-        if found[name] is None:
-            check_free(options.host, port, "PORT" if name == PREFECT else "MLFLOW_PORT")
+    found = _running(root, options)
+    if any(daemon is None for daemon in found.values()):
+        say("starting the Prefect server, its worker and the MLflow server (about half a minute) ...")
     for name in NAMES:
         if found[name] is None and (left := daemons.recorded(root, name)):
             daemons.end(root, left)  # its process was killed; its children may not have been
@@ -68,6 +67,15 @@ def up(root: Path, options: Options, seconds: float = START_SECONDS) -> list[Dae
             daemons.end(root, daemon)
         raise
     return started
+
+
+def _running(root: Path, options: Options) -> dict[str, Daemon | None]:
+    """What runs already; InputError if the port of something else is taken."""
+    found = {name: daemons.running(root, name) for name in NAMES}
+    for name, port in ((PREFECT, options.port), (MLFLOW, options.mlflow_port)):
+        if found[name] is None:
+            check_free(options.host, port, "PORT" if name == PREFECT else "MLFLOW_PORT")
+    return found
 
 
 def _start_all(
@@ -192,8 +200,6 @@ def _up(root: Path, arguments: argparse.Namespace) -> int:
     options = Options(arguments.host, arguments.port, arguments.mlflow_port)
     if reachable(options.host) != LOOPBACK:
         say(f"listening on {options.host}: whoever reaches it can start runs; there is no password")
-    if any(daemons.running(root, name) is None for name in NAMES):
-        say("starting the Prefect server, its worker and the MLflow server (about half a minute) ...")
     started = up(root, options)
     say("services:" if started else "running already:")
     show(root)

@@ -91,8 +91,12 @@ def test_a_port_in_use_is_one_line_and_starts_nothing(
         other.bind(("127.0.0.1", port))
         other.listen()
         assert services.main(arguments(options)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: port {port} is in use by process {os.getpid()} (") and said.count("\n") == 1
+    out, said = capsys.readouterr()
+    assert (
+        out == ""
+        and said.startswith(f"error: port {port} is in use by process {os.getpid()} (")
+        and said.count("\n") == 1
+    )
     assert said.endswith(f"make up {taken}={port + 10}\n")
     assert pids(root) == {} and not list((root / daemons.FOLDER).glob("*.json"))
 
