@@ -204,9 +204,9 @@ def _up(root: Path, arguments: argparse.Namespace) -> int:
     say("services:" if started else "running already:")
     show(root)
     if started:
-        say(
-            "deployments: prefect deployment ls; start one: prefect deployment run 'distill/sigdeg'; end all: make down"
-        )
+        say("deployments: .venv/bin/python -m tasks.environment prefect deployment ls")
+        say("start one:   .venv/bin/python -m tasks.environment prefect deployment run 'distill/sigdeg' --watch")
+        say("end all:     make down")
     return 0
 
 
