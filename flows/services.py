@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _up(root: Path, arguments: argparse.Namespace) -> int:
     options = Options(arguments.host, arguments.port, arguments.mlflow_port)
-    if reachable(options.host) != LOOPBACK:
+    if options.host not in (LOOPBACK, "localhost"):
         say(f"listening on {options.host}: whoever reaches it can start runs; there is no password")
     started = up(root, options)
     say("services:" if started else "running already:")

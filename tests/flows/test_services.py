@@ -72,6 +72,12 @@ def test_up_and_down(root: Path, options: Options, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "nothing was running\n"
 
 
+def test_listening_to_others_is_said(root: Path, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert services.main([*arguments(options), "--host", "0.0.0.0"]) == 0
+    told = capsys.readouterr().out
+    assert "listening on 0.0.0.0: whoever reaches it" in told and f"http://127.0.0.1:{options.port} " in told
+
+
 def test_only_what_is_missing_is_started_again(root: Path, options: Options) -> None:
     services.up(root, options)
     before = pids(root)
