@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 KILL_AT, HOLD_AT, MARK = "FEWSTEP_KILL_AT", "FEWSTEP_HOLD_AT", "FEWSTEP_KILL_MARK"
-LONGEST_HOLD = 120.0  # seconds
+LONGEST_HOLD = 600.0  # seconds
 
 _reached: Counter[str] = Counter()
 

@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         here = Path(__file__).parent in item.path.parents
         if here and isinstance(item, pytest.Function) and (row := row_of(item)):
             item.add_marker(pytest.mark.chaos)
+            item.add_marker(pytest.mark.timeout(900))  # a busy machine is no failure
             if row not in QUICK:
                 item.add_marker(pytest.mark.slow)
 

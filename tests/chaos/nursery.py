@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.chaos.project import REPOSITORY, STAGES, environ
 
-LONGEST = 240.0  # seconds
+LONGEST = 600.0  # seconds
 
 
 class Nursery:

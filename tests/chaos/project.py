@@ -94,7 +94,7 @@ def environ(root: Path, kill: str = "", hold: str = "", more: Mapping[str, str] 
 def execute(root: Path, command: Sequence[str], kill: str = "", **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project to its end, which may be a violent one at the point `kill`."""
     return subprocess.run(
-        command, cwd=root, env=environ(root, kill, more=more), capture_output=True, text=True, timeout=280, check=False
+        command, cwd=root, env=environ(root, kill, more=more), capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/failures.md"
 BEGIN, END = "<!-- rows: written by python -m tests.chaos.rows -->", "<!-- end of rows -->"
 PUBLISHED = r"\A(?:(?!resumed)[\s\S])*student: best at step 6 of 6"
-KILLED = "the run ends; in MLflow it shows as RUNNING until the next one"
-UNMOVED = "the run ends; the champion is the old or the new one, and can be loaded"
+KILLED = "the run ends; MLflow may show it as RUNNING until the next one"
+UNMOVED = "the run ends; the champion is the old one or the new one"
 ENDED = "the stage ends; `make run` tries it once more"
 
 
@@ -237,7 +237,7 @@ SERVICES = (
     ),
     Row(
         "engine-killed", "`make run`, or a deployment's run", "a stage is at work",
-        "its stage ends within seconds; the run is marked Crashed after 90 to 180 s", "goes on from the checkpoint",
+        "its stage ends within seconds, too", "goes on from the checkpoint",
     ),
     Row(
         "worker-killed", "the worker and its run", "a stage is at work; another run waits for its turn",

@@ -32,7 +32,7 @@ def project(halfway: Path, tmp_path: Path) -> Path:
 def test_dvc_killed(project: Path, made: Path) -> None:
     mark = project.parent / "mark"
     dvc = subprocess.Popen(REPRO, cwd=project, env=environ(project, hold="training.step:3"), stdout=subprocess.DEVNULL)
-    wait_until(mark.exists, 120)
+    wait_until(mark.exists, 400)
     orphan = int(mark.read_text().split()[1])
     assert orphan != dvc.pid
     dvc.send_signal(signal.SIGKILL)
@@ -51,7 +51,7 @@ def test_orphan_waited_for(project: Path, made: Path) -> None:
         first = subprocess.Popen(
             command, cwd=project, env=environ(project, hold="training.step:3"), stdout=log, stderr=log
         )
-        wait_until(mark.exists, 120)
+        wait_until(mark.exists, 400)
         second = subprocess.Popen(
             PIPELINE, cwd=project, env=environ(project), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -59,9 +59,9 @@ def test_orphan_waited_for(project: Path, made: Path) -> None:
         told = next(line for line in second.stderr if "waiting for process" in line)
         assert f"waiting for process {first.pid}," in told
         mark.with_name("mark.go").touch()
-        assert first.wait(timeout=60) == 0
+        assert first.wait(timeout=300) == 0
         rest = second.stderr.read()
-        assert second.wait(timeout=60) == 0, rest
+        assert second.wait(timeout=300) == 0, rest
     assert "student: 6/6" not in rest
     assert result(project) == result(made)
 

@@ -49,7 +49,7 @@ class Site:
     def mark(self) -> Path:
         return Path(self.env["FEWSTEP_KILL_MARK"])
 
-    def python(self, *arguments: str, timeout: float = 240) -> str:
+    def python(self, *arguments: str, timeout: float = 600) -> str:
         command = [sys.executable, *arguments]
         done = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -158,11 +158,11 @@ def expected(made: Path, tmp_path: Path, nursery: Nursery) -> Callable[[int], di
 def test_engine_killed(site: Site, made: Path) -> None:
     command = [sys.executable, "-m", "flows.distill"]
     engine = subprocess.Popen(command, cwd=site.root, env=site.env, stdout=subprocess.DEVNULL)
-    wait(site.mark.exists, 120, "training")
+    wait(site.mark.exists, 400, "training")
     stage = int(site.mark.read_text().split()[1])
     engine.kill()
     engine.wait()
-    wait(lambda: gone(stage), 20, "the stage's end")
+    wait(lambda: gone(stage), 90, "the stage's end")
     output = site.python("-m", "flows.distill")
     assert "resumed at step 2 of 6" in output and "version 1" in output
     assert result(site.root) == result(made)
@@ -171,7 +171,7 @@ def test_engine_killed(site: Site, made: Path) -> None:
 def test_worker_killed(site: Site, expected: Callable[[int], dict[str, bytes]]) -> None:
     site.forget_hold()
     first = site.start_run(seed=3)
-    wait(site.mark.exists, 120, "training")
+    wait(site.mark.exists, 400, "training")
     second = site.start_run(seed=3)
     worker = daemons.recorded(site.root, "worker")
     assert worker is not None
@@ -182,11 +182,11 @@ def test_worker_killed(site: Site, expected: Callable[[int], dict[str, bytes]]) 
     for engine in engines:
         with contextlib.suppress(psutil.NoSuchProcess):
             engine.kill()
-    wait(lambda: gone(stage), 20, "the stage's end")
+    wait(lambda: gone(stage), 90, "the stage's end")
     assert site.state(first) == "Running"
-    wait(lambda: site.state(first) == "Crashed", 150, "the crash of the dead run")
+    wait(lambda: site.state(first) == "Crashed", 300, "the crash of the dead run")
     site.up()
-    wait(lambda: site.state(second) in ("Completed", "Failed", "Crashed"), 200, "the end of the next run")
+    wait(lambda: site.state(second) in ("Completed", "Failed", "Crashed"), 500, "the end of the next run")
     assert site.state(second) == "Completed", site.log(second)
     assert "resumed at step 2 of 6" in site.log(second)
     assert expected(3) in site.registered()
@@ -195,13 +195,13 @@ def test_worker_killed(site: Site, expected: Callable[[int], dict[str, bytes]]) 
 def test_server_killed(site: Site, expected: Callable[[int], dict[str, bytes]]) -> None:
     site.forget_hold()
     run = site.start_run(seed=5)
-    wait(site.mark.exists, 120, "training")
+    wait(site.mark.exists, 400, "training")
     server = daemons.recorded(site.root, "prefect")
     assert server is not None
     os.kill(server.pid, signal.SIGKILL)
-    wait(lambda: gone(server.pid), 20, "the server's end")
+    wait(lambda: gone(server.pid), 90, "the server's end")
     site.up()
     release(site.mark)
-    wait(lambda: site.state(run) in ("Completed", "Failed", "Crashed"), 200, "the run's end")
+    wait(lambda: site.state(run) in ("Completed", "Failed", "Crashed"), 500, "the run's end")
     assert site.state(run) == "Completed", site.log(run)
     assert expected(5) in site.registered()

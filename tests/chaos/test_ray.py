@@ -32,12 +32,12 @@ def test_ray_driver_killed(made: Path, before: Callable[[str], Path]) -> None:
         driver = subprocess.Popen(
             COMMAND, cwd=root, env=environ(root, hold="training.step:3"), stdout=log, stderr=subprocess.STDOUT
         )
-    wait_until(mark.exists, 200)
+    wait_until(mark.exists, 500)
     worker = int(mark.read_text().split()[1])
     assert worker != driver.pid
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    wait_until(lambda: gone(worker), 60)
+    wait_until(lambda: gone(worker), 120)
     done = execute(root, COMMAND)
     assert done.returncode == 0, done.stderr
     assert result(root) == result(made)

@@ -30,7 +30,7 @@ def test_killed_registration(row: Kill, recorded: Path, tmp_path: Path, nursery:
 @pytest.mark.parametrize("row", PROMOTION, ids=lambda row: row.id)
 def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, nursery: Nursery) -> None:
     root = copy_until(rival, tmp_path / "project")
-    output = killed_and_again(nursery, root, row)
+    output = killed_and_again(nursery, root, row, champion=1 if row.point == "promotion.announced" else 2)
     assert "chaos version 2" in output and re.search(row.says, output)
     check_registry(root, versions=2)
 
@@ -64,9 +64,11 @@ def newest_artifacts(root: Path) -> Path:
     return max(folders, key=lambda path: path.stat().st_mtime_ns)
 
 
-def killed_and_again(nursery: Nursery, root: Path, row: Kill) -> str:
+def killed_and_again(nursery: Nursery, root: Path, row: Kill, champion: int | None = None) -> str:
     killed = nursery.run(root, REGISTER, kill=row.point)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
+    if champion is not None:
+        assert store_of(root).get_model_version_by_alias("chaos", "champion").version == champion
     again = nursery.run(root, REGISTER, kill=row.point)
     assert again.returncode == 0, again.stdout
     return again.stdout
