@@ -247,7 +247,11 @@ def _compare(result: Result, judge: Judge) -> None:
         rivals = {
             "teacher": result.teacher,
             **{f"best_at_{n}": r[0] for n in steps if (r := result.baselines(n))},
-            **{row.sampler: row for row in result.rows if row.group == "other" and row.nfe == nfe},
+            **{
+                row.sampler if row.nfe == nfe else f"{row.sampler}_at_{row.nfe}": row
+                for row in result.rows
+                if row.group == "other"
+            },
         }
         rivals |= {row.group: row for row in result.rows if row.group == "untrained" and row.nfe == nfe}
         for name, rival in rivals.items():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,16 @@ import pytest
 import torch
 
 from models.errors import InputError
+from models.metrics import Interval
 from models.students import open_student, with_network
 from models.swd_pipeline import SwDPipeline
 from tasks import evaluation, scalewise, student
-from tasks.comparison import equal_compute
+from tasks.comparison import _compare, equal_compute
 from tasks.inputs import load_inputs
 from tasks.methods import RECIPES, Source
 from tasks.params import Params
 from tasks.players import to_bytes
+from tasks.results import Result, Row
 from tasks.selection import Selection
 from tasks.teacher import load_teacher
 from tasks.trajectories import open_trajectories
@@ -291,3 +294,14 @@ def test_two_workers_take_one_scale_at_a_time(root: Path) -> None:
     named = first[first["term"] != "critic"]
     assert (named["term"].str.rpartition("_")[2].astype(int) == named["size"]).all()
     assert json.loads((root / "data/student/student.json").read_text())["steps"] == 3
+
+
+def test_other_students_are_compared_at_their_own_numbers_of_steps() -> None:
+    names = [("student", "student", 4), ("teacher", "teacher", 100), ("full", "other", 4), ("half", "other", 2)]
+    rows = [Row(n, n, group, nfe, Interval(0.1, 0, 1), 0.0, 0.5, 0.5, 1.0, 0.0, 1.0) for n, group, nfe in names]
+    result = Result("features", 8, rows)
+    asked: list[tuple[str, str]] = []
+    judge: Any = SimpleNamespace(kid=SimpleNamespace(difference=lambda one, other: asked.append((one, other))))
+    _compare(result, judge)
+    assert set(result.differences) == {"teacher.nfe4", "full.nfe4", "half_at_2.nfe4"}
+    assert ("student.4", "half.2") in asked and ("student.4", "full.4") in asked
