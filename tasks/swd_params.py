@@ -77,13 +77,13 @@ class Swd(Section):
 
     companions: ClassVar[dict[str, dict[str, Any]]] = {
         "student": {
-            "steps": 400,
+            "steps": 2500,
             "batch_size": 32,
             "learning_rate": 1e-4,
-            "warmup": 50,
+            "warmup": 100,
             "ema": 0.99,
-            "validate_every": 100,
-            "checkpoint_every": 100,
+            "validate_every": 250,
+            "checkpoint_every": 250,
         }
     }
 
