@@ -76,7 +76,9 @@ def promote(root: Path, params: Params, number: str, force: bool = False, findin
             _move(client, name, present, number, (*earlier, present) if present else earlier)
             if force:
                 client.delete_model_version_tag(name, number, ROLLED_BACK)
-        client.set_model_version_tag(name, number, DECISION, decision.reason)
+        known = client.get_model_version(name, number).tags
+        if present != number or DECISION not in known:  # why it became champion is worth more than that it still is
+            client.set_model_version_tag(name, number, DECISION, decision.reason)
     return decision
 
 

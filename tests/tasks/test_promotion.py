@@ -114,6 +114,9 @@ def test_a_direct_comparison_decides_where_there_is_one(copy: tuple[Path, Params
     assert decision.champion and decision.reason == "version 2 replaces version 1: KID difference -0.1"
     tags = store.open_store(*copy).get_model_version(NAME, "2").tags
     assert tags[promotion.DECISION] == decision.reason and tags[promotion.SINCE].startswith("20")
+    assert promotion.promote(*copy, "2").reason == "version 2 is the champion already"
+    again = store.open_store(*copy).get_model_version(NAME, "2").tags
+    assert again[promotion.DECISION] == decision.reason  # asked again, the reason stays
 
 
 def test_rollback_goes_back_champion_by_champion(copy: tuple[Path, Params]) -> None:
