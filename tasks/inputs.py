@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.baselines import BASELINES
 from models.errors import InputError
 from models.sigdeg import SigDEGConfig, build_pipeline, make_course
 from models.students import open_student as load_student
@@ -28,6 +29,7 @@ from tasks.training import pick_device
 from tasks.trajectories import cached_spec, open_trajectories
 
 PATH_SAMPLES = 256
+OWN_NAMES = ("real", "teacher", "student", "untrained", "noise_first")
 TITLES = {"SigDEGPipeline": "Sig-DEG student", "SwDPipeline": "SwD student"}
 
 
@@ -82,15 +84,28 @@ def untrained_like(student: Any, params: Params, root: Path, teacher: Teacher, n
 
 
 def open_rivals(folders: Sequence[str], root: Path, device: torch.device) -> dict[str, Any]:
-    """Other students, by the names of their folders (dots become underscores)."""
+    """Other students, by the names of their folders (dots become underscores).
+
+    A name that another sampler has gets the parent folder's in front, and so on.
+    """
     opened: dict[str, Any] = {}
     for folder in folders:
         try:
-            opened[Path(folder).name.replace(".", "_")] = load_student(root / folder, device=device)
+            student = load_student(root / folder, device=device)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"evaluation.rivals: {folder} cannot be opened ({first})") from error
+        opened[free_name((root / folder).resolve(), {*OWN_NAMES, *BASELINES, *opened})] = student
     return opened
+
+
+def free_name(folder: Path, taken: set[str]) -> str:
+    """The shortest end of the path, joined by underscores, that is not taken; InputError if there is none."""
+    parts = [part.replace(".", "_") for part in folder.parts[1:]]
+    for first in reversed(range(len(parts))):
+        if (name := "_".join(parts[first:])) not in taken:
+            return name
+    raise InputError(f"evaluation.rivals: {folder} is named twice: expected each folder once; remove one")
 
 
 def untrained_config(params: Params, nfe: tuple[int, ...]) -> SigDEGConfig:

@@ -24,7 +24,7 @@ from models.students import open_student, with_network
 from models.swd_pipeline import SwDPipeline
 from tasks import evaluation, scalewise, student
 from tasks.comparison import _compare, equal_compute
-from tasks.inputs import load_inputs
+from tasks.inputs import free_name, load_inputs
 from tasks.methods import RECIPES, Source
 from tasks.params import Params
 from tasks.players import to_bytes
@@ -252,6 +252,16 @@ def test_rates_and_guidance_reach_the_training(root: Path) -> None:
     guided = swd_settings(trajectories={"guidance": 2.5})
     config = scalewise.swd_config(guided, facts)
     assert config.guidance == 2.5 and config.dmd_off == (4,) and config.nfe == (3,)
+
+
+def test_rivals_never_take_the_name_of_another_sampler() -> None:
+    taken = {"student", "unipc"}
+    names = []
+    for folder in ("/a/data/student", "/b/data/student", "/b/unipc", "/b/full.size"):
+        names.append(free_name(Path(folder), taken | set(names)))
+    assert names == ["data_student", "b_data_student", "b_unipc", "full_size"]
+    with pytest.raises(InputError, match="/student is named twice"):
+        free_name(Path("/student"), taken)
 
 
 def test_a_rival_that_is_none_is_one_line(evaluated: Path) -> None:
