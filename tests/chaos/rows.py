@@ -95,15 +95,15 @@ STAGES = (
         "goes on from the last checkpoint", says="resumed at step 2 of 6", quick=True,
     ),
     _kill(
-        "student-checkpoint", "checkpoint.tensors:4", "inside a checkpoint, between its files",
+        "student-checkpoint", "checkpoint.tensors:6", "inside a checkpoint, between its files",
         "goes on from the one before", says="resumed at step 2 of 6",
     ),
     _kill(
-        "student-rename", "atomic.folder:4", "checkpoint complete, not yet in its place",
+        "student-rename", "atomic.folder:6", "checkpoint complete, not yet in its place",
         "goes on from the one before", says="resumed at step 2 of 6", quick=True,
     ),
     _kill(
-        "student-kept", "selection.kept:2", "best weights kept, their checkpoint not yet written",
+        "student-kept", "selection.kept:3", "best weights kept, their checkpoint not yet written",
         "goes on from the checkpoint before", says="resumed at step 2 of 6",
     ),
     _kill(
