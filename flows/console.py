@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tasks.cli import in_one_line
 from tasks.redaction import redact
 
 FILE_WIDTH = 110
@@ -22,3 +23,12 @@ def say(message: Any) -> None:
 def complain(message: str) -> None:
     """Print `error: message` as one line to stderr."""
     print(f"error: {redact(message)}", file=sys.stderr)
+
+
+def refuse(error: Exception) -> int:
+    """Complain about what a user or the machine's keeper can mend and return the exit status; a bug is raised again."""
+    if (told := in_one_line(error)) is None:
+        raise error
+    line, status = told
+    complain(line)
+    return status

@@ -27,16 +27,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows import artifacts, experiments, fingerprints
-from flows.console import complain, say
+from flows.console import complain, refuse, say
 from flows.overrides import apply_overrides, as_list
 from flows.parameters import Method, Overrides, Revision
 from flows.stages import StageFailed, run_stage
 from flows.workspace import Workspace, uncommitted, workspace
-from models.errors import InputError
-from tasks.cli import INPUT_ERROR, INTERRUPTED, TROUBLE, overrides_parser
+from tasks.cli import INTERRUPTED, overrides_parser
 from tasks.external import local_paths
 from tasks.params import Params, load_params
-from tasks.troubles import trouble
 
 if TYPE_CHECKING:
     from tasks.promotion import Finding
@@ -145,9 +143,6 @@ def main(argv: list[str] | None = None) -> int:
         say(f"Prefect at {server.removesuffix('/api')}" if server else "starting Prefect (some seconds) ...")
         result: Any = distill(arguments.overrides)
         artifacts.show(result)
-    except InputError as error:
-        complain(str(error))
-        return INPUT_ERROR
     except StageFailed as error:
         complain(f"{error}; the next run goes on from the finished work")
         return 1
@@ -155,10 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         complain("interrupted; the next run goes on from the finished work")
         return INTERRUPTED
     except Exception as error:
-        if (line := trouble(error)) is None:
-            raise
-        complain(line)
-        return TROUBLE
+        return refuse(error)
     return 0
 
 

@@ -12,7 +12,6 @@ from filelock import FileLock
 from flows import storage
 from flows.workspace import RUNS, Workspace, git
 from models.errors import InputError
-from tasks.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,13 @@ def push(work: Workspace) -> Push:
     remote = storage.default_remote(work.root)
     if remote is None:
         return Push("kept in this project's cache (no DVC remote is set)")
-    name, address = remote[0], redact(remote[1])
+    name, address = remote
     waiting = _waiting(work)
     try:
         storage.push(work.root, sorted(set(waiting.values())))
     except RuntimeError as error:
-        why = redact(str(error))
         then = "kept in this project's cache, the next run pushes it"
-        return Push(f"remote {name} ({address}) was not reached: {why}; {then}", failed=True)
+        return Push(f"remote {name} ({address}) was not reached: {error}; {then}", failed=True)
     for ref in waiting:
         git(work.root, "update-ref", "-d", ref)
     return Push(f"pushed to remote {name} ({address})")

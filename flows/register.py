@@ -11,11 +11,10 @@ if __name__ == "__main__":  # MLflow reads its settings when it is imported
     environment.prepare(Path.cwd())
 
 from flows import fingerprints, pipeline
-from flows.console import complain, say
+from flows.console import refuse, say
 from models.errors import InputError
-from tasks.cli import INPUT_ERROR, TROUBLE, overrides_parser
+from tasks.cli import overrides_parser
 from tasks.params import Params, load_params
-from tasks.troubles import trouble
 
 
 def register_results(root: Path, params: Params, force: bool = False) -> str:
@@ -46,14 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         root = Path.cwd()
         say(register_results(root, load_params(arguments.params, arguments.overrides), arguments.force))
-    except InputError as error:
-        complain(str(error))
-        return INPUT_ERROR
     except Exception as error:
-        if (line := trouble(error)) is None:
-            raise
-        complain(line)
-        return TROUBLE
+        return refuse(error)
     return 0
 
 

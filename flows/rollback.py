@@ -14,9 +14,8 @@ if __name__ == "__main__":  # MLflow reads its settings when it is imported
 from prefect import flow
 from prefect.states import Completed
 
-from flows.console import complain, say
-from models.errors import InputError
-from tasks.cli import INPUT_ERROR, overrides_parser
+from flows.console import refuse, say
+from tasks.cli import overrides_parser
 from tasks.params import Params, load_params
 
 
@@ -44,9 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = overrides_parser("python -m flows.rollback", (__doc__ or "").split(":")[0]).parse_args(argv)
         say(roll_back(Path.cwd(), load_params(arguments.params, arguments.overrides)))
-    except InputError as error:
-        complain(str(error))
-        return INPUT_ERROR
+    except Exception as error:
+        return refuse(error)
     return 0
 
 

@@ -16,8 +16,7 @@ from flows import pipeline
 from flows.console import say
 from flows.process import stream
 from models.errors import InputError
-
-INPUT_ERROR = 2
+from tasks.cli import INPUT_ERROR
 
 
 class StageFailed(RuntimeError):

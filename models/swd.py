@@ -175,8 +175,8 @@ class SwD:
                 frozen(self.critic),
                 torch.set_grad_enabled(self.critic is not None),
             ):
-                fake_x0, features = self._fake_denoise(x_u, t, labels)
-                logits = None if self.critic is None else self.critic(features)
+                fake_x0, middle = _looked_at(self.fake, x_u, t, labels)
+                logits = None if self.critic is None else self.critic(pool(middle))
             if c.judged(i):
                 with torch.no_grad():
                     real_x0 = self.teacher.denoise(x_u, t, labels, c.guidance)
@@ -195,7 +195,7 @@ class SwD:
     ) -> Losses:
         assert self.fake is not None
         t, x_u, y_u = self._renoised(x0, generator, 1.0, target)
-        fake_x0, features = self._fake_denoise(x_u, t, labels)
+        fake_x0, middle = _looked_at(self.fake, x_u, t, labels)
         error = (fake_x0.float() - x0).square().mean((1, 2, 3))
         limit = self.config.conditioning_limit
         if self.teacher.prediction == "epsilon" and limit is not None:
@@ -208,7 +208,7 @@ class SwD:
             if seen.any():
                 real = self._pooled(y_u[seen], t[seen], None if labels is None else labels[seen])
                 with frozen(self.critic):
-                    terms["critic"] = discriminator_loss(self.critic(real), self.critic(features[seen]))
+                    terms["critic"] = discriminator_loss(self.critic(real), self.critic(pool(middle)[seen]))
                 total = total + self.config.gan_features * terms["critic"]
         return total, terms
 
@@ -227,22 +227,16 @@ class SwD:
         c = self.config
         batches = c.compare == "batch" or not self.paired(i)
         t, x_u, y_u = self._renoised(x0, generator, c.mmd_levels, target, together=batches)
-        seen, image = self._looked_at(x_u, t, labels)
+        image, middle = _looked_at(self.teacher, x_u, t, labels)
         with torch.no_grad():
-            wanted, wanted_image = self._looked_at(y_u, t, labels)
+            wanted_image, wanted_middle = _looked_at(self.teacher, y_u, t, labels)
+        seen, wanted = _tokens(middle), _tokens(wanted_middle)
         if batches:
-            pairs = ((seen, wanted), (image, wanted_image))
+            pairs = ((seen, wanted), (image.float(), wanted_image.float()))
             return torch.stack([class_mmd(x.flatten(1), y.flatten(1), labels, c.bandwidths) for x, y in pairs]).sum()
         if c.kernel == "rbf":
             return image_mmd(seen, wanted, c.bandwidths)
         return linear_mmd(seen, wanted, c.huber)
-
-    def _looked_at(self, x_u: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the teacher makes of x_u: its middle features as tokens (n, places, F), its denoised image."""
-        with capture_middle(self.teacher.network) as seen:
-            x0 = self.teacher.denoise(x_u, t, labels)
-        tokens = seen[0].flatten(2).transpose(1, 2) if seen[0].dim() == 4 else seen[0]
-        return tokens.float(), x0.float()
 
     def paired(self, i: int) -> bool:
         """Whether the input of step i was made from its own target."""
@@ -267,13 +261,6 @@ class SwD:
         eps = sigma * torch.randn(x0.shape, generator=generator, device=x0.device)
         return t, alpha * x0 + eps, eps if other is None else alpha * other + eps
 
-    def _fake_denoise(self, x_u: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x0 of the fake network and its pooled middle features (n, F), in one forward pass."""
-        assert self.fake is not None
-        with capture_middle(self.fake.network) as seen:
-            x0 = self.fake.denoise(x_u, t, labels)
-        return x0, pool(seen[0])
-
     def _pooled(self, x_u: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         assert self.fake is not None
         return pool(self.fake.features(x_u, t, labels))
@@ -284,3 +271,15 @@ class SwD:
         pipeline.
         """
         return self.pipeline.rollout(noise, options.get("xi"), labels, options.get("nfe"), options.get("generator"))[0]
+
+
+def _looked_at(judge: Teacher, x_u: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A network's denoised image of x_u and the output of its middle block, from one forward pass."""
+    with capture_middle(judge.network) as seen:
+        x0 = judge.denoise(x_u, t, labels)
+    return x0, seen[0]
+
+
+def _tokens(middle: Tensor) -> Tensor:
+    """(n, F, h, w) or (n, tokens, F) -> (n, tokens, F), float32."""
+    return (middle.flatten(2).transpose(1, 2) if middle.dim() == 4 else middle).float()

@@ -51,17 +51,23 @@ def user_errors() -> Iterator[None]:
     """Turn InputError, a trouble of the machine and Ctrl-C into one line on stderr and the exit statuses 2, 1, 130."""
     try:
         yield
-    except InputError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        raise SystemExit(INPUT_ERROR) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
-        if (line := trouble(error)) is None:
+        if (told := in_one_line(error)) is None:
             raise
+        line, status = told
         print(f"error: {redact(line)}", file=sys.stderr)
-        raise SystemExit(TROUBLE) from None
+        raise SystemExit(status) from None
+
+
+def in_one_line(error: Exception) -> tuple[str, int] | None:
+    """What a user is told of a mistake in the input or a trouble of the machine, and the exit status; None: a bug."""
+    if isinstance(error, InputError):
+        return str(error), INPUT_ERROR
+    line = trouble(error)
+    return None if line is None else (line, TROUBLE)
 
 
 def overrides_parser(prog: str, about: str) -> argparse.ArgumentParser:

@@ -101,8 +101,8 @@ def serve(folder: Path) -> Iterator[Served]:
         "PYTHONPATH": str(REPOSITORY),  # stages run in worktrees, which lack the project's links
     }
     place = ["--host", "127.0.0.1", "--port", str(port)]
-    with background(folder, env, "server.log", "prefect", "server", "start", *place):
-        wait_until_up(f"{url}/health")
+    with background(folder, env, "server.log", "prefect", "server", "start", *place) as server:
+        wait_until_up(f"{url}/health", server)
         with background(
             folder, env, "worker.log", "prefect", "worker", "start", "--pool", "local", "--type", "process"
         ):
@@ -137,8 +137,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_up(url: str) -> None:
+def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Wait, two minutes at most, for an answer from `url`; AssertionError if its process ends before."""
     for _ in range(480):
+        assert server.poll() is None, f"the server of {url} ended"
         try:
             with urllib.request.urlopen(url, timeout=2):
                 return

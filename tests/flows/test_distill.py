@@ -4,22 +4,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.errors import InputError
-from tests.flows.project import REPOSITORY, make_project, runs
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> Iterator[Path]:
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    root = make_project(tmp_path / "project")
-    monkeypatch.chdir(root)
-    yield root
+from tests.flows.project import make_project, runs
 
 
 def ask(question: Any) -> Any:

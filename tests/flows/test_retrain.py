@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,19 +13,10 @@ from models.metrics import Interval
 from tasks import contest, registration, store
 from tasks.contest import Round
 from tasks.params import load_params
-from tests.flows.project import REPOSITORY, make_project, runs
+from tests.flows.project import runs
 from tests.flows.test_distill import artifacts_of, last_run
 from tests.flows.test_workspace import commit, set_steps
-
-NAME = "fewstep-mnist16"
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> Iterator[Path]:
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    root = make_project(tmp_path / "project")
-    monkeypatch.chdir(root)
-    yield root
+from tests.tasks.results import NAME
 
 
 def champion(root: Path) -> str | None:

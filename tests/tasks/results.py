@@ -10,6 +10,7 @@ import yaml
 
 from tests.flows.project import REPOSITORY, write_student
 
+NAME = "fewstep-mnist16"
 STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,30 +12,12 @@ import pytest
 from models.errors import InputError
 from tasks import promotion, registration, store, tracking
 from tasks.failpoints import KILL_AT, MARK
-from tasks.params import Params, load_params
+from tasks.params import Params
 from tasks.promotion import Finding
 from tasks.registration import Version
 from tasks.scores import Decision, Score, compare
 from tests.flows.project import REPOSITORY
-from tests.tasks.results import write_results
-
-NAME = "fewstep-mnist16"
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
-    """A project whose student is version 1, challenger and champion."""
-    root = write_results(tmp_path_factory.mktemp("promotion") / "project")
-    params = load_params(root / "params.yaml")
-    run = tracking.track_run(root, params)
-    registration.register_student(root, params, run.run_id)
-    assert promotion.promote(root, params, "1").reason == "version 1 is the first champion"
-    return root, params
-
-
-@pytest.fixture
-def copy(registered: tuple[Path, Params], tmp_path: Path) -> tuple[Path, Params]:
-    return shutil.copytree(registered[0], tmp_path / "copy"), registered[1]
+from tests.tasks.results import NAME, write_results
 
 
 def register(root: Path, params: Params, number: int, kid: float, dataset: str = "d") -> None:

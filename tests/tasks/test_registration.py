@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,28 +16,11 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from tasks import promotion, registration, store, tracking
-from tasks.params import Params, load_params
+from tasks import registration, store, tracking
+from tasks.params import Params
 from tasks.registration import Version
-from tests.tasks.results import write_kid, write_lock, write_results
-
-NAME = "fewstep-mnist16"
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
-    """A project whose student is version 1, challenger and champion."""
-    root = write_results(tmp_path_factory.mktemp("registration") / "project")
-    params = load_params(root / "params.yaml")
-    run = tracking.track_run(root, params)
-    assert registration.register_student(root, params, run.run_id) == Version(NAME, "1", created=True)
-    assert promotion.promote(root, params, "1").champion
-    return root, params
-
-
-@pytest.fixture
-def copy(registered: tuple[Path, Params], tmp_path: Path) -> tuple[Path, Params]:
-    return shutil.copytree(registered[0], tmp_path / "copy"), registered[1]
+from tests.flows.served import free_port, wait_until_up
+from tests.tasks.results import NAME, write_kid, write_lock
 
 
 def aliases(root: Path, params: Params) -> dict[str, str | None]:
@@ -87,9 +68,7 @@ def served(registered: tuple[Path, Params], tmp_path_factory: pytest.TempPathFac
     """`mlflow models serve` of the champion, in a folder that knows nothing of this project."""
     root, _ = registered
     uri = f"sqlite:///{root / 'mlruns/mlflow.db'}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": uri}
     command = ["mlflow", "models", "serve", "-m", f"models:/{NAME}@champion", "--env-manager", "local"]
     server = subprocess.Popen(
@@ -106,17 +85,6 @@ def served(registered: tuple[Path, Params], tmp_path_factory: pytest.TempPathFac
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(480):
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(f"no answer from {url}")
 
 
 def post(url: str, **params: int) -> Any:
