@@ -16,7 +16,17 @@ import pandas as pd
 from models.errors import InputError
 from tasks.icons import read_pack, renderer
 from tasks.images import SUFFIXES, decode
-from tasks.params import Dataset, DigitsDataset, FolderDataset, IconsDataset, MnistDataset, NpzDataset
+from tasks.params import (
+    Dataset,
+    DigitsDataset,
+    FolderDataset,
+    FolderReference,
+    IconsDataset,
+    MnistDataset,
+    NpzDataset,
+    NpzReference,
+    Reference,
+)
 
 NO_LABEL = -1
 METADATA = "metadata.csv"
@@ -71,16 +81,16 @@ def digits_source() -> Source:
     return _array_source("digits 8x8 of scikit-learn", images, bunch.target)
 
 
-def folder_source(folder: Path, channels: int) -> Source:
+def folder_source(folder: Path, channels: int, section: str = "dataset") -> Source:
     """All image files at and below `folder`, ordered by path; labels from its metadata.csv, if any."""
     if not folder.is_dir():
-        raise InputError(f"dataset.path: {folder} is not a folder, expected a folder of images")
+        raise InputError(f"{section}.path: {folder} is not a folder, expected a folder of images")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != METADATA)
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     if len(files) > len(images):
         logger.warning("%s: left out %d files without an image suffix", folder, len(files) - len(images))
     if not images:
-        raise InputError(f"dataset.path: no images in {folder}, expected files such as .png, .jpg or .webp")
+        raise InputError(f"{section}.path: no images in {folder}, expected files such as .png, .jpg or .webp")
     names = [path.relative_to(folder).as_posix() for path in images]
     labels, class_names = _folder_labels(folder / METADATA, names)
     return Source(str(folder), names, labels, class_names, channels, lambda i: decode(images[i], channels))
@@ -88,16 +98,29 @@ def folder_source(folder: Path, channels: int) -> Source:
 
 def npz_source(path: Path, settings: NpzDataset) -> Source:
     """Arrays of an .npz: uint8 images (n, H, W[, 1|3]) or (n, 1|3, H, W); labels of ints or strings."""
-    images = _channels_last(_npz_array(path, settings.images), f"dataset.images: {settings.images}")
+    images = _npz_images(path, settings, "dataset")
     if settings.labels is None:
-        return _array_source(path.name, _padded(images, settings.pad), None)
-    labels = _npz_array(path, settings.labels)
+        return _array_source(path.name, images, None)
+    labels = _npz_array(path, settings.labels, "dataset")
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iuU":
         raise InputError(
             f"dataset.labels: {settings.labels} is {labels.dtype} {labels.shape}, "
             f"expected {len(images)} integers or strings, one per image"
         )
-    return _array_source(path.name, _padded(images, settings.pad), labels)
+    return _array_source(path.name, images, labels)
+
+
+def _npz_images(path: Path, settings: NpzDataset | NpzReference, section: str) -> np.ndarray:
+    images = _channels_last(_npz_array(path, settings.images, section), f"{section}.images: {settings.images}")
+    return _padded(images, settings.pad)
+
+
+def reference_source(settings: Reference, root: Path, channels: int) -> Source:
+    """The images that `evaluation.reference` names, without labels. Raises InputError."""
+    section, path = "evaluation.reference", root / settings.path
+    if isinstance(settings, FolderReference):
+        return folder_source(path, channels, section)
+    return _array_source(path.name, _npz_images(path, settings, section), None)
 
 
 def icons_source(packs: Sequence[Path], settings: IconsDataset) -> Source:
@@ -187,8 +210,8 @@ def _open_npz(path: Path, key: str) -> np.lib.npyio.NpzFile:
     return file
 
 
-def _npz_array(path: Path, key: str) -> np.ndarray:
-    with _open_npz(path, "dataset.path") as file:
+def _npz_array(path: Path, key: str, section: str) -> np.ndarray:
+    with _open_npz(path, f"{section}.path") as file:
         if key not in file.files:
             close = difflib.get_close_matches(key, file.files, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it holds {', '.join(file.files)}"

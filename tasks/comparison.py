@@ -1,7 +1,10 @@
 """Measure the student beside its teacher, its untrained self, training-free samplers and real images.
 
 Every sampler starts from the noise of the cached validation paths and is measured against the same held-out
-images. Path errors use the cached path features (the teacher's Brownian path), everything else fresh ones.
+images. Path errors use the cached path features (the teacher's Brownian path), everything else fresh ones. Where more
+images are wanted than there are cached paths, more noise is drawn; the teacher's full run stays with its cached
+images. KID is unbiased and takes all of a set; Frechet distance, precision and recall depend on how many there are,
+so every set is cut to the number of the smallest for them.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import baselines
 from models.errors import InputError
 from models.features import FeatureExtractor, extract
+from models.loop import generator_for
 from models.metrics import Kid, frechet_distance, path_rmse, precision_recall
 from tasks.params import Evaluation
 from tasks.players import Inputs, Sampler, to_bytes
@@ -29,10 +33,13 @@ logger = logging.getLogger("tasks.comparison")
 
 
 class Judge:
-    """Measures sets of images against one real set; everything about the real set is computed once."""
+    """Measures sets of images against one real set; everything about the real set is computed once.
 
-    def __init__(self, extractor: FeatureExtractor, real: Tensor, settings: Evaluation) -> None:
-        self.extractor, self.settings = extractor, settings
+    ``few``: images of each set for the figures that depend on their number; None for all.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, real: Tensor, settings: Evaluation, few: int | None = None) -> None:
+        self.extractor, self.settings, self.few = extractor, settings, few
         self.real = extract(extractor, real)
         self.kid = Kid(self.real, settings.bootstrap, settings.seed)
 
@@ -42,8 +49,8 @@ class Judge:
     def measure(self, sampler: str, title: str, group: str, nfe: int | None, images: Tensor, ms: float | None) -> Row:
         features = extract(self.extractor, images)
         self.kid.add(f"{sampler}.{nfe}", features)
-        precision, recall = precision_recall(features, self.real, self.settings.neighbours)
-        distance = frechet_distance(features, self.real)
+        precision, recall = precision_recall(features[: self.few], self.real[: self.few], self.settings.neighbours)
+        distance = frechet_distance(features[: self.few], self.real)
         moments = float(images.mean()), float(images.std())
         return Row(
             sampler,
@@ -56,6 +63,7 @@ class Judge:
             recall,
             ms,
             *moments,
+            len(images),
         )
 
 
@@ -63,17 +71,22 @@ class Studio:
     """Makes images batch by batch, always from the same noise, and times the batches."""
 
     def __init__(self, inputs: Inputs, samples: int, settings: Evaluation, advance: Advance) -> None:
-        self.inputs, self.settings, self.advance = inputs, settings, advance
+        self.inputs, self.settings, self.advance, self.samples = inputs, settings, advance, samples
         self.paths = inputs.paths.head(samples)
 
     def batches(self) -> list[slice]:
         size = self.settings.batch_size
-        return [slice(start, start + size) for start in range(0, len(self.paths), size)]
+        return [slice(start, min(start + size, self.samples)) for start in range(0, self.samples, size)]
 
     def inputs_of(self, batch: slice) -> tuple[Tensor, Tensor | None]:
-        """Start noise and labels of a batch, on the device."""
-        labels, device = self.paths.labels, self.inputs.device
-        return self.paths.noise[batch].to(device), None if labels is None else labels[batch].to(device)
+        """Start noise and labels of a batch, on the device: those of the cached paths, then more of their kind."""
+        noise, labels, device = self.paths.noise[batch], self.paths.labels, self.inputs.device
+        if missing := batch.stop - batch.start - len(noise):
+            generator = generator_for("cpu", self.settings.seed, 19, batch.start)
+            noise = torch.cat([noise, torch.randn((missing, *noise.shape[1:]), generator=generator)])
+        if labels is not None:
+            labels = labels[torch.arange(batch.start, batch.stop) % len(labels)].to(device)
+        return noise.to(device), labels
 
     @torch.inference_mode()
     def make(self, sampler: Sampler, batches: list[slice], cost: int) -> tuple[Tensor, list[float]]:
@@ -129,15 +142,15 @@ def equal_compute(inputs: Inputs) -> list[int]:
 
 def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) -> Result:
     """All samplers of `inputs` measured; InputError when there are too few images or paths."""
-    samples = min(settings.samples, len(inputs.paths))
-    if samples <= settings.neighbours or len(inputs.real) <= settings.neighbours:
+    samples, few = settings.samples, min(settings.samples, len(inputs.paths))
+    if few <= settings.neighbours or len(inputs.real) <= settings.neighbours:
         raise InputError(
-            f"{samples} validation paths, {len(inputs.real)} held-out images: expected more than "
+            f"{few} validation paths, {len(inputs.real)} held-out images: expected more than "
             f"evaluation.neighbours = {settings.neighbours} of each; "
             "raise trajectories.validation or dataset.holdout"
         )
-    judge = Judge(extractor, inputs.real, settings)
-    result = Result(extractor.label, samples, facts=inputs.facts)
+    judge = Judge(extractor, inputs.real, settings, few)
+    result = Result(extractor.label, samples, len(inputs.real), few, facts=inputs.facts)
     names: list[str] = [name for name in settings.baselines if baselines.variants(inputs.teacher, name)]
     for other in sorted(set(settings.baselines) - set(names)):
         logger.warning("%s does not apply to this teacher and is left out", baselines.title(other))

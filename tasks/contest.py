@@ -60,7 +60,7 @@ def hold(params: Params, root: Path, champion: Path) -> list[Round]:
     common = tuple(sorted(set(challenger.nfe) & set(rival.nfe)))
     if not common:
         raise InputError(f"made for {list(challenger.nfe)} steps, the champion for {list(rival.nfe)}: none in common")
-    real, other = real_images(root, params.evaluation.seed)
+    real, other = real_images(params, root)
     inputs = Inputs(
         teacher=teacher,
         generators=dict(zip(SIDES, (challenger.rollout, rival.rollout), strict=True)),
@@ -78,7 +78,7 @@ def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:
     resamples = max(params.evaluation.bootstrap, FEWEST_RESAMPLES)
     settings = params.evaluation.model_copy(update={"bootstrap": resamples})
     judge = Judge(extractor_of(params, root), inputs.real, settings)
-    samples = min(settings.samples, len(inputs.paths))
+    samples = settings.samples
     rounds = []
     with progress("champion against challenger", 2 * samples * sum(inputs.nfe)) as advance, torch.inference_mode():
         studio = Studio(inputs, samples, settings, advance)

@@ -70,7 +70,8 @@ def metrics_of(result: Result) -> dict[str, Any]:
     `best_training_free` repeats the best baseline; `difference` holds the student's paired KID differences
     (below 0 is better).
     """
-    metrics: dict[str, Any] = {"evaluation": {"features": result.features, "samples": result.samples}}
+    about = {name: getattr(result, name) for name in ("features", "samples", "real")}
+    metrics: dict[str, Any] = {"evaluation": about}
     for row in result.rows:
         metrics.setdefault(row.sampler, {})[row.step_key] = figures_of(row) | _gflops(result, row)
     for nfe in result.nfe:
@@ -91,6 +92,7 @@ def figures_of(row: Row) -> dict[str, Any]:
     """One row's figures; `ms_per_image` is left out for real images."""
     figures_ = {
         "title": row.title,
+        "images": row.images,
         **_ends("kid", row.kid),
         "frechet": row.frechet,
         "precision": row.precision,

@@ -20,9 +20,11 @@ from models.students import open_student as load_student
 from models.students import with_network
 from models.swd_pipeline import SwDPipeline
 from models.teacher import Teacher
+from tasks.adapters import reference_source
 from tasks.dataset import load_split
+from tasks.images import UnreadableImage, fit, with_channels
 from tasks.lineage import git_state
-from tasks.params import Params
+from tasks.params import Params, Reference
 from tasks.players import Inputs, Paths, choose_nfe, to_float
 from tasks.teacher import load_teacher
 from tasks.training import pick_device
@@ -51,7 +53,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     if scale_wise := isinstance(student, SwDPipeline):
         others["noise_first"] = (partial(student.rollout, noise_first=True), nfe)
     kind = "SwD" if scale_wise else "Sig-DEG"
-    real, other = real_images(root, params.evaluation.seed)
+    real, other = real_images(params, root)
     return Inputs(
         teacher=teacher,
         generators={name: pipe.rollout for name, pipe in pipelines.items()},
@@ -130,13 +132,30 @@ def student_facts(root: Path) -> dict[str, Any]:
     return dict(json.loads(record.read_text()).get("facts") or {}) if record.is_file() else {}
 
 
-def real_images(root: Path, seed: int) -> tuple[Tensor, Tensor]:
-    """The holdout split, and equally many other real images (the floor), both in [-1, 1]."""
-    holdout, _ = load_split(root, "holdout")
+def real_images(params: Params, root: Path) -> tuple[Tensor, Tensor]:
+    """The images to compare with, and at most as many other real ones (the floor), both in [-1, 1].
+
+    The first are those of `evaluation.reference`, or else the holdout split; the others are of the training split.
+    """
+    settings, seed = params.evaluation.reference, params.evaluation.seed
     train, _ = load_split(root, "train")
-    count = min(len(holdout), len(train))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:count])
-    return to_float(holdout[:]), to_float(train[chosen])
+    real = load_split(root, "holdout")[0] if settings is None else _reference(settings, root, train.shape[1:], seed)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[: min(len(real), len(train))])
+    return to_float(real[:]), to_float(train[chosen])
+
+
+def _reference(settings: Reference, root: Path, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """uint8 (n, C, S, S) in random order: some sets begin with their easy images, and some figures use the first."""
+    channels, size = shape[0], shape[-1]
+    source = reference_source(settings, root, channels)
+    images = np.empty((len(source.names), *shape), dtype=np.uint8)
+    for place, index in enumerate(np.random.default_rng(seed).permutation(len(images))):
+        try:
+            images[place] = fit(with_channels(source.read(index), channels), size)
+        except UnreadableImage as error:
+            which = f"evaluation.reference: {source.names[index]}"
+            raise InputError(f"{which} is unreadable ({error}), expected an image; remove it") from None
+    return images
 
 
 def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...]) -> Paths:

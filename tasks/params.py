@@ -238,8 +238,24 @@ Features = Annotated[MnistFeatures | EfficientNetFeatures | TorchScriptFeatures,
 Baseline = Literal["ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc"]
 
 
+class FolderReference(Section):
+    kind: Literal["folder"] = "folder"
+    path: LocalPath
+
+
+class NpzReference(Section):
+    kind: Literal["npz"] = "npz"
+    path: LocalPath
+    images: fields.Text = "images"
+    pad: Annotated[int, Field(strict=True, ge=0, le=256)] = 0
+
+
+Reference = Annotated[FolderReference | NpzReference, Field(discriminator="kind")]
+
+
 class Evaluation(Section):
     features: Features = MnistFeatures()
+    reference: Reference | None = None
     samples: Annotated[int, Field(strict=True, ge=2)] = 1000
     nfe: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(fields.distinct)] | None = None
     baselines: Annotated[tuple[Baseline, ...], AfterValidator(fields.distinct)] = (

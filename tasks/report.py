@@ -52,6 +52,7 @@ def render(result: Result, curve: pd.DataFrame | None, params: Params, lineage: 
         verdicts=[verdict(result, nfe) for nfe in result.nfe],
         cross=cross_verdict(result),
         result=result,
+        reference=params.evaluation.reference.path if params.evaluation.reference else "the held-out split",
         table=[table_row(result, row) for row in ordered(result)],
         pictures=[
             {

@@ -13,7 +13,9 @@ from models.metrics import Interval
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `group`: student, untrained, baseline, other, teacher or real; `nfe`: None for real."""
+    """One line of the table, of so many `images`. `group`: student, untrained, baseline, other, teacher or real; `nfe`:
+    None for real.
+    """
 
     sampler: str
     title: str
@@ -26,6 +28,7 @@ class Row:
     ms_per_image: float | None
     mean: float
     std: float
+    images: int
 
     @property
     def step_key(self) -> str:
@@ -38,8 +41,9 @@ class Row:
 
 @dataclass
 class Result:
-    """All figures of one evaluation.
+    """All figures of one evaluation: `samples` generated images against `real` ones.
 
+    `few`: how many of each set make the figures that depend on the number, Frechet distance, precision and recall.
     By row key: `images` uint8 (n, C, H, W), `spacing` of a baseline, `calls` of the network where not nfe, `flops`
     per image (multiplications and additions of matrix products and convolutions, as torch counts them);
     `path_images` are made along the cached paths. By (generator, nfe): `path_error` after each coarse step.
@@ -49,6 +53,8 @@ class Result:
 
     features: str
     samples: int
+    real: int
+    few: int
     rows: list[Row] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)

@@ -105,6 +105,25 @@ def test_exact_samplers_are_at_the_floor_and_spoiled_ones_are_not(result: Result
     assert student.std == pytest.approx(STD, abs=0.02) and spoiled.mean == pytest.approx(MEAN + OFFSET, abs=0.03)
 
 
+def test_more_images_than_cached_paths(result: Result) -> None:
+    """KID takes all of them; what depends on the number of images takes as many of each set as the teacher has."""
+    more = evaluate(make_inputs(), Flat(), SETTINGS.model_copy(update={"samples": 170}))
+    whole = evaluate(make_inputs(), Flat(), SETTINGS.model_copy(update={"samples": N}))
+    assert {row.group: row.images for row in more.rows} == {
+        "student": 170, "untrained": 170, "baseline": 170, "teacher": N, "real": N,
+    }  # fmt: skip
+    for key in ("student.nfe10", "ddim.nfe5"):
+        first, longer = whole.row(key), more.row(key)
+        assert (longer.frechet, longer.precision, longer.recall) == (first.frechet, first.precision, first.recall)
+        assert longer.kid.value != first.kid.value
+        assert (more.images[key][:N] == whole.images[key]).all()
+        assert len(np.unique(more.images[key].reshape(170, -1), axis=0)) == 170  # drawn, not repeated
+    again = evaluate(make_inputs(), Flat(), SETTINGS.model_copy(update={"samples": 170}))
+    assert (again.images["student.nfe5"] == more.images["student.nfe5"]).all()
+    assert more.row("untrained.nfe10").kid.low > more.row("student.nfe10").kid.high
+    assert (more.samples, more.real, more.few) == (170, N, N) and result.few == 100
+
+
 def test_best_training_free_is_the_lowest_kid_and_its_spacing_was_chosen(result: Result) -> None:
     for nfe in (10, 5):
         ranked = result.baselines(nfe)
@@ -199,5 +218,5 @@ def test_stage_writes_the_whole_folder(tmp_path: Path, monkeypatch: pytest.Monke
     }
     assert names >= {"grids/student_nfe10.png", "grids/teacher_full.png", "grids/side_by_side_nfe5.png"}
     metrics = read_metrics(tmp_path)
-    assert metrics["evaluation"] == {"features": "MNIST-CNN", "samples": 100}
+    assert metrics["evaluation"] == {"features": "MNIST-CNN", "samples": 100, "real": N}
     assert metrics["untrained"]["nfe10"]["frechet"] > metrics["student"]["nfe10"]["frechet"]

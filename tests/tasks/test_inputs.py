@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from PIL import Image
 
 from models.chain import subgrid
 from models.denoising import build_scheduler, build_unet
@@ -18,7 +19,7 @@ from models.signature import bases, feature_matrix
 from models.teacher import Teacher
 from tasks import dataset, trajectories
 from tasks.inputs import load_inputs, load_paths, open_student, real_images, stage_sums, untrained_config
-from tasks.params import Params
+from tasks.params import FolderReference, NpzReference, Params, Reference
 
 PARAMS = Params.model_validate(
     {
@@ -73,15 +74,50 @@ def test_another_teacher_is_refused(root: Path, tmp_path: Path) -> None:
         load_paths(PARAMS, root, other, (4,))
 
 
+def seeded(seed: int, reference: Reference | None = None) -> Params:
+    evaluation = PARAMS.evaluation.model_copy(update={"seed": seed, "reference": reference})
+    return PARAMS.model_copy(update={"evaluation": evaluation})
+
+
 def test_real_images_are_disjoint_and_equally_many(root: Path) -> None:
-    real, other = real_images(root, seed=0)
+    real, other = real_images(seeded(0), root)
     assert real.shape == other.shape == (50, 1, 8, 8)
     assert float(real.min()) == -1 and float(real.max()) <= 1
-    assert torch.equal(other, real_images(root, seed=0)[1])
-    assert not torch.equal(other, real_images(root, seed=1)[1])
+    assert torch.equal(other, real_images(seeded(0), root)[1])
+    assert not torch.equal(other, real_images(seeded(1), root)[1])
     train, _ = dataset.load_split(root, "train")
     known = {image.tobytes() for image in np.asarray(train[:])}
     assert all(image.tobytes() in known for image in ((other + 1) * 127.5).round().to(torch.uint8).numpy())
+
+
+def test_another_reference_is_read_whole_and_shuffled(root: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 6, 6), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=pixels, test=pixels)
+    (tmp_path / "folder").mkdir()
+    for index, image in enumerate(pixels):
+        Image.fromarray(np.pad(image, 1)).save(tmp_path / "folder" / f"{index:02}.png")
+    expected = np.pad(pixels, ((0, 0), (1, 1), (1, 1)))
+    for reference in (
+        NpzReference(path=str(tmp_path / "x.npz"), images="test", pad=1),
+        FolderReference(path=str(tmp_path / "folder")),
+    ):
+        real, other = real_images(seeded(0, reference), root)
+        found = ((real + 1) * 127.5).round().to(torch.uint8).numpy()[:, 0]
+        assert real.shape == other.shape == (30, 1, 8, 8)
+        assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in expected)
+        assert not (found == expected).all()
+        assert torch.equal(real, real_images(seeded(0, reference), root)[0])
+
+
+def test_a_reference_that_cannot_be_read_is_one_line(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for reference, message in (
+        (NpzReference(path="nowhere.npz"), r"evaluation\.reference\.path: no file .*nowhere\.npz, expected an \.npz"),
+        (FolderReference(path="nowhere"), r"evaluation\.reference\.path: .*nowhere is not a folder"),
+        (FolderReference(path=str(tmp_path)), r"evaluation\.reference: broken\.png is unreadable .*remove it"),
+    ):
+        with pytest.raises(InputError, match=message):
+            real_images(seeded(0, reference), root)
 
 
 def test_no_student_is_one_line(root: Path) -> None:

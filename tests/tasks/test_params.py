@@ -157,6 +157,8 @@ BAD: list[tuple[str, str]] = [
     ("method.window.start=0", "method.window.start = 0: expected a number >= 1"),
     ("evaluation.baselines=[ddim, dim]", "evaluation.baselines.1 = \"dim\": expected 'ddim', 'ddpm'"),
     ("evaluation.neighbours=2000", "evaluation.neighbours = 2000: expected fewer than samples = 1000"),
+    ("evaluation.reference={kind: npz}", "evaluation.reference.path: missing, expected a value"),
+    ("evaluation.reference={path: x.npz}", "evaluation.reference.kind: missing, expected one of"),
     ("evaluation.features.kind=torchscript", "evaluation.features.path: missing, expected a value"),
     (
         "trajectories.validation=400",

@@ -308,8 +308,8 @@ def test_two_workers_take_one_scale_at_a_time(root: Path) -> None:
 
 def test_other_students_are_compared_at_their_own_numbers_of_steps() -> None:
     names = [("student", "student", 4), ("teacher", "teacher", 100), ("full", "other", 4), ("half", "other", 2)]
-    rows = [Row(n, n, group, nfe, Interval(0.1, 0, 1), 0.0, 0.5, 0.5, 1.0, 0.0, 1.0) for n, group, nfe in names]
-    result = Result("features", 8, rows)
+    rows = [Row(n, n, group, nfe, Interval(0.1, 0, 1), 0.0, 0.5, 0.5, 1.0, 0.0, 1.0, 8) for n, group, nfe in names]
+    result = Result("features", 8, 8, 8, rows)
     asked: list[tuple[str, str]] = []
     judge: Any = SimpleNamespace(kid=SimpleNamespace(difference=lambda one, other: asked.append((one, other))))
     _compare(result, judge)
