@@ -20,8 +20,8 @@ target (``compare``: image; its first term alone). The latter would regress to t
 noise, so the first step always compares batches; with few steps the others have much left to decide too.
 
 Deviations: epsilon networks at high noise are damped (swd_pipeline.ScaleStep) and weigh (14) less there,
-since x0 amplifies their errors by sigma / alpha. ``backward_simulation``: y' is the student's own previous
-step instead.
+since x0 amplifies their errors by sigma / alpha. ``backward_simulation``: y' is what the student itself makes of
+noise in the steps before, so that it is trained on the inputs that it will get.
 """
 
 from __future__ import annotations
@@ -146,18 +146,15 @@ class SwD:
         return self._critic_loss(step, x0, target, labels, generator)
 
     @torch.no_grad()
-    def pair(
-        self, batch: ImageBatch, i: int, generator: torch.Generator, simulate: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(target, x_i) of (12), both (n, C, s_i, s_i)."""
+    def pair(self, batch: ImageBatch, i: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(target, x_i) of (12), both (n, C, s_i, s_i); with backward simulation x_i comes from noise alone."""
         step = self.ladder[i]
         target = shrink(self.teacher, batch.x0, step.size)
         eps = torch.randn(target.shape, generator=generator, device=target.device)
         if i == 0:
             return target, eps
-        simulate = self.config.backward_simulation if simulate is None else simulate
-        if simulate:
-            _, x = self.pair(batch, i - 1, generator, simulate=False)
+        if self.config.backward_simulation:
+            _, x = self.pair(batch, i - 1, generator)
             previous = self.pipeline.denoise(self.ladder[i - 1], x, batch.labels).float()
         else:
             previous = shrink(self.teacher, batch.x0, self.ladder[i - 1].size)
@@ -240,7 +237,7 @@ class SwD:
 
     def paired(self, i: int) -> bool:
         """Whether the input of step i was made from its own target."""
-        return i > (1 if self.config.backward_simulation else 0)
+        return i > 0 and not self.config.backward_simulation
 
     def _renoised(
         self,

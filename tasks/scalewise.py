@@ -29,6 +29,7 @@ from models.swd_build import SwDConfig, shrink
 from models.teacher import Teacher
 from tasks.dataset import load_split
 from tasks.params import Params
+from tasks.progress import Advance, progress
 from tasks.shards import ShardSet
 from tasks.swd_params import AutoSchedule, GivenSchedule, Swd
 
@@ -108,14 +109,16 @@ def _gate(params: Params, root: Path, teacher: Teacher, schedule: Schedule, full
     pixels, _ = load_split(root, "train")
     rows = np.sort(np.random.default_rng(0).permutation(len(pixels))[:REFERENCE])
     real = torch.from_numpy(pixels[rows]).float() / 127.5 - 1
-    found = []
-    for size in sorted({scale.size for scale in schedule}):
-        own = _own_samples(params, teacher, size)
-        reduced = torch.cat([shrink(teacher, part, size) for part in full[: len(own)].to(teacher.device).split(BATCH)])
-        side = real.shape[-1] * size // teacher.shape[1]
-        reference = extract(extractor, F.interpolate(real, size=(side, side), mode="area"))
-        value, base = (_kid(extractor, teacher, x0, reference) for x0 in (own, reduced))
-        found.append({"size": size, "kid": value, "reduced_kid": base})
+    found, sizes = [], sorted({scale.size for scale in schedule})
+    with progress("teacher's samples at every size", len(sizes) * method.dmd.samples) as advance:
+        for size in sizes:
+            own = _own_samples(params, teacher, size, advance)
+            on_device = full[: len(own)].to(teacher.device)
+            reduced = torch.cat([shrink(teacher, part, size) for part in on_device.split(BATCH)])
+            side = real.shape[-1] * size // teacher.shape[1]
+            reference = extract(extractor, F.interpolate(real, size=(side, side), mode="area"))
+            value, base = (_kid(extractor, teacher, x0, reference) for x0 in (own, reduced))
+            found.append({"size": size, "kid": value, "reduced_kid": base})
     return [row | {"dmd": _passes(row, found[-1]["reduced_kid"], method.dmd.limit)} for row in found]
 
 
@@ -130,7 +133,7 @@ def _passes(row: dict[str, Any], full_size: float, limit: float) -> bool:
     return False
 
 
-def _own_samples(params: Params, teacher: Teacher, size: int) -> Tensor:
+def _own_samples(params: Params, teacher: Teacher, size: int, advance: Advance) -> Tensor:
     method = _section(params)
     parts, classes = [], teacher.num_classes
     for low in range(0, method.dmd.samples, BATCH):
@@ -139,6 +142,7 @@ def _own_samples(params: Params, teacher: Teacher, size: int) -> Tensor:
         noise = torch.randn((n, teacher.shape[0], size, size), generator=generator).to(teacher.device)
         labels = None if classes is None else (torch.arange(low, low + n) % classes).to(teacher.device)
         parts.append(short_run(teacher, noise, method.dmd.steps, labels, params.trajectories.guidance))
+        advance(n)
     return torch.cat(parts)
 
 

@@ -101,17 +101,19 @@ def test_pairs_are_shrunk_by_area_upscaled_and_then_noised() -> None:
     assert torch.equal(x, torch.randn(target.shape, generator=stream(3))) and target.shape[-1] == 4
 
 
-def test_backward_simulation_feeds_the_students_own_step() -> None:
+def test_backward_simulation_feeds_the_students_own_steps() -> None:
     method = SwD(tiny_teacher("flow"), replace(MMD_ONLY, backward_simulation=True))
-    given = batch(3)
-    _, x = method.pair(given, 3, stream(3))
+    target, x = method.pair(batch(3), 3, stream(3))
     generator = stream(3)
-    eps = torch.randn(given.x0.shape, generator=generator)
-    _, before = method.pair(given, 2, generator, simulate=False)
-    with torch.no_grad():
-        previous = method.pipeline.denoise(method.ladder[2], before)
-    assert torch.allclose(x, renoise(method.ladder[3], upscale(previous, 8), eps), atol=1e-5)
-    assert [method.paired(i) for i in range(4)] == [False, False, True, True]
+    sizes = [step.size for step in method.ladder]
+    *later, first = (torch.randn((len(x), 1, size, size), generator=generator) for size in reversed(sizes))
+    expected = first
+    for step, following, eps in zip(method.ladder, method.ladder[1:], reversed(later), strict=False):
+        with torch.no_grad():
+            previous = method.pipeline.denoise(step, expected)
+        expected = renoise(following, upscale(previous, following.size), eps)
+    assert torch.allclose(x, expected, atol=1e-5) and torch.equal(target, batch(3).x0)
+    assert not any(method.paired(i) for i in range(4))
 
 
 def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> None:
