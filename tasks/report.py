@@ -109,9 +109,10 @@ def equal_compute(result: Result, student: Row) -> str:
         return ""
     nfe = max(steps for steps in equal if steps is not None)
     best, gap = result.baselines(nfe)[0], result.differences[f"best_at_{nfe}.nfe{student.nfe}"]
+    share, calls = result.flops[student.key] / min(full), f"{nfe} call{'s' if nfe > 1 else ''}"
     return (
-        f" Its steps cost {result.flops[student.key] / min(full):.0%} of as many at full size; for as much compute, "
-        f"{nfe} calls, {best.title} has KID {fixed(best.kid.value)} (difference {_span(gap)})."
+        f" Its steps cost {share:.0%} of as many training-free ones; for as much compute, {calls}, {best.title} has "
+        f"KID {fixed(best.kid.value)} (difference {_span(gap)})."
     )
 
 

@@ -216,7 +216,7 @@ def test_evaluation_compares_at_equal_calls_and_equal_compute(evaluated: Path) -
     assert "Student SwD" in page and "SwD student in full_size" in page and "Brownian path" not in page
     assert "Resolution of the steps" in page
     share = cost["student", 3] / cost["ddim", 3]
-    assert f"Its steps cost {share:.0%} of as many at full size; for as much compute, 2 calls," in page
+    assert f"Its steps cost {share:.0%} of as many training-free ones; for as much compute, 2 calls," in page
 
 
 def test_rows_are_the_samplers_they_name(evaluated: Path) -> None:
