@@ -162,7 +162,7 @@ def trajectory_bytes(root: Path) -> int:
     params = load_params(root / "params.yaml")
     chosen, dataset = params.trajectories, params.dataset
     channels = int(getattr(dataset, "channels", 1) or 1)
-    words = 2**chosen.depth  # signature terms of (time, path) up to the depth
+    words = chosen.depth + 1  # path features inside an interval
     cells = (chosen.train + chosen.validation) * channels * dataset.size**2
     return cells * (chosen.intervals * words + chosen.intervals + 1) * (2 if chosen.dtype == "float16" else 4)
 
