@@ -77,11 +77,11 @@ class Swd(Section):
 
     companions: ClassVar[dict[str, dict[str, Any]]] = {
         "student": {
-            "steps": 2500,
+            "steps": 3500,
             "batch_size": 32,
             "learning_rate": 1e-4,
             "warmup": 100,
-            "ema": 0.99,
+            "ema": 0.995,
             "validate_every": 250,
             "checkpoint_every": 250,
         }
