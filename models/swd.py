@@ -150,15 +150,21 @@ class SwD:
         """(target, x_i) of (12), both (n, C, s_i, s_i); with backward simulation x_i comes from noise alone."""
         step = self.ladder[i]
         target = shrink(self.teacher, batch.x0, step.size)
+        if i == 0 or self.config.backward_simulation:
+            return target, self._simulated(batch, i, generator)
         eps = torch.randn(target.shape, generator=generator, device=target.device)
-        if i == 0:
-            return target, eps
-        if self.config.backward_simulation:
-            _, x = self.pair(batch, i - 1, generator)
-            previous = self.pipeline.denoise(self.ladder[i - 1], x, batch.labels).float()
-        else:
-            previous = shrink(self.teacher, batch.x0, self.ladder[i - 1].size)
+        previous = shrink(self.teacher, batch.x0, self.ladder[i - 1].size)
         return target, renoise(step, upscale(previous, step.size), eps)
+
+    def _simulated(self, batch: ImageBatch, i: int, generator: torch.Generator) -> Tensor:
+        """x_i (n, C, s_i, s_i) as in sampling: noise, and the student's own steps before i."""
+        step, x0 = self.ladder[i], batch.x0
+        eps = torch.randn((*x0.shape[:2], step.size, step.size), generator=generator, device=x0.device)
+        if i == 0:
+            return eps
+        x = self._simulated(batch, i - 1, generator)
+        previous = self.pipeline.denoise(self.ladder[i - 1], x, batch.labels).float()
+        return renoise(step, upscale(previous, step.size), eps)
 
     def _student_loss(
         self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator

@@ -70,13 +70,13 @@ class Judge:
 class Studio:
     """Makes images batch by batch, always from the same noise, and times the batches."""
 
-    def __init__(self, inputs: Inputs, samples: int, settings: Evaluation, advance: Advance) -> None:
-        self.inputs, self.settings, self.advance, self.samples = inputs, settings, advance, samples
-        self.paths = inputs.paths.head(samples)
+    def __init__(self, inputs: Inputs, settings: Evaluation, advance: Advance) -> None:
+        self.inputs, self.settings, self.advance = inputs, settings, advance
+        self.paths = inputs.paths.head(settings.samples)
 
     def batches(self) -> list[slice]:
-        size = self.settings.batch_size
-        return [slice(start, min(start + size, self.samples)) for start in range(0, self.samples, size)]
+        size, samples = self.settings.batch_size, self.settings.samples
+        return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
 
     def inputs_of(self, batch: slice) -> tuple[Tensor, Tensor | None]:
         """Start noise and labels of a batch, on the device: those of the cached paths, then more of their kind."""
@@ -156,7 +156,7 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
         logger.warning("%s does not apply to this teacher and is left out", baselines.title(other))
     equal = equal_compute(inputs)
     with progress("evaluation", _total(inputs, samples, names, settings.batch_size, equal)) as advance:
-        studio = Studio(inputs, samples, settings, advance)
+        studio = Studio(inputs, settings, advance)
         _references(result, judge, inputs, studio)
         for nfe in inputs.nfe:
             for name in inputs.generators:

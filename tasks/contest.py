@@ -78,10 +78,12 @@ def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:
     resamples = max(params.evaluation.bootstrap, FEWEST_RESAMPLES)
     settings = params.evaluation.model_copy(update={"bootstrap": resamples})
     judge = Judge(extractor_of(params, root), inputs.real, settings)
-    samples = settings.samples
     rounds = []
-    with progress("champion against challenger", 2 * samples * sum(inputs.nfe)) as advance, torch.inference_mode():
-        studio = Studio(inputs, samples, settings, advance)
+    with (
+        progress("champion against challenger", 2 * settings.samples * sum(inputs.nfe)) as advance,
+        torch.inference_mode(),
+    ):
+        studio = Studio(inputs, settings, advance)
         for nfe in inputs.nfe:
             new, old = (f"{name}.{nfe}" for name in SIDES)
             for name, key in zip(SIDES, (new, old), strict=True):
