@@ -52,12 +52,13 @@ LOWER = 0.6
 
 class ImageBatch(NamedTuple):
     """Teacher images ``x0`` (n, C, S, S) in its state space, ``labels`` (n,) or None, ``step``: picks the
-    scale.
+    scale; ``real``: images (m, C, S, S) that stand for y in the batches that (16) compares, or None.
     """
 
     x0: Tensor
     labels: Tensor | None
     step: int
+    real: Tensor | None = None
 
 
 class SwD:
@@ -138,6 +139,9 @@ class SwD:
         step, labels = self.ladder[i], batch.labels
         if player == "student":
             x0 = self.pipeline.denoise(step, x, labels).float()
+            if batch.real is not None and self._batchwise(i):
+                wanted = shrink(self.teacher, batch.real, step.size)
+                return self._student_loss(i, x0, wanted, labels, generator)
             return self._student_loss(i, x0, target, labels, generator)
         with torch.no_grad():
             x0 = self.pipeline.denoise(step, x, labels).float()
@@ -228,7 +232,7 @@ class SwD:
     def _mmd(self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """(16): per image where that was chosen and input and target belong together, else within classes."""
         c = self.config
-        batches = c.compare == "batch" or not self.paired(i)
+        batches = self._batchwise(i)
         t, x_u, y_u = self._renoised(x0, generator, c.mmd_levels, target, together=batches)
         image, middle = _looked_at(self.teacher, x_u, t, labels)
         with torch.no_grad():
@@ -240,6 +244,10 @@ class SwD:
         if c.kernel == "rbf":
             return image_mmd(seen, wanted, c.bandwidths)
         return linear_mmd(seen, wanted, c.huber)
+
+    def _batchwise(self, i: int) -> bool:
+        """Whether (16) compares batches at step i."""
+        return self.config.compare == "batch" or not self.paired(i)
 
     def paired(self, i: int) -> bool:
         """Whether the input of step i was made from its own target."""

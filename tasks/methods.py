@@ -102,19 +102,23 @@ def _calibrate(source: Source, root: Path) -> Facts:
 def _real_images(source: Source) -> np.ndarray | None:
     """The training split, where the distribution term compares with real images; None where it takes the teacher's.
 
-    Raises InputError if ``mmd_target: data`` was asked for and cannot be had.
+    Raises InputError if the target ``data`` was asked for and cannot be had.
     """
     method, teacher = source.params.method, source.teacher
-    if not isinstance(method, SigDeg) or not method.loss.mmd or method.loss.mmd_target == "teacher":
+    if isinstance(method, SigDeg):
+        weight, target, key = method.loss.mmd, method.loss.mmd_target, "method.loss.mmd_target"
+    else:
+        weight, target, key = method.mmd.weight, method.mmd.target, "method.mmd.target"
+    if not weight or target == "teacher":
         return None
     images = load_split(source.shards.folder.parents[1], "train")[0]
     if teacher.vae is None and teacher.num_classes is None and images.shape[1:] == teacher.shape:
         return images
-    if method.loss.mmd_target == "auto":
+    if target == "auto":
         return None
     kind = "latent" if teacher.vae is not None else "conditional" if teacher.num_classes is not None else "other-sized"
     raise InputError(
-        f"method.loss.mmd_target = data: images {images.shape[1:]} cannot stand beside those of this {kind} teacher, "
+        f"{key} = data: images {images.shape[1:]} cannot stand beside those of this {kind} teacher, "
         f"{teacher.shape}; use teacher or auto"
     )
 
@@ -129,6 +133,11 @@ def _batches(kind: type[Rows]) -> Callable[[Source, torch.device, int, int], Bat
     return make
 
 
+def _measure_scales(source: Source, root: Path) -> Facts:
+    _real_images(source)
+    return measure(source.params, root, source.teacher, source.shards)
+
+
 def _swd_rates(params: Params) -> dict[str, float]:
     assert isinstance(params.method, Swd)
     given = params.method.rates.model_dump()
@@ -141,7 +150,7 @@ RECIPES = {
         lambda source: SwD(source.teacher, swd_config(source.params, source.facts)),
         lambda source: build_swd_pipeline(source.teacher, swd_config(source.params, source.facts)),
         _batches(ImageBatches),
-        lambda source, root: measure(source.params, root, source.teacher, source.shards),
+        _measure_scales,
         _swd_rates,
     ),
 }

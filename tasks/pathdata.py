@@ -63,6 +63,14 @@ class Rows:
         labels = torch.from_numpy(self.labels[rows])
         return None if bool((labels < 0).any()) else labels.to(self.device)
 
+    def _real(self, step: int, micro: int) -> Tensor | None:
+        """As many of ``images`` at random, (size, C, H, W) in [-1, 1]."""
+        if self.images is None:
+            return None
+        key = generator_for("cpu", self.seed, 17, step, micro, self.rank)
+        rows = torch.randint(len(self.images), (self.size,), generator=key).numpy()
+        return (torch.from_numpy(self.images[rows]).float() / 127.5 - 1).to(self.device)
+
 
 class PathBatches(Rows):
     """``batches(step, micro, turn)``: teacher paths with their features, for Sig-DEG; as many ``images``, if set."""
@@ -76,16 +84,9 @@ class PathBatches(Rows):
         Y, xi = (torch.from_numpy(array[rows]).to(self.device).float() for array in (self.Y, self.xi))
         return PathBatch(Y, xi, self._labels(rows), step, self._real(step, micro))
 
-    def _real(self, step: int, micro: int) -> Tensor | None:
-        if self.images is None:
-            return None
-        key = generator_for("cpu", self.seed, 17, step, micro, self.rank)
-        rows = torch.randint(len(self.images), (self.size,), generator=key).numpy()
-        return (torch.from_numpy(self.images[rows]).float() / 127.5 - 1).to(self.device)
-
 
 class ImageBatches(Rows):
-    """``batches(step, micro, turn)``: the ends of teacher paths, its images, for SwD."""
+    """``batches(step, micro, turn)``: the ends of teacher paths, its images, for SwD; as many ``images``, if set."""
 
     def __init__(self, shards: ShardSet, *settings: Any, **more: Any):
         super().__init__(shards, *settings, **more)
@@ -95,4 +96,4 @@ class ImageBatches(Rows):
     def __call__(self, step: int, micro: int, turn: int) -> ImageBatch:
         rows = self.rows(step, micro, turn)
         x0 = torch.from_numpy(self.x0[rows]).to(self.device).float()
-        return ImageBatch(x0, self._labels(rows), step)
+        return ImageBatch(x0, self._labels(rows), step, self._real(step, micro))

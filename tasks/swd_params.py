@@ -49,6 +49,7 @@ class Gan(Section):
 class Mmd(Section):
     weight: fields.Nonnegative = 1.0
     compare: Literal["image", "batch"] = "batch"
+    target: Literal["auto", "teacher", "data"] = "auto"
     levels: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.4
     kernel: Literal["linear", "rbf"] = "linear"
     huber: fields.Positive = 1e-3
@@ -64,25 +65,26 @@ class Swd(Section):
     """`nfe` is the schedule's length; the student section's own values suit this method when it is chosen."""
 
     kind: Literal["swd"] = "swd"
-    schedule: Schedule = PresetSchedule(sigmas=(1.0, 0.75, 0.5, 0.3))
+    schedule: Schedule = PresetSchedule(sigmas=(1.0, 0.6, 0.4, 0.3))
     dmd: Dmd = Dmd()
     gan: Gan = Gan()
     mmd: Mmd = Mmd()
     fake_updates: Natural = 1
     rates: Rates = Rates()
-    backward_simulation: Flag = False
+    backward_simulation: Flag = True
     conditioning_limit: fields.Positive | None = 10.0
     trainable: Literal["full", "lora"] = "full"
     lora_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] = 64
 
     companions: ClassVar[dict[str, dict[str, Any]]] = {
         "student": {
-            "steps": 3500,
+            "steps": 3000,
             "batch_size": 32,
             "learning_rate": 1e-4,
             "warmup": 100,
-            "ema": 0.995,
+            "ema": 0.999,
             "validate_every": 250,
+            "validation_samples": 2000,
             "checkpoint_every": 250,
         }
     }
@@ -100,10 +102,15 @@ class Swd(Section):
         return (len(given.sigmas if isinstance(given, AutoSchedule) else given.pairs),)
 
     @model_validator(mode="after")
-    def _some_loss_is_left(self) -> Self:
+    def _choices_agree(self) -> Self:
         if not (self.dmd.weight or self.mmd.weight):
             alone = "a GAN alone does not converge; " if self.gan.weight else ""
             raise ValueError(f"dmd.weight and mmd.weight are 0: {alone}expected one above 0")
         if self.dmd.weight and not self.fake_updates:
             raise ValueError("fake_updates = 0: the loss dmd needs at least 1; or set dmd.weight to 0")
+        if self.mmd.weight and self.mmd.compare == "image" and self.backward_simulation:
+            raise ValueError(
+                "backward_simulation = true: inputs from noise have no image of their own, which mmd.compare = image "
+                "needs; set backward_simulation to false or mmd.compare to batch"
+            )
         return self

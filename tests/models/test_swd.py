@@ -116,6 +116,19 @@ def test_backward_simulation_feeds_the_students_own_steps() -> None:
     assert not any(method.paired(i) for i in range(4))
 
 
+def test_real_images_stand_for_the_teachers_where_batches_are_compared() -> None:
+    """Inputs from noise do not depend on x0, so with y as ``real`` the loss is that of a batch made of y."""
+    method = SwD(tiny_teacher("flow"), replace(MMD_ONLY, compare="batch", backward_simulation=True))
+    for step in range(4):
+        given, y = batch(step), 0.5 * normals(6, 1, 8, 8, seed=7)
+        real = method.loss("student", given._replace(real=y), stream())[0]
+        assert torch.equal(real, method.loss("student", given._replace(x0=y), stream())[0])
+        assert not torch.equal(real, method.loss("student", given, stream())[0])
+    own = SwD(tiny_teacher("flow"), MMD_ONLY)  # every image with its own target, but for the first step
+    given, y = batch(2), normals(6, 1, 8, 8, seed=7)
+    assert torch.equal(own.loss("student", given._replace(real=y), stream())[0], own.loss("student", given, stream())[0])
+
+
 def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> None:
     method = SwD(tiny_teacher(), MMD_ONLY)
     y = shrink(method.teacher, batch().x0, 6)

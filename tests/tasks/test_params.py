@@ -151,6 +151,10 @@ BAD: list[tuple[str, str]] = [
     ("method.nfe=5", "method.nfe = 5: expected a list such as [1, 2]"),
     ("method.kind=other", "method.kind = other: expected one of 'sigdeg', 'swd'"),
     (
+        "method={kind: swd, mmd: {compare: image}}",
+        "method.backward_simulation = true: inputs from noise have no image of their own",
+    ),
+    (
         "method={kind: swd, dmd: {weight: 0}, mmd: {weight: 0}, gan: {weight: 1}}",
         "method.dmd.weight and mmd.weight are 0: a GAN alone does not converge",
     ),

@@ -24,6 +24,7 @@ from models.students import open_student, with_network
 from models.swd_pipeline import SwDPipeline
 from tasks import evaluation, scalewise, student
 from tasks.comparison import _compare, equal_compute
+from tasks.dataset import load_split
 from tasks.inputs import free_name, load_inputs
 from tasks.methods import RECIPES, Source
 from tasks.params import Params
@@ -65,6 +66,24 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 def source(root: Path, params: Params) -> Source:
     return Source(params, load_teacher(root), open_trajectories(root))
+
+
+def test_real_images_reach_the_batches(root: Path) -> None:
+    """auto and data take the training split's images; teacher, or no MMD, takes none."""
+
+    def batch(**mmd: Any) -> Any:
+        given = source(root, swd_settings(method={"mmd": mmd}))
+        return RECIPES["swd"].batches(given, torch.device("cpu"), 0, 1)(0, 0, 0)
+
+    assert batch(target="teacher").real is None and batch(target="data", weight=0.0).real is None
+    known = {image.tobytes() for image in np.asarray(load_split(root, "train")[0][:])}
+    for choice in ({}, {"target": "data"}):
+        drawn = ((batch(**choice).real + 1) * 127.5).round().to(torch.uint8).numpy()
+        assert drawn.shape == (4, 1, 8, 8) and all(image.tobytes() in known for image in drawn)
+    given = source(root, swd_settings(method={"mmd": {"target": "data"}}))
+    given.teacher.num_classes = 10
+    with pytest.raises(InputError, match=r"method.mmd.target = data: images .* conditional teacher"):
+        RECIPES["swd"].measure(given, root)
 
 
 def test_stage_writes_a_student_that_opens_anywhere(root: Path, tmp_path: Path) -> None:
