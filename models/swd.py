@@ -18,6 +18,7 @@ teacher, F the fake network (a denoiser of the student's samples), f F's middle 
 T's middle block, whose places are patches. (16) compares batches within each class, or an image with its own
 target (``compare``: image; its first term alone). The latter would regress to the mean where the input is pure
 noise, so the first step always compares batches; with few steps the others have much left to decide too.
+Batches may be compared with real images in the place of y (``ImageBatch.real``).
 
 Deviations: epsilon networks at high noise are damped (swd_pipeline.ScaleStep) and weigh (14) less there,
 since x0 amplifies their errors by sigma / alpha. ``backward_simulation``: y' is what the student itself makes of
