@@ -53,7 +53,7 @@ LOWER = 0.6
 
 class ImageBatch(NamedTuple):
     """Teacher images ``x0`` (n, C, S, S) in its state space, ``labels`` (n,) or None, ``step``: picks the
-    scale; ``real``: images (m, C, S, S) that stand for y in the batches that (16) compares, or None.
+    scale; ``real``: images (n, C, S, S) that stand for y in the batches that (16) compares, or None.
     """
 
     x0: Tensor
@@ -141,8 +141,7 @@ class SwD:
         if player == "student":
             x0 = self.pipeline.denoise(step, x, labels).float()
             if batch.real is not None and self._batchwise(i):
-                wanted = shrink(self.teacher, batch.real, step.size)
-                return self._student_loss(i, x0, wanted, labels, generator)
+                target = shrink(self.teacher, batch.real, step.size)
             return self._student_loss(i, x0, target, labels, generator)
         with torch.no_grad():
             x0 = self.pipeline.denoise(step, x, labels).float()

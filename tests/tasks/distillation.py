@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tasks import dataset, trajectories
@@ -44,6 +45,12 @@ def make_root(root: Path, classes: int | None = None, prediction: str = "v_predi
     save_teacher(root, classes, prediction=prediction)
     trajectories.run(params, root)
     return root
+
+
+def from_training_split(root: Path, images: torch.Tensor) -> bool:
+    """Whether all images (n, C, H, W) in [-1, 1] are of the training split."""
+    known = {image.tobytes() for image in np.asarray(dataset.load_split(root, "train")[0][:])}
+    return all(image.tobytes() in known for image in ((images + 1) * 127.5).round().to(torch.uint8).numpy())
 
 
 def stage(root: Path, params: Params, code: str = "") -> subprocess.CompletedProcess[str]:
