@@ -13,7 +13,7 @@ MLFLOW_PORT ?= 5000
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 STAMP := .venv/.installed
-# Stages are `python -m tasks.NAME`: whoever runs them must find the project's own interpreter first.
+# Stages are `python -m tasks.stages.NAME`: whoever runs them must find the project's own interpreter first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH
@@ -45,16 +45,16 @@ run: $(STAMP) ## distil the teacher: all stages, report, registered model; METHO
 	@$(BIN)/python -m flows.distill method.kind=$(METHOD) $(ARGS)
 
 up: $(STAMP) ## start Prefect's server and worker and MLflow's server, apply the deployments; PORT=4200 MLFLOW_PORT=5000
-	@$(BIN)/python -m flows.services up --host "$(LISTEN)" --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
+	@$(BIN)/python -m flows.services.services up --host "$(LISTEN)" --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
 down: $(STAMP) ## end what `make up` started
-	@$(BIN)/python -m flows.services down
+	@$(BIN)/python -m flows.services.services down
 
 status: $(STAMP) ## what `make up` started, its addresses and logs
-	@$(BIN)/python -m flows.services status
+	@$(BIN)/python -m flows.services.services status
 
 doctor: $(STAMP) ## check versions, pins, ports, disk, GPU, remote, databases, locks, and say how to mend each
-	@$(BIN)/python -m flows.doctor --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
+	@$(BIN)/python -m flows.doctor.doctor --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
 test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses
 	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
@@ -73,16 +73,16 @@ check: $(STAMP) ## style, types, import directions and tests
 	@$(MAKE) --no-print-directory test
 
 bench: $(STAMP) ## throughput of trajectory generation against bare forward passes
-	@$(BIN)/python -m tasks.bench $(ARGS)
+	@$(BIN)/python -m scripts.bench_trajectories $(ARGS)
 
 repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
-	@$(BIN)/python -m tasks.environment dvc repro $(ARGS)
+	@$(BIN)/python -m tasks.utils.environment dvc repro $(ARGS)
 
 rollback: $(STAMP) ## make the previous champion of the registry champion again
 	@$(BIN)/python -m flows.rollback $(ARGS)
 
 ui: $(STAMP) ## MLflow's pages on http://127.0.0.1:5000
-	@$(BIN)/python -m tasks.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
+	@$(BIN)/python -m tasks.utils.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
 
 lock: $(STAMP) ## write requirements.lock anew from what .venv holds
 	@{ echo "# Every package of a working environment, pinned. Made by \`make lock\`; installed by \`make .venv\`."; \
@@ -90,7 +90,7 @@ lock: $(STAMP) ## write requirements.lock anew from what .venv holds
 	@mv requirements.lock.new requirements.lock && touch $(STAMP)
 
 clean: ## end services, remove caches and scratch files; results, models and .venv stay
-	@test ! -d .fewstep/services || $(BIN)/python -m flows.services down
+	@test ! -d .fewstep/services || $(BIN)/python -m flows.services.services down
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fewstep .dvc/tmp
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 

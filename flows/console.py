@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from tasks.cli import in_one_line
-from tasks.redaction import redact
+from tasks.utils.cli import in_one_line
+from tasks.utils.redaction import redact
 
 FILE_WIDTH = 110
 
@@ -16,7 +16,9 @@ FILE_WIDTH = 110
 def say(message: Any) -> None:
     """Print a line (rich markup) or a rich table to stdout; tables in files do not wrap."""
     width = None if sys.stdout.isatty() else FILE_WIDTH
-    console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(message, str))
+    console = Console(
+        file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(message, str)
+    )
     console.print(redact(message) if isinstance(message, str) else message)
 
 
@@ -26,7 +28,9 @@ def complain(message: str) -> None:
 
 
 def refuse(error: Exception) -> int:
-    """Complain about what a user or the machine's keeper can mend and return the exit status; a bug is raised again."""
+    """Complain about what a user or the machine's keeper can mend and return the exit status; a bug
+    is raised again.
+    """
     if (told := in_one_line(error)) is None:
         raise error
     line, status = told

@@ -1,7 +1,8 @@
 """The main flow: the stages in order, then register, then promote.
 
-`python -m flows.distill [key=value ...]`; overrides are written into params.yaml, as `dvc exp run -S` does. A
-deployment gives a revision as well: the run then works in a git worktree and leaves a DVC experiment.
+`python -m flows.distill [key=value ...]`; overrides are written into params.yaml, as `dvc exp run
+-S` does. A deployment gives a revision as well: the run then works in a git worktree and leaves a
+DVC experiment.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tasks import environment
+from tasks.utils import environment
 
 if __name__ == "__main__":  # Prefect reads its settings when it is imported
     environment.prepare(Path.cwd())
@@ -26,18 +27,19 @@ from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from flows import artifacts, experiments, fingerprints
+from flows import artifacts
 from flows.console import complain, refuse, say
-from flows.overrides import apply_overrides, as_list
+from flows.dvc import experiments, fingerprints
+from flows.dvc.params_file import apply_overrides, as_list
+from flows.dvc.worktree import Workspace, uncommitted, workspace
 from flows.parameters import Method, Overrides, Revision
 from flows.stages import StageFailed, run_stage
-from flows.workspace import Workspace, uncommitted, workspace
-from tasks.cli import INTERRUPTED, overrides_parser
-from tasks.external import local_paths
-from tasks.params import Params, load_params
+from tasks.config.external_paths import local_paths
+from tasks.config.schema import Params, load_params
+from tasks.utils.cli import INTERRUPTED, overrides_parser
 
 if TYPE_CHECKING:
-    from tasks.promotion import Finding
+    from tasks.registry.promotion import Finding
 
 PARAMS = "params.yaml"
 
@@ -46,9 +48,10 @@ PARAMS = "params.yaml"
 def distill(overrides: Overrides = (), method: Method = None, revision: Revision = None) -> Any:  # type: ignore[assignment]
     """Distil the teacher of params.yaml and register the student; finished work is not done again.
 
-    `overrides`: ["student.steps=500"] or {"student": {"steps": 500}}; `method`: sigdeg or swd; `revision`: work in a
-    worktree at that commit, branch or tag, else in place. The result holds the registered model, the verdict on it
-    and the report's path. Raises InputError for mistakes in the input.
+    `overrides`: ["student.steps=500"] or {"student": {"steps": 500}}; `method`: sigdeg or swd;
+    `revision`: work in a worktree at that commit, branch or tag, else in place. The result holds
+    the registered model, the verdict on it and the report's path. Raises InputError for mistakes in
+    the input.
     """
     project = Path.cwd()
     environment.prepare(project)
@@ -69,7 +72,9 @@ def run_id() -> str:
 
 
 def configure(work: Workspace, overrides: Overrides = (), method: Method = None) -> Params:  # type: ignore[assignment]
-    """Write the overrides into the workspace's params.yaml, say what changed, and return the params."""
+    """Write the overrides into the workspace's params.yaml, say what changed, and return the
+    params.
+    """
     wanted = ([f"method.kind={method}"] if method else []) + as_list(overrides)
     params, changes = apply_overrides(work.root / PARAMS, wanted)
     logger = get_run_logger()
@@ -79,9 +84,13 @@ def configure(work: Workspace, overrides: Overrides = (), method: Method = None)
     if work.apart:
         logger.info("commit %s, in %s", work.commit, work.root)
         if left_out := uncommitted(work.project):
-            logger.warning("not in this commit, so not in this run: changes of %s", ", ".join(left_out))
+            logger.warning(
+                "not in this commit, so not in this run: changes of %s", ", ".join(left_out)
+            )
         experiments.check_inputs(work, local_paths(params))
-        params, _ = apply_overrides(work.root / PARAMS, fingerprints.digests(work.project, work.root, params))
+        params, _ = apply_overrides(
+            work.root / PARAMS, fingerprints.digests(work.project, work.root, params)
+        )
     return params
 
 
@@ -96,37 +105,49 @@ def run_stages(root: Path) -> None:
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def keep(work: Workspace) -> str:
-    """Save a run at a revision as a DVC experiment and push its data; returns what to add to the run's message."""
+    """Save a run at a revision as a DVC experiment and push its data; returns what to add to the
+    run's message.
+    """
     if not work.apart:
         return ""
     name = experiments.experiment_name(str(runtime.flow_run.name), run_id())
     experiments.save(work, name)
     pushed = experiments.push(work)
-    get_run_logger().log(logging.WARNING if pushed.failed else logging.INFO, "experiment %s: %s", name, pushed.line)
+    get_run_logger().log(
+        logging.WARNING if pushed.failed else logging.INFO, "experiment %s: %s", name, pushed.line
+    )
     return f"; experiment {name}: {pushed.line}"
 
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def register(root: Path, params: Params, inputs: dict[str, str]) -> dict[str, Any]:
-    """Record the run in MLflow and register the student with the tags `inputs`; both find what is there already."""
-    from tasks.registration import register_student
-    from tasks.tracking import track_run
+    """Record the run in MLflow and register the student with the tags `inputs`; both find what is
+    there already.
+    """
+    from tasks.registry.registration import register_student
+    from tasks.registry.tracking import track_run
 
     run = track_run(root, params, prefect_run=run_id())
     version = register_student(root, params, run.run_id, inputs)
     get_run_logger().info("MLflow run %s, %s version %s", run.run_id, version.name, version.number)
-    return {"name": version.name, "version": version.number, "created": version.created, "run_id": run.run_id}
+    return {
+        "name": version.name,
+        "version": version.number,
+        "created": version.created,
+        "run_id": run.run_id,
+    }
 
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def promote(root: Path, params: Params, version: str, finding: Finding | None = None) -> str:
-    """Make the version the champion if it is the best on the same evaluation set; returns why or why not.
+    """Make the version the champion if it is the best on the same evaluation set; returns why or
+    why not.
 
     `finding`: the outcome of a direct comparison with the champion, which then decides.
     """
     if not params.registration.promote:
         return "not promoted: registration.promote is false"
-    from tasks import promotion
+    from tasks.registry import promotion
 
     decision = promotion.promote(root, params, version, finding=finding)
     get_run_logger().info("%s", decision.reason)
@@ -134,13 +155,21 @@ def promote(root: Path, params: Params, version: str, finding: Finding | None = 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status (0, 1 failed, 2 mistake in the input, 130 interrupted)."""
+    """The command line; returns the exit status (0, 1 failed, 2 mistake in the input, 130
+    interrupted).
+    """
     try:
-        arguments = overrides_parser("python -m flows.distill", (__doc__ or "").split("\n")[0]).parse_args(argv)
+        arguments = overrides_parser(
+            "python -m flows.distill", (__doc__ or "").split("\n")[0]
+        ).parse_args(argv)
         load_params(Path(PARAMS), arguments.overrides)  # before a server is started
         _leave_in_order()
         server = os.environ.get("PREFECT_API_URL")
-        say(f"Prefect at {server.removesuffix('/api')}" if server else "starting Prefect (some seconds) ...")
+        say(
+            f"Prefect at {server.removesuffix('/api')}"
+            if server
+            else "starting Prefect (some seconds) ..."
+        )
         result: Any = distill(arguments.overrides)
         artifacts.show(result)
     except StageFailed as error:
@@ -155,7 +184,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _leave_in_order() -> None:
-    """Let a request to end (SIGTERM, a closed terminal) unwind, so that the stage and the server end too."""
+    """Let a request to end (SIGTERM, a closed terminal) unwind, so that the stage and the server
+    end too.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,6 @@
-"""Types of the deployments' parameters: Prefect's server checks them by their JSON schema before anything runs."""
+"""Types of the deployments' parameters: Prefect's server checks them by their JSON schema before
+anything runs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from tasks.params import Params
+from tasks.config.schema import Params
 
 SECTIONS = "|".join(Params.model_fields)
 OVERRIDE = rf"^({SECTIONS})\.[a-z_0-9]+(\.[a-z_0-9]+)*=(.|\n)*$"
@@ -16,7 +18,8 @@ METHODS = ("sigdeg", "swd")
 
 
 def overrides_schema() -> dict[str, Any]:
-    """A list of key=value texts, or a mapping of some of params.yaml's keys with their types and ranges.
+    """A list of key=value texts, or a mapping of some of params.yaml's keys with their types and
+    ranges.
 
     `if` rather than `anyOf`, so that the reason of a refusal names the key that is wrong.
     """
@@ -32,7 +35,9 @@ def overrides_schema() -> dict[str, Any]:
 
 
 def _partial(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of any part of what `schema` describes: nothing is required, references are resolved."""
+    """The schema of any part of what `schema` describes: nothing is required, references are
+    resolved.
+    """
     definitions = schema.get("$defs", {})
 
     def loosened(node: Any) -> Any:
@@ -42,7 +47,11 @@ def _partial(schema: dict[str, Any]) -> dict[str, Any]:
             return node
         if "$ref" in node:
             return loosened(deepcopy(definitions[node["$ref"].rpartition("/")[2]]))
-        kept = {key: value for key, value in node.items() if key not in ("required", "discriminator", "default")}
+        kept = {
+            key: value
+            for key, value in node.items()
+            if key not in ("required", "discriminator", "default")
+        }
         if "oneOf" in kept:  # without its `kind` a part may fit several variants
             kept["anyOf"] = kept.pop("oneOf")
         return {key: loosened(value) for key, value in kept.items()}

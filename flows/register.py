@@ -5,28 +5,31 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tasks import environment
+from tasks.utils import environment
 
 if __name__ == "__main__":  # MLflow reads its settings when it is imported
     environment.prepare(Path.cwd())
 
-from flows import fingerprints, pipeline
 from flows.console import refuse, say
-from models.errors import InputError
-from tasks.cli import overrides_parser
-from tasks.params import Params, load_params
+from flows.dvc import fingerprints
+from flows.dvc import repro as pipeline
+from models.common.errors import InputError
+from tasks.config.schema import Params, load_params
+from tasks.utils.cli import overrides_parser
 
 
 def register_results(root: Path, params: Params, force: bool = False) -> str:
     """Track, register and promote the results in data/; returns one line that says what happened.
 
-    Raises InputError if a stage's results are missing or not those of the present code, params and inputs.
+    Raises InputError if a stage's results are missing or not those of the present code, params and
+    inputs.
     """
-    from tasks import promotion, registration, tracking
+    from tasks.registry import promotion, registration, tracking
 
     if stale := pipeline.outdated_stages(root):
         raise InputError(
-            f"out of date: {', '.join(stale)}: expected finished stages; run `make repro` or `make run` first"
+            f"out of date: {', '.join(stale)}: expected finished stages; run `make repro` or "
+            "`make run` first"
         )
     run = tracking.track_run(root, params)
     version = registration.register_student(root, params, run.run_id, fingerprints.inputs_of(root))
@@ -40,11 +43,17 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = overrides_parser("python -m flows.register", (__doc__ or "").split(":")[0])
-    parser.add_argument("--force", action="store_true", help="promote whatever the present champion's figures")
+    parser.add_argument(
+        "--force", action="store_true", help="promote whatever the present champion's figures"
+    )
     try:
         arguments = parser.parse_args(argv)
         root = Path.cwd()
-        say(register_results(root, load_params(arguments.params, arguments.overrides), arguments.force))
+        say(
+            register_results(
+                root, load_params(arguments.params, arguments.overrides), arguments.force
+            )
+        )
     except Exception as error:
         return refuse(error)
     return 0

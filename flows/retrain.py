@@ -1,4 +1,5 @@
-"""Retraining by schedule, event or hand: nothing if nothing changed, else distil, promote what is better beyond chance.
+"""Retraining by schedule, event or hand: nothing if nothing changed, else distil, promote what is
+better beyond chance.
 
 The deployments `retrain/nightly` and `retrain/manual` run it.
 """
@@ -16,18 +17,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.states import Completed
 
-from flows import artifacts, fingerprints
+from flows import artifacts
 from flows.distill import configure, keep, promote, register, run_id, run_stages
+from flows.dvc import fingerprints
+from flows.dvc.worktree import workspace
 from flows.parameters import Method, Overrides, Revision
 from flows.stages import run_program
-from flows.workspace import workspace
-from models.errors import InputError
-from tasks import environment
-from tasks.params import Params
+from models.common.errors import InputError
+from tasks.config.schema import Params
+from tasks.utils import environment
 
 if TYPE_CHECKING:
-    from tasks.contest import Round
-    from tasks.promotion import Finding
+    from tasks.registry.promotion import Finding
+    from tasks.stages.champion_challenger import Round
 
 DECIDED = "promotion.decided"
 
@@ -39,10 +41,11 @@ def retrain(
     revision: Revision = "HEAD",
     force: bool = False,
 ) -> Any:
-    """Distil again if code, params, data or teacher changed (or by `force`), and promote if that is better.
+    """Distil again if code, params, data or teacher changed (or by `force`), and promote if that is
+    better.
 
-    Ends as NothingChanged where a version made from the same has been decided on before. `overrides`, `method` and
-    `revision` as for `distill`.
+    Ends as NothingChanged where a version made from the same has been decided on before.
+    `overrides`, `method` and `revision` as for `distill`.
     """
     project = Path.cwd()
     environment.prepare(project)
@@ -65,8 +68,10 @@ def retrain(
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def unchanged(root: Path, params: Params, inputs: dict[str, str]) -> str:
-    """What was decided about a version made from the same inputs, in one line; "" if there is none."""
-    from tasks import promotion
+    """What was decided about a version made from the same inputs, in one line; "" if there is
+    none.
+    """
+    from tasks.registry import promotion
 
     logger = get_run_logger()
     if found := promotion.judged(root, params, inputs):
@@ -75,18 +80,22 @@ def unchanged(root: Path, params: Params, inputs: dict[str, str]) -> str:
         logger.info("%s", line)
         return line
     if known := promotion.latest_tags(root, params):
-        logger.info("changed since the latest version: %s", ", ".join(fingerprints.changed(inputs, known)) or "nothing")
+        logger.info(
+            "changed since the latest version: %s",
+            ", ".join(fingerprints.changed(inputs, known)) or "nothing",
+        )
     return ""
 
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def contest(root: Path, params: Params, number: str) -> tuple[Finding | None, list[Round]]:
-    """Measure champion and challenger on the present evaluation set; None if there is no other champion.
+    """Measure champion and challenger on the present evaluation set; None if there is no other
+    champion.
 
     A champion that cannot be measured there stays champion; the finding says why.
     """
-    from tasks import contest as contests
-    from tasks import promotion
+    from tasks.registry import promotion
+    from tasks.stages import champion_challenger as contests
 
     with tempfile.TemporaryDirectory() as place:
         champion = promotion.fetch_champion(root, params, Path(place))
@@ -94,7 +103,13 @@ def contest(root: Path, params: Params, number: str) -> tuple[Finding | None, li
             return None, []
         present, student = champion
         result = Path(place) / "rounds.json"
-        command = [sys.executable, "-m", "tasks.contest", str(student), str(result)]
+        command = [
+            sys.executable,
+            "-m",
+            "tasks.stages.champion_challenger",
+            str(student),
+            str(result),
+        ]
         try:
             run_program("champion against challenger", command, root)
         except InputError as error:
@@ -104,7 +119,9 @@ def contest(root: Path, params: Params, number: str) -> tuple[Finding | None, li
 
 
 @task(cache_policy=NO_CACHE)
-def announce(params: Params, number: str, finding: Finding | None, rounds: list[Round], verdict: str) -> None:
+def announce(
+    params: Params, number: str, finding: Finding | None, rounds: list[Round], verdict: str
+) -> None:
     """The decision as an event and as a table of the present run."""
     against = finding.against if finding else None
     rows = [

@@ -1,4 +1,6 @@
-"""Put the previous champion back: `python -m flows.rollback`, or the deployment `rollback/manual`."""
+"""Put the previous champion back: `python -m flows.rollback`, or the deployment
+`rollback/manual`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks import environment
+from tasks.utils import environment
 
 if __name__ == "__main__":  # MLflow reads its settings when it is imported
     environment.prepare(Path.cwd())
@@ -15,8 +17,8 @@ from prefect import flow
 from prefect.states import Completed
 
 from flows.console import refuse, say
-from tasks.cli import overrides_parser
-from tasks.params import Params, load_params
+from tasks.config.schema import Params, load_params
+from tasks.utils.cli import overrides_parser
 
 
 @flow(name="rollback", log_prints=False)
@@ -33,7 +35,7 @@ def rollback() -> Any:
 
 def roll_back(root: Path, params: Params) -> str:
     """Restore the previous champion of `registration.name`; returns one line that says which."""
-    from tasks import promotion
+    from tasks.registry import promotion
 
     return promotion.rollback(root, params)
 
@@ -41,7 +43,9 @@ def roll_back(root: Path, params: Params) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line, without Prefect; returns the exit status."""
     try:
-        arguments = overrides_parser("python -m flows.rollback", (__doc__ or "").split(":")[0]).parse_args(argv)
+        arguments = overrides_parser(
+            "python -m flows.rollback", (__doc__ or "").split(":")[0]
+        ).parse_args(argv)
         say(roll_back(Path.cwd(), load_params(arguments.params, arguments.overrides)))
     except Exception as error:
         return refuse(error)

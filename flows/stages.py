@@ -12,20 +12,24 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import pipeline
 from flows.console import say
-from flows.process import stream
-from models.errors import InputError
-from tasks.cli import INPUT_ERROR
+from flows.dvc import repro as pipeline
+from flows.subprocess_stream import stream
+from models.common.errors import InputError
+from tasks.utils.cli import INPUT_ERROR
 
 
 class StageFailed(RuntimeError):
-    """A stage's program ended with a status other than 0 and 2; the message ends with its last line."""
+    """A stage's program ended with a status other than 0 and 2; the message ends with its last
+    line.
+    """
 
 
 def _may_help(task: Any, run: Any, state: Any) -> bool:
     """Whether trying again makes sense: never for a mistake in the input."""
-    return not isinstance(state.data, InputError) and not isinstance(getattr(state.data, "exception", None), InputError)
+    return not isinstance(state.data, InputError) and not isinstance(
+        getattr(state.data, "exception", None), InputError
+    )
 
 
 # DVC is the cache, hence NO_CACHE; a retried stage goes on from its checkpoints.
@@ -40,19 +44,22 @@ def _may_help(task: Any, run: Any, state: Any) -> bool:
 def run_stage(root: Path, name: str) -> bool:
     """Bring the outputs of stage `name` up to date; returns whether there was anything to do.
 
-    Raises InputError with the stage's own line when it ends with status 2, StageFailed for other failures.
+    Raises InputError with the stage's own line when it ends with status 2, StageFailed for other
+    failures.
     """
     logger = get_run_logger()
     if not pipeline.outdated(root, name):
         say(f"[green]✓[/] {name}: up to date")
         logger.info("%s: up to date", name)
         return False
-    run_program(name, [sys.executable, "-m", "flows.pipeline", name, pipeline.WITH_PARENT], root)
+    run_program(name, [sys.executable, "-m", "flows.dvc.repro", name, pipeline.WITH_PARENT], root)
     return True
 
 
 def run_program(name: str, command: Sequence[str], root: Path) -> None:
-    """Run a program in `root`, its output as the present run's log; errors as of :func:`run_stage`."""
+    """Run a program in `root`, its output as the present run's log; errors as of
+    :func:`run_stage`.
+    """
     logger = get_run_logger()
     say(f"[bold]▶ {name}[/]")
     start = time.monotonic()

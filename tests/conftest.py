@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks import environment
+from tasks.utils import environment
 
 _home = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set the tools' variables before any test imports them."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # kernels round by their number of threads: here and in every subprocess one
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # kernels round by their number of threads: here and in every subprocess one
+    )
     config.stash[_home] = tempfile.mkdtemp(prefix="fewstep-tests-")
     for name in ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "DVC_SITE_CACHE_DIR"):
         os.environ.pop(name, None)

@@ -9,9 +9,9 @@ import torch
 from diffusers import DDPMPipeline, DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
-from models.denoising import build_scheduler, build_unet
-from models.teacher import Teacher
-from tasks.atomic import atomic_write_json
+from models.teachers.architectures import build_scheduler, build_unet
+from models.teachers.base import Teacher
+from tasks.utils.atomic import atomic_write_json
 
 
 def tiny_unet(size: int = 8, classes: int | None = None, seed: int = 0) -> UNet2DModel:
@@ -21,15 +21,30 @@ def tiny_unet(size: int = 8, classes: int | None = None, seed: int = 0) -> UNet2
 
 
 def tiny_dit(seed: int = 0, dropout: float = 0.0) -> DiTTransformer2DModel:
-    """A class-conditional DiT (3 classes) of 2-channel 8x8 latents that also predicts a variance."""
+    """A class-conditional DiT (3 classes) of 2-channel 8x8 latents that also predicts a
+    variance.
+    """
     torch.manual_seed(seed)
-    settings = {"in_channels": 2, "out_channels": 4, "sample_size": 8, "patch_size": 2, "num_layers": 3}
-    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_embeds_ada_norm": 3, "dropout": dropout}
+    settings = {
+        "in_channels": 2,
+        "out_channels": 4,
+        "sample_size": 8,
+        "patch_size": 2,
+        "num_layers": 3,
+    }
+    heads = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_embeds_ada_norm": 3,
+        "dropout": dropout,
+    }
     return shaken(DiTTransformer2DModel(**settings, **heads))
 
 
 def shaken(network: Any) -> Any:
-    """The network with a little noise on every weight, so that none is zero by its initialisation."""
+    """The network with a little noise on every weight, so that none is zero by its
+    initialisation.
+    """
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -41,11 +56,15 @@ def tiny_teacher(prediction: str = "v_prediction", size: int = 8, seed: int = 0)
     return Teacher(tiny_unet(size, seed=seed), build_scheduler(prediction, "linear"))
 
 
-def save_teacher(root: Path, classes: int | None = None, seed: int = 0, prediction: str = "v_prediction") -> Teacher:
+def save_teacher(
+    root: Path, classes: int | None = None, seed: int = 0, prediction: str = "v_prediction"
+) -> Teacher:
     """Write data/teacher under ``root`` as the teacher stage does, and load it."""
     folder = root / "data" / "teacher"
     network = tiny_unet(classes=classes, seed=seed)
-    DDPMPipeline(unet=network, scheduler=build_scheduler(prediction, "linear")).save_pretrained(folder)
+    DDPMPipeline(unet=network, scheduler=build_scheduler(prediction, "linear")).save_pretrained(
+        folder
+    )
     atomic_write_json(folder / "teacher.json", {"null_label": classes})
     return Teacher.load(folder)
 

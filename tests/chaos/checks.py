@@ -32,7 +32,9 @@ def store_of(root: Path) -> MlflowClient:
 
 
 def check_registry(root: Path, versions: int) -> None:
-    """`versions` versions, the last one champion and challenger, holding this student; nothing half done."""
+    """`versions` versions, the last one champion and challenger, holding this student; nothing half
+    done.
+    """
     client = store_of(root)
     (model,) = client.search_registered_models()
     found = client.search_model_versions("name = 'chaos'")
@@ -47,9 +49,14 @@ def check_registry(root: Path, versions: int) -> None:
     assert "RUNNING" not in statuses and statuses.count("FINISHED") == versions
     newest = max(found, key=lambda item: int(item.version))
     assert client.get_run(newest.run_id).info.status == "FINISHED"
-    assert digests(root / "data/student") in [digests(path) for path in root.glob("mlruns/artifacts/**/student")]
+    assert digests(root / "data/student") in [
+        digests(path) for path in root.glob("mlruns/artifacts/**/student")
+    ]
 
 
 def digests(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }

@@ -72,7 +72,9 @@ def halfway(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rival(recorded: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 1 is champion, and a better student is made but not registered; not to be written to."""
+    """Version 1 is champion, and a better student is made but not registered; not to be written
+    to.
+    """
     root = copy_until(recorded, tmp_path_factory.mktemp("rival") / "project")
     done = nursery.run(root, ["flows.register"])
     assert done.returncode == 0, done.stdout

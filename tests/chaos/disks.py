@@ -49,4 +49,7 @@ def read_only(folder: Path) -> Iterator[None]:
 def _mount(*arguments: str) -> None:
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"mounting is not permitted here, so no disk can be filled or locked: {done.stderr.strip()}")
+        pytest.skip(
+            "mounting is not permitted here, so no disk can be filled or locked: "
+            f"{done.stderr.strip()}"
+        )

@@ -1,7 +1,9 @@
-"""Processes that need not import torch again: forked from one that has, each with its own folder, environment, output.
+"""Processes that need not import torch again: forked from one that has, each with its own folder,
+environment, output.
 
-Started as a program it reads one JSON object a line, {"root", "env", "stages", "output"}, runs these stages in a child
-and answers with the child's wait status. A name with a dot is a module with a `main(arguments)`, as "flows.register".
+Started as a program it reads one JSON object a line, {"root", "env", "stages", "output"}, runs
+these stages in a child and answers with the child's wait status. A name with a dot is a module with
+a `main(arguments)`, as "flows.register".
 """
 
 from __future__ import annotations
@@ -28,12 +30,21 @@ class Nursery:
         env = environ(REPOSITORY) | {"PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-m", "tests.chaos.nursery"]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=env, stdin=pipe, stdout=pipe, text=True
+        )
 
     def run(
-        self, root: Path, stages: Sequence[str], kill: str = "", output: Path | None = None, **more: str
+        self,
+        root: Path,
+        stages: Sequence[str],
+        kill: str = "",
+        output: Path | None = None,
+        **more: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run stages in turn in the project; returncode as of subprocess, stdout holds stderr too."""
+        """Run stages in turn in the project; returncode as of subprocess, stdout holds stderr
+        too.
+        """
         output = output or root.with_name("output")
         order = {
             "root": str(root), "env": environ(root, kill, more=more), "stages": list(stages), "output": str(output),
@@ -52,7 +63,12 @@ class Nursery:
 
 def main() -> None:
     """Answer orders from stdin until it closes."""
-    for name in (*(f"tasks.{stage}" for stage in STAGES), "tasks.registration", "flows.register", "mlflow.pyfunc"):
+    for name in (
+        *(f"tasks.stages.{stage}" for stage in STAGES),
+        "tasks.registry.registration",
+        "flows.register",
+        "mlflow.pyfunc",
+    ):
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -69,7 +85,7 @@ def main() -> None:
 
 
 def _be_stage(order: Mapping[str, object]) -> None:
-    from tasks.cli import stage_main
+    from tasks.utils.cli import stage_main
 
     code = 1
     try:
@@ -86,7 +102,7 @@ def _be_stage(order: Mapping[str, object]) -> None:
             if "." in name:
                 code = code or importlib.import_module(name).main([])
             else:
-                stage_main(importlib.import_module(f"tasks.{name}").run, [])
+                stage_main(importlib.import_module(f"tasks.stages.{name}").run, [])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:

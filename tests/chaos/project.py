@@ -1,4 +1,6 @@
-"""A real project that is done in seconds: scikit-learn digits, a teacher trained on them, a student of a few steps."""
+"""A real project that is done in seconds: scikit-learn digits, a teacher trained on them, a student
+of a few steps.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from tasks.failpoints import HOLD_AT, KILL_AT, MARK
+from tasks.utils.failpoints import HOLD_AT, KILL_AT, MARK
+from tests.paths import PROJECT
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = PROJECT
 STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
 PARAMS = {
     "dataset": {"kind": "digits", "size": 8, "holdout": 100},
@@ -60,7 +63,11 @@ def make_project(root: Path) -> Path:
         else:
             shutil.copyfile(source, place)
     for name in PRETRAINED:
-        shutil.copytree(REPOSITORY / "data/pretrained" / name, root / "data/pretrained" / name, copy_function=os.link)
+        shutil.copytree(
+            REPOSITORY / "data/pretrained" / name,
+            root / "data/pretrained" / name,
+            copy_function=os.link,
+        )
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
     return root
 
@@ -75,34 +82,58 @@ def copy_until(made: Path, root: Path, stage: str = "") -> Path:
 
 
 def record(root: Path, *stages: str) -> None:
-    """Let DVC record the results of these stages (none: all) as those of the present code and params."""
+    """Let DVC record the results of these stages (none: all) as those of the present code and
+    params.
+    """
     if not (root / ".git").exists():
         (root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
-    done = execute(root, [sys.executable, "-m", "tasks.environment", "dvc", "commit", "--force", *stages])
+    done = execute(
+        root, [sys.executable, "-m", "tasks.utils.environment", "dvc", "commit", "--force", *stages]
+    )
     assert done.returncode == 0, done.stderr + done.stdout
 
 
-def environ(root: Path, kill: str = "", hold: str = "", more: Mapping[str, str] | None = None) -> dict[str, str]:
+def environ(
+    root: Path, kill: str = "", hold: str = "", more: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The environment of a program of the project that is to be killed or held at a point."""
-    found = {name: value for name, value in os.environ.items() if name not in (KILL_AT, HOLD_AT, MARK, "PYTHONPATH")}
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (KILL_AT, HOLD_AT, MARK, "PYTHONPATH")
+    }
     found |= {"DVC_SITE_CACHE_DIR": str(root / ".fewstep/dvc"), "PYTHONDONTWRITEBYTECODE": "1"}
     asked = {KILL_AT: kill, HOLD_AT: hold}
     if kill or hold:
-        found |= {name: point for name, point in asked.items() if point} | {MARK: str(root.with_name("mark"))}
+        found |= {name: point for name, point in asked.items() if point} | {
+            MARK: str(root.with_name("mark"))
+        }
     return found | dict(more or {})
 
 
-def execute(root: Path, command: Sequence[str], kill: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+def execute(
+    root: Path, command: Sequence[str], kill: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in the project to its end, which may be a violent one at the point `kill`."""
     return subprocess.run(
-        command, cwd=root, env=environ(root, kill, more=more), capture_output=True, text=True, timeout=600, check=False
+        command,
+        cwd=root,
+        env=environ(root, kill, more=more),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
 
 
 def result(root: Path) -> dict[str, bytes]:
     """The final student: its weights and its record, byte for byte."""
     folder = root / "data/student"
-    files = [*sorted(folder.glob("unet/*.safetensors")), folder / "student.json", folder / "history.csv"]
+    files = [
+        *sorted(folder.glob("unet/*.safetensors")),
+        folder / "student.json",
+        folder / "history.csv",
+    ]
     assert len(files) == 3, files
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

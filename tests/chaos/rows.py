@@ -1,15 +1,16 @@
 """The failure matrix: what is killed or broken, when, what one sees, and what the next run does.
 
-Every row is a test of this folder, found by its id; docs/failures.md shows the rows (`python -m tests.chaos.rows`
-writes it anew).
+Every row is a test of this folder, found by its id; docs/failures.md shows the rows (`python -m
+tests.chaos.rows` writes it anew).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs/failures.md"
+from tests.paths import PROJECT
+
+DOCUMENT = PROJECT / "docs/failures.md"
 BEGIN, END = "<!-- rows: written by python -m tests.chaos.rows -->", "<!-- end of rows -->"
 PUBLISHED = r"\A(?:(?!resumed)[\s\S])*student: best at step 6 of 6"
 KILLED = "the run ends; MLflow may show it as RUNNING until the next one"
@@ -31,7 +32,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Kill(Row):
-    """SIGKILL of the stage `stage` when it reaches `point`; the rerun's output must match `says`."""
+    """SIGKILL of the stage `stage` when it reaches `point`; the rerun's output must match
+    `says`.
+    """
 
     stage: str = ""
     point: str = ""
@@ -127,8 +130,12 @@ STAGES = (
 )  # fmt: skip
 
 
-def _registration(id: str, point: str, when: str, then: str, says: str = "", quick: bool = False) -> Kill:
-    return Kill(id, "`make run` or `python -m flows.register`", when, KILLED, then, quick, "", point, says)
+def _registration(
+    id: str, point: str, when: str, then: str, says: str = "", quick: bool = False
+) -> Kill:
+    return Kill(
+        id, "`make run` or `python -m flows.register`", when, KILLED, then, quick, "", point, says
+    )
 
 
 REGISTRATION = (
@@ -152,7 +159,16 @@ REGISTRATION = (
     ),
 )  # fmt: skip
 PROMOTION = tuple(
-    Kill(f"promotion-{name}", "promotion of a better student", when, UNMOVED, then, False, "", f"promotion.{name}")
+    Kill(
+        f"promotion-{name}",
+        "promotion of a better student",
+        when,
+        UNMOVED,
+        then,
+        False,
+        "",
+        f"promotion.{name}",
+    )
     for name, when, then in (
         ("announced", "intention written, alias not moved", "drops the intention, promotes"),
         ("moved", "alias moved, history not", "completes the promotion"),
@@ -198,7 +214,7 @@ MACHINE = (
     ),
     Row(
         "damaged-trajectories", "a published shard truncated", "before the student stage", REFUSED,
-        "`python -m tasks.trajectories` publishes it again from the scratch folder, or anew",
+        "`python -m tasks.stages.trajectories` publishes it again from the scratch folder, or anew",
     ),
     Row(
         "damaged-checkpoint", "one bit of the last checkpoint", "after a kill of the student stage",
@@ -242,7 +258,8 @@ SERVICES = (
     Row(
         "worker-killed", "the worker and its run", "a stage is at work; another run waits for its turn",
         "the dead run is marked Crashed after 90 to 180 s, which frees its turn",
-        "after `make up` has started a worker, the waiting run begins and goes on from the checkpoint",
+        "after `make up` has started a worker, the waiting run begins and goes on from the "
+        "checkpoint",
     ),
     Row(
         "server-killed", "the Prefect server", "a run is at work", "no answer until `make up` starts it again",
@@ -255,7 +272,10 @@ ROWS: tuple[Row, ...] = STAGES + REGISTRATION + PROMOTION + SERVICES + MACHINE
 
 def table() -> str:
     """The rows as a Markdown table."""
-    lines = ["| killed or broken | when | what you see | what the next run does | test |", "|---|---|---|---|---|"]
+    lines = [
+        "| killed or broken | when | what you see | what the next run does | test |",
+        "|---|---|---|---|---|",
+    ]
     for row in ROWS:
         mark = " (quick)" if row.quick else ""
         lines.append(f"| {row.broken} | {row.when} | {row.seen} | {row.then} | `{row.id}`{mark} |")

@@ -12,16 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from flows import experiments
-from flows.workspace import workspace
+from flows.dvc import experiments
+from flows.dvc.worktree import workspace
 from tests.chaos.checks import flip, one_error
 from tests.chaos.disks import read_only
 from tests.chaos.project import copy_until, environ, execute, result
 from tests.chaos.test_ray import gone, wait_until
 from tests.flows.served import free_port
 
-REPRO = [sys.executable, "-m", "tasks.environment", "dvc", "repro", "--single-item", "student"]
-PIPELINE = [sys.executable, "-m", "flows.pipeline", "student"]
+REPRO = [
+    sys.executable,
+    "-m",
+    "tasks.utils.environment",
+    "dvc",
+    "repro",
+    "--single-item",
+    "student",
+]
+PIPELINE = [sys.executable, "-m", "flows.dvc.repro", "student"]
 
 
 @pytest.fixture
@@ -31,7 +39,9 @@ def project(halfway: Path, tmp_path: Path) -> Path:
 
 def test_dvc_killed(project: Path, made: Path) -> None:
     mark = project.parent / "mark"
-    dvc = subprocess.Popen(REPRO, cwd=project, env=environ(project, hold="training.step:3"), stdout=subprocess.DEVNULL)
+    dvc = subprocess.Popen(
+        REPRO, cwd=project, env=environ(project, hold="training.step:3"), stdout=subprocess.DEVNULL
+    )
     wait_until(mark.exists, 400)
     orphan = int(mark.read_text().split()[1])
     assert orphan != dvc.pid
@@ -44,16 +54,27 @@ def test_dvc_killed(project: Path, made: Path) -> None:
 
 
 def test_orphan_waited_for(project: Path, made: Path) -> None:
-    """A stage that goes on without DVC, as one started by hand: the next one waits and does nothing twice."""
+    """A stage that goes on without DVC, as one started by hand: the next one waits and does nothing
+    twice.
+    """
     mark = project.parent / "mark"
-    command = [sys.executable, "-m", "tasks.student"]
+    command = [sys.executable, "-m", "tasks.stages.student"]
     with (project.parent / "first.log").open("wb") as log:
         first = subprocess.Popen(
-            command, cwd=project, env=environ(project, hold="training.step:3"), stdout=log, stderr=log
+            command,
+            cwd=project,
+            env=environ(project, hold="training.step:3"),
+            stdout=log,
+            stderr=log,
         )
         wait_until(mark.exists, 400)
         second = subprocess.Popen(
-            PIPELINE, cwd=project, env=environ(project), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            PIPELINE,
+            cwd=project,
+            env=environ(project),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert second.stderr is not None
         told = next(line for line in second.stderr if "waiting for process" in line)
@@ -70,8 +91,12 @@ def test_damaged_cache(recorded: Path, made: Path, tmp_path: Path) -> None:
     """The results are gone from data/, and the copy in the cache has one bit wrong."""
     root = copy_until(recorded, tmp_path / "project")
     weights = (root / "data/student/unet/diffusion_pytorch_model.safetensors").read_bytes()
-    cached = next(path for path in root.glob(".dvc/cache/files/md5/*/*") if path.read_bytes() == weights)
-    assert execute(root, PIPELINE).returncode == 0  # DVC has looked at the cache and noted what it holds
+    cached = next(
+        path for path in root.glob(".dvc/cache/files/md5/*/*") if path.read_bytes() == weights
+    )
+    assert (
+        execute(root, PIPELINE).returncode == 0
+    )  # DVC has looked at the cache and noted what it holds
     flip(cached)
     os.utime(cached)
     for path in sorted((root / "data/student").rglob("*"), reverse=True):
@@ -85,7 +110,9 @@ def test_read_only_cache(project: Path, made: Path) -> None:
     with read_only(project / ".dvc/cache"):
         failed = execute(project, PIPELINE)
         assert failed.returncode == 1, failed.stderr
-        assert "the file system is read-only: make it writable and run again" in one_error(failed.stderr)
+        assert "the file system is read-only: make it writable and run again" in one_error(
+            failed.stderr
+        )
     again = execute(project, PIPELINE)
     assert again.returncode == 0 and "student: 6/6" not in again.stderr, again.stderr
     assert result(project) == result(made)
@@ -101,12 +128,14 @@ def test_damaged_dvc_notes(project: Path, made: Path) -> None:
 
 
 def test_remote_missing(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remote's place is not there: the run's experiment stays here, and the next push takes it along."""
+    """The remote's place is not there: the run's experiment stays here, and the next push takes it
+    along.
+    """
     project = copy_until(recorded, tmp_path / "project")
     (project / ".dvc/config.local").unlink()
     shelf = project.parent / "shelf"
     shelf.write_text("not a folder")
-    dvc = [sys.executable, "-m", "tasks.environment", "dvc"]
+    dvc = [sys.executable, "-m", "tasks.utils.environment", "dvc"]
     for command in (
         ["git", "init", "-q"],
         [*dvc, "remote", "add", "-d", "shelf", str(shelf)],
@@ -120,12 +149,18 @@ def test_remote_missing(recorded: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert done.returncode == 0, done.stderr
         experiments.save(work, "run")
         first = experiments.push(work)
-        assert first.failed and first.line.count("\n") == 0 and f"remote shelf ({shelf}) was not reached" in first.line
+        assert (
+            first.failed
+            and first.line.count("\n") == 0
+            and f"remote shelf ({shelf}) was not reached" in first.line
+        )
         assert "kept in this project's cache, the next run pushes it" in first.line
         shelf.unlink()
         assert experiments.push(work) == experiments.Push(f"pushed to remote shelf ({shelf})")
         student = work.root / "data/student/unet/diffusion_pytorch_model.safetensors"
-        assert student.read_bytes() in [path.read_bytes() for path in shelf.rglob("*") if path.is_file()]
+        assert student.read_bytes() in [
+            path.read_bytes() for path in shelf.rglob("*") if path.is_file()
+        ]
 
 
 def test_port_in_use(before: Callable[[str], Path]) -> None:
@@ -134,7 +169,18 @@ def test_port_in_use(before: Callable[[str], Path]) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        command = [sys.executable, "-m", "flows.services", "up", "--port", port, "--mlflow-port", str(free_port())]
+        command = [
+            sys.executable,
+            "-m",
+            "flows.services.services",
+            "up",
+            "--port",
+            port,
+            "--mlflow-port",
+            str(free_port()),
+        ]
         failed = execute(root, command)
-    assert failed.returncode == 2 and f"port {port} is in use by process" in one_error(failed.stderr)
+    assert failed.returncode == 2 and f"port {port} is in use by process" in one_error(
+        failed.stderr
+    )
     assert not list((root / ".fewstep/services").glob("*.json"))

@@ -20,8 +20,8 @@ import psutil
 import pytest
 import yaml
 
-from flows import daemons
-from tasks.failpoints import release
+from flows.services import daemons
+from tasks.utils.failpoints import release
 from tests.chaos.nursery import Nursery
 from tests.chaos.project import copy_until, environ, result
 from tests.flows.served import free_port
@@ -39,7 +39,9 @@ with get_client(sync_client=True) as client:
 
 @dataclass
 class Site:
-    """A project with its own services; `env` is theirs: the first training to reach its third step is held."""
+    """A project with its own services; `env` is theirs: the first training to reach its third step
+    is held.
+    """
 
     root: Path
     env: dict[str, str]
@@ -51,12 +53,14 @@ class Site:
 
     def python(self, *arguments: str, timeout: float = 600) -> str:
         command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=timeout
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def services(self, *arguments: str) -> str:
-        return self.python("-m", "flows.services", *arguments)
+        return self.python("-m", "flows.services.services", *arguments)
 
     def up(self) -> None:
         self.services("up", "--port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
@@ -89,9 +93,16 @@ class Site:
 
     def registered(self) -> list[dict[str, bytes]]:
         """The students in MLflow's store."""
-        folders = [path for path in self.root.glob("mlruns/artifacts/**/student") if (path / "unet").is_dir()]
+        folders = [
+            path
+            for path in self.root.glob("mlruns/artifacts/**/student")
+            if (path / "unet").is_dir()
+        ]
         return [
-            {name: (folder / name).read_bytes() for name in ("student.json", "history.csv", WEIGHTS)}
+            {
+                name: (folder / name).read_bytes()
+                for name in ("student.json", "history.csv", WEIGHTS)
+            }
             for folder in folders
         ]
 
@@ -127,8 +138,16 @@ def site(halfway: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     shutil.copytree(root / "data/pretrained", root / "kept")
     subprocess.run(["git", "add", "."], cwd=root, check=True)
     subprocess.run(["git", *identity, "commit", "-qm", "start"], cwd=root, check=True)
-    short = {"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PWD": str(root)}
-    env = {n: v for n, v in environ(root, hold=HOLD).items() if not n.startswith(("PREFECT", "DVC_SITE"))} | short
+    short = {
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PWD": str(root),
+    }
+    env = {
+        n: v
+        for n, v in environ(root, hold=HOLD).items()
+        if not n.startswith(("PREFECT", "DVC_SITE"))
+    } | short
     place = Site(root, env, (free_port(), free_port()))
     try:
         place.up()
@@ -177,7 +196,9 @@ def test_worker_killed(site: Site, expected: Callable[[int], dict[str, bytes]]) 
     assert worker is not None
     stage = int(site.mark.read_text().split()[1])
     family = psutil.Process(worker.pid).children(recursive=True)
-    engines = [item for item in family if "flows.pipeline" not in item.cmdline() and item.pid != stage]
+    engines = [
+        item for item in family if "flows.dvc.repro" not in item.cmdline() and item.pid != stage
+    ]
     os.kill(worker.pid, signal.SIGKILL)
     for engine in engines:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -186,7 +207,11 @@ def test_worker_killed(site: Site, expected: Callable[[int], dict[str, bytes]]) 
     assert site.state(first) == "Running"
     wait(lambda: site.state(first) == "Crashed", 300, "the crash of the dead run")
     site.up()
-    wait(lambda: site.state(second) in ("Completed", "Failed", "Crashed"), 500, "the end of the next run")
+    wait(
+        lambda: site.state(second) in ("Completed", "Failed", "Crashed"),
+        500,
+        "the end of the next run",
+    )
     assert site.state(second) == "Completed", site.log(second)
     assert "resumed at step 2 of 6" in site.log(second)
     assert expected(3) in site.registered()

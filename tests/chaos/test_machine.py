@@ -1,4 +1,6 @@
-"""Full disks, folders that cannot be written, damaged files: one line, nothing lost, the next run goes on."""
+"""Full disks, folders that cannot be written, damaged files: one line, nothing lost, the next run
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Before = Callable[[str], Path]
 
 
 def finish(nursery: Nursery, root: Path, made: Path, *stages: str, says: str = "") -> str:
-    """Run the stages again: they end well, with the student of an uninterrupted run and no rubbish."""
+    """Run the stages again: they end well, with the student of an uninterrupted run and no
+    rubbish.
+    """
     again = nursery.run(root, stages)
     assert again.returncode == 0, again.stdout
     assert re.search(says, again.stdout), again.stdout
@@ -24,14 +28,17 @@ def finish(nursery: Nursery, root: Path, made: Path, *stages: str, says: str = "
     return again.stdout
 
 
-def fills(nursery: Nursery, made: Path, tmp_path: Path, left: int, stage: str, *rest: str, says: str = "") -> None:
+def fills(
+    nursery: Nursery, made: Path, tmp_path: Path, left: int, stage: str, *rest: str, says: str = ""
+) -> None:
     with small_disk(tmp_path / "disk") as disk:
         root = copy_until(made, disk / "project", stage)
         with filled(disk, left):
             failed = nursery.run(root, [stage], output=tmp_path / "output")
             assert failed.returncode == 1, failed.stdout
-            assert "no space left on the disk: free some and run again; finished work is kept" in one_error(
-                failed.stdout
+            assert (
+                "no space left on the disk: free some and run again; finished work is kept"
+                in one_error(failed.stdout)
             )
         finish(nursery, root, made, stage, *rest, says=says)
 
@@ -65,7 +72,9 @@ def test_read_only_project(nursery: Nursery, made: Path, before: Before, tmp_pat
     with read_only(root):
         failed = nursery.run(root, ["student"])
         assert failed.returncode == 1, failed.stdout
-        assert "the file system is read-only: make it writable and run again" in one_error(failed.stdout)
+        assert "the file system is read-only: make it writable and run again" in one_error(
+            failed.stdout
+        )
     finish(nursery, root, made, "student")
 
 
@@ -93,14 +102,19 @@ def test_damaged_checkpoint(nursery: Nursery, made: Path, before: Before) -> Non
     assert nursery.run(root, ["student"], kill="training.step:5").returncode == -9
     flip(max((root / ".fewstep/scratch/student").glob("*/step-*")) / "tensors.safetensors")
     output = finish(nursery, root, made, "student", says="resumed at step 2 of 6")
-    assert re.search(r"skipped a damaged checkpoint: .*step-00000004/tensors.safetensors: its checksum differs", output)
+    assert re.search(
+        r"skipped a damaged checkpoint: .*step-00000004/tensors.safetensors: its checksum differs",
+        output,
+    )
 
 
 def test_damaged_best_weights(nursery: Nursery, made: Path, before: Before) -> None:
     root = before("student")
     assert nursery.run(root, ["student"], kill="student.trained").returncode == -9
     flip(max((root / ".fewstep/scratch/student").glob("*/best/step-*")) / "tensors.safetensors")
-    output = finish(nursery, root, made, "student", says="training starts over: .*its checksum differs")
+    output = finish(
+        nursery, root, made, "student", says="training starts over: .*its checksum differs"
+    )
     assert "resumed" not in output
 
 

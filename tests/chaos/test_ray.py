@@ -1,4 +1,6 @@
-"""A Ray worker and the driver are killed; the student is that of a run without Ray, byte for byte."""
+"""A Ray worker and the driver are killed; the student is that of a run without Ray, byte for
+byte.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import psutil
 
 from tests.chaos.project import environ, execute, result
 
-COMMAND = [sys.executable, "-m", "tasks.student", "student.workers=1"]
+COMMAND = [sys.executable, "-m", "tasks.stages.student", "student.workers=1"]
 
 
 def test_ray_worker_killed(made: Path, before: Callable[[str], Path]) -> None:
@@ -30,7 +32,11 @@ def test_ray_driver_killed(made: Path, before: Callable[[str], Path]) -> None:
     mark = root.parent / "mark"
     with (root.parent / "driver.log").open("wb") as log:
         driver = subprocess.Popen(
-            COMMAND, cwd=root, env=environ(root, hold="training.step:3"), stdout=log, stderr=subprocess.STDOUT
+            COMMAND,
+            cwd=root,
+            env=environ(root, hold="training.step:3"),
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     wait_until(mark.exists, 500)
     worker = int(mark.read_text().split()[1])

@@ -1,4 +1,6 @@
-"""Recording, registration and promotion are killed at every step; the registry ends as if they had not been."""
+"""Recording, registration and promotion are killed at every step; the registry ends as if they had
+not been.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,17 @@ def test_killed_registration(row: Kill, recorded: Path, tmp_path: Path, nursery:
 @pytest.mark.parametrize("row", PROMOTION, ids=lambda row: row.id)
 def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, nursery: Nursery) -> None:
     root = copy_until(rival, tmp_path / "project")
-    output = killed_and_again(nursery, root, row, champion=1 if row.point == "promotion.announced" else 2)
+    output = killed_and_again(
+        nursery, root, row, champion=1 if row.point == "promotion.announced" else 2
+    )
     assert "chaos version 2" in output and re.search(row.says, output)
     check_registry(root, versions=2)
 
 
 def test_damaged_registry(rival: Path, tmp_path: Path, nursery: Nursery) -> None:
-    """One bit of a version that is about to be promoted is wrong: it is neither promoted nor served, and made again."""
+    """One bit of a version that is about to be promoted is wrong: it is neither promoted nor
+    served, and made again.
+    """
     root = copy_until(rival, tmp_path / "project")
     params = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(f"{params.rstrip()}\n  promote: false\n")
@@ -47,7 +53,10 @@ def test_damaged_registry(rival: Path, tmp_path: Path, nursery: Nursery) -> None
     flip(next(folder.glob("unet/*.safetensors")))
     refused = nursery.run(root, [PROMOTE_NEWEST])
     line = one_error(refused.stdout)
-    assert refused.returncode == 2 and "version 2: files in the registry are not those that were registered" in line
+    assert (
+        refused.returncode == 2
+        and "version 2: files in the registry are not those that were registered" in line
+    )
     assert line.endswith("version 1 stays champion")
     with pytest.raises(MlflowException, match="they are damaged; use another version"):
         mlflow.pyfunc.load_model(str(folder.parents[1]))
@@ -60,7 +69,11 @@ def test_damaged_registry(rival: Path, tmp_path: Path, nursery: Nursery) -> None
 
 
 def newest_artifacts(root: Path) -> Path:
-    folders = [path for path in root.glob("mlruns/artifacts/**/artifacts/student") if (path / "unet").is_dir()]
+    folders = [
+        path
+        for path in root.glob("mlruns/artifacts/**/artifacts/student")
+        if (path / "unet").is_dir()
+    ]
     return max(folders, key=lambda path: path.stat().st_mtime_ns)
 
 

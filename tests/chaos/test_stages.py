@@ -20,8 +20,12 @@ TIMINGS = {"ms_per_image"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
-def test_killed_stage(row: Kill, made: Path, before: Callable[[str], Path], nursery: Nursery) -> None:
-    root = before("" if row.point == "atomic.between" else row.stage)  # there is an old one to be replaced
+def test_killed_stage(
+    row: Kill, made: Path, before: Callable[[str], Path], nursery: Nursery
+) -> None:
+    root = before(
+        "" if row.point == "atomic.between" else row.stage
+    )  # there is an old one to be replaced
     killed = nursery.run(root, [row.stage], kill=row.point)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     assert (root.parent / "mark").read_text().startswith(row.point.partition(":")[0])

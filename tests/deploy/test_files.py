@@ -1,4 +1,6 @@
-"""The files for a team lint: compose and Ray against their own schemas, YAML style, the image's recipe, no secrets."""
+"""The files for a team lint: compose and Ray against their own schemas, YAML style, the image's
+recipe, no secrets.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.machine_checks import requirements
+from flows.doctor.machine_checks import requirements
 from tests.flows.project import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
@@ -32,7 +34,9 @@ SCHEMAS = {
 
 
 def lint(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True
+    )
 
 
 def compose() -> dict[str, Any]:
@@ -65,7 +69,9 @@ def test_ray_itself_accepts_the_cluster() -> None:
 
 
 def test_secrets_come_from_the_environment_and_are_required() -> None:
-    """Every value with a secret's name is ${NAME:?message}, or has such a part, and nothing else."""
+    """Every value with a secret's name is ${NAME:?message}, or has such a part, and nothing
+    else.
+    """
     found = 0
     for name, service in compose()["services"].items():
         for key, value in (service.get("environment") or {}).items():
@@ -76,23 +82,37 @@ def test_secrets_come_from_the_environment_and_are_required() -> None:
                 found += 1
     assert found >= 15
     for path in DEPLOY.iterdir():
-        assert not re.search(r"(?i)AKIA[0-9A-Z]{16}|-----BEGIN|ghp_\w+|minioadmin", path.read_text()), path
+        assert not re.search(
+            r"(?i)AKIA[0-9A-Z]{16}|-----BEGIN|ghp_\w+|minioadmin", path.read_text()
+        ), path
 
 
 def test_no_command_line_holds_a_secret() -> None:
-    """Whoever may list processes sees their arguments: a shell must not put a secret variable among them."""
+    """Whoever may list processes sees their arguments: a shell must not put a secret variable among
+    them.
+    """
     for name, service in compose()["services"].items():
         text = " ".join(map(str, [*service.get("command", []), *service.get("entrypoint", [])]))
-        variables = {v for v in re.findall(r"\$\$?\{?([A-Z0-9_]+)", text) if SECRET.search(v) or "URI" in v}
+        variables = {
+            v for v in re.findall(r"\$\$?\{?([A-Z0-9_]+)", text) if SECRET.search(v) or "URI" in v
+        }
         shell_only = {"REDISCLI_AUTH"}  # echo is built into the shell
-        allowed = {"S3_PASSWORD"} if name == "bucket" else set()  # a trial's, in a container that ends at once
+        allowed = (
+            {"S3_PASSWORD"} if name == "bucket" else set()
+        )  # a trial's, in a container that ends at once
         assert not variables - shell_only - allowed, f"{name}: {variables}"
 
 
 def test_only_loopback_is_published_unless_told() -> None:
-    published = {name: service["ports"] for name, service in compose()["services"].items() if "ports" in service}
+    published = {
+        name: service["ports"]
+        for name, service in compose()["services"].items()
+        if "ports" in service
+    }
     assert set(published) == {"prefect", "mlflow"}
-    assert all(port.startswith("${LISTEN:-127.0.0.1}:") for ports in published.values() for port in ports)
+    assert all(
+        port.startswith("${LISTEN:-127.0.0.1}:") for ports in published.values() for port in ports
+    )
 
 
 def test_images_are_pinned() -> None:
@@ -105,7 +125,10 @@ def test_servers_wait_for_what_they_need() -> None:
     services = compose()["services"]
     for name, service in services.items():
         for needed, how in (service.get("depends_on") or {}).items() if name != "bucket" else ():
-            assert how == {"condition": "service_healthy"} and "healthcheck" in services[needed], (name, needed)
+            assert how == {"condition": "service_healthy"} and "healthcheck" in services[needed], (
+                name,
+                needed,
+            )
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -120,14 +143,22 @@ def test_the_image_is_made_from_the_pins_and_runs_as_a_user() -> None:
     assert steps[0][0] == "FROM" and {name for name, _ in steps} <= known
     bases = {text.split()[0] for name, text in steps if name == "FROM"}
     assert len(bases) == 1 and re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", bases.pop())
-    sources = [part for name, text in steps if name == "COPY" and "--from" not in text for part in text.split()[:-1]]
+    sources = [
+        part
+        for name, text in steps
+        if name == "COPY" and "--from" not in text
+        for part in text.split()[:-1]
+    ]
     assert sources and all((REPOSITORY / source).is_file() for source in sources)
     assert "requirements.lock" in sources
     last = max(index for index, (name, _) in enumerate(steps) if name == "FROM")
     assert [text for name, text in steps[last:] if name == "USER"] == ["fewstep"]
     assert not any(SECRET.search(text) for name, text in steps if name in ("ARG", "ENV"))
     installs = [text for name, text in steps if name == "RUN" and "apt-get install" in text]
-    assert all("--no-install-recommends" in text and "rm -rf /var/lib/apt/lists" in text for text in installs)
+    assert all(
+        "--no-install-recommends" in text and "rm -rf /var/lib/apt/lists" in text
+        for text in installs
+    )
 
 
 def test_the_teams_packages_are_pinned_and_do_not_contradict_the_lock() -> None:

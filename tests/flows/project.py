@@ -9,7 +9,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.paths import PROJECT
+
+REPOSITORY = PROJECT
 
 COMMON = """
 import json, os, pathlib, shutil, sys, time
@@ -103,7 +105,9 @@ PARAMS = {"student": "[method, student]", "evaluation": "[evaluation]"}
 
 
 def make_project(root: Path, git: bool = True) -> Path:
-    """Write the project under `root`, with the real params.yaml and DVC configuration, and return `root`."""
+    """Write the project under `root`, with the real params.yaml and DVC configuration, and return
+    `root`.
+    """
     (root / "stages").mkdir(parents=True)
     for name, body in STAGES.items():
         (root / "stages" / f"{name}.py").write_text(COMMON + textwrap.dedent(body))
@@ -121,7 +125,9 @@ def make_project(root: Path, git: bool = True) -> Path:
     _pixel(root / "pixel.png")
     if git:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        (root / ".gitignore").write_text("/data\n/mlruns\n/.fewstep\n/runs-*.txt\n/.dvc/tmp\n/.dvc/cache\n")
+        (root / ".gitignore").write_text(
+            "/data\n/mlruns\n/.fewstep\n/runs-*.txt\n/.dvc/tmp\n/.dvc/cache\n"
+        )
         for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "start"]):
             subprocess.run(["git", *command], cwd=root, check=True)
     return root
@@ -146,7 +152,9 @@ def write_student(folder: Path, seed: int = 0) -> Path:
     )
     unet.save_pretrained(folder / "unet", safe_serialization=True)
     index = {"_class_name": ["pipeline", "TinyPipeline"], "_diffusers_version": "0.42.1"}
-    (folder / "model_index.json").write_text(json.dumps(index | {"unet": ["diffusers", "UNet2DModel"]}))
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"unet": ["diffusers", "UNet2DModel"]})
+    )
     (folder / "pipeline.py").write_text(PIPELINE)
     (folder / "student.json").write_text(json.dumps({"kind": "sigdeg", "nfe": [10, 5]}))
     return folder
@@ -161,7 +169,12 @@ def runs(root: Path) -> dict[str, int]:
 def python(root: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` in the project, with this repository's packages importable."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=240, **options
+        [sys.executable, *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        **options,
     )  # type: ignore[call-overload,no-any-return]
 
 

@@ -35,26 +35,38 @@ class Served:
     def project(self, root: Path) -> Path:
         """A fresh project, its deployments applied in place of the former one's."""
         self.root = make_project(root)
-        for name in ("flows", "tasks", "models"):  # a run's entry point is a path inside the project
+        for name in (
+            "flows",
+            "tasks",
+            "models",
+        ):  # a run's entry point is a path inside the project
             (root / name).symlink_to(REPOSITORY / name)
         (root / "prefect.yaml").write_text((REPOSITORY / "prefect.yaml").read_text())
-        command = [sys.executable, "-m", "flows.server_setup"]
-        done = subprocess.run(command, cwd=root, env=self.env, capture_output=True, text=True, timeout=120)
+        command = [sys.executable, "-m", "flows.services.prefect_setup"]
+        done = subprocess.run(
+            command, cwd=root, env=self.env, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return root
 
     def prefect(self, *arguments: str, timeout: float = 120, status: int = 0) -> str:
         """Run a prefect command in the project; returns what it printed."""
-        env = self.env | {"PWD": str(self.root)}  # prefect.yaml takes the project folder from the shell
+        env = self.env | {
+            "PWD": str(self.root)
+        }  # prefect.yaml takes the project folder from the shell
         command = [str(BIN / "prefect"), "--no-prompt", *arguments]
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, cwd=self.root, env=env, capture_output=True, text=True, timeout=timeout
+        )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The server's answer: GET, or POST of `body`."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/{path}", data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{self.url}/{path}", data, {"Content-Type": "application/json"}
+        )
         for _ in range(60):
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
@@ -68,7 +80,9 @@ class Served:
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run of "flow/name"; returns its id."""
         found = self.api(f"deployments/name/{deployment}")
-        return str(self.api(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
+        return str(
+            self.api(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
+        )
 
     def run(self, run_id: str) -> dict[str, Any]:
         return dict(self.api(f"flow_runs/{run_id}"))
@@ -104,14 +118,27 @@ def serve(folder: Path) -> Iterator[Served]:
     with background(folder, env, "server.log", "prefect", "server", "start", *place) as server:
         wait_until_up(f"{url}/health", server)
         with background(
-            folder, env, "worker.log", "prefect", "worker", "start", "--pool", "local", "--type", "process"
+            folder,
+            env,
+            "worker.log",
+            "prefect",
+            "worker",
+            "start",
+            "--pool",
+            "local",
+            "--type",
+            "process",
         ):
             yield Served(folder, url, env)
 
 
 @contextlib.contextmanager
-def background(root: Path, env: dict[str, str], log: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in its own process group that is ended, with all it started, when the block ends."""
+def background(
+    root: Path, env: dict[str, str], log: str, *command: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in its own process group that is ended, with all it started, when the block
+    ends.
+    """
     with (root / log).open("wb") as output:
         process = subprocess.Popen(
             [str(BIN / command[0]), *command[1:]],
@@ -138,7 +165,9 @@ def free_port() -> int:
 
 
 def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Wait, two minutes at most, for an answer from `url`; AssertionError if its process ends before."""
+    """Wait, two minutes at most, for an answer from `url`; AssertionError if its process ends
+    before.
+    """
     for _ in range(480):
         assert server.poll() is None, f"the server of {url} ended"
         try:

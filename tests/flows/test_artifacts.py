@@ -5,13 +5,23 @@ import pandas as pd
 from flows.artifacts import report_text
 
 TABLE = pd.DataFrame(
-    {"group": ["student", "real"], "sampler": ["student", "real"], "nfe": [5, None], "kid": [0.0312, -0.001]}
+    {
+        "group": ["student", "real"],
+        "sampler": ["student", "real"],
+        "nfe": [5, None],
+        "kid": [0.0312, -0.001],
+    }
 )
 
 
 def test_the_report_is_a_link_to_where_it_can_be_opened() -> None:
-    text = report_text(TABLE, "http://127.0.0.1:5000/#/experiments/1/runs/ab", "/p/data/evaluation/report.html")
-    assert "[Open the report](http://127.0.0.1:5000/#/experiments/1/runs/ab/artifacts/report.html)" in text
+    text = report_text(
+        TABLE, "http://127.0.0.1:5000/#/experiments/1/runs/ab", "/p/data/evaluation/report.html"
+    )
+    assert (
+        "[Open the report](http://127.0.0.1:5000/#/experiments/1/runs/ab/artifacts/report.html)"
+        in text
+    )
     assert "`/p/data/evaluation/report.html`" in text and "file://" not in text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.workspace import git
+from flows.dvc.worktree import git
 from tests.flows.served import Served, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -30,12 +30,18 @@ def served(server: Served, tmp_path: Path) -> Served:
 def experiments(root: Path) -> dict[str, str]:
     """params.yaml of every experiment, by its name."""
     refs = git(root, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-    return {ref.rpartition("/")[2]: git(root, "show", f"{ref}:params.yaml") for ref in refs if "/exec/" not in ref}
+    return {
+        ref.rpartition("/")[2]: git(root, "show", f"{ref}:params.yaml")
+        for ref in refs
+        if "/exec/" not in ref
+    }
 
 
 def test_a_deployment_runs_to_its_end(served: Served) -> None:
     overrides = 'overrides=["student.steps=250"]'
-    told = served.prefect("deployment", "run", "distill/sigdeg", "-p", overrides, "--watch", timeout=240)
+    told = served.prefect(
+        "deployment", "run", "distill/sigdeg", "-p", overrides, "--watch", timeout=240
+    )
     for wrong, reason in (
         ('overrides=["studnt.steps=1"]', "does not match"),
         ('overrides={"student": {"steps": -1}}', "less than the minimum of 0"),
@@ -56,11 +62,24 @@ def test_two_runs_at_once_do_not_disturb_each_other(served: Served) -> None:
     for stage in ("trajectories", "student"):  # long enough that they meet
         path = served.root / f"stages/{stage}.py"
         path.write_text(path.read_text() + "\ntime.sleep(4)\n")
-    git(served.root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "slower")
-    both = [served.start("distill/sigdeg", overrides=[f"student.steps={steps}"]) for steps in (101, 102)]
+    git(
+        served.root,
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "commit",
+        "-qam",
+        "slower",
+    )
+    both = [
+        served.start("distill/sigdeg", overrides=[f"student.steps={steps}"]) for steps in (101, 102)
+    ]
     first, second = served.wait(*both)
     assert first["state"]["type"] == second["state"]["type"] == "COMPLETED", served.log()
-    assert max(first["start_time"], second["start_time"]) < min(first["end_time"], second["end_time"])
+    assert max(first["start_time"], second["start_time"]) < min(
+        first["end_time"], second["end_time"]
+    )
     saved = experiments(served.root)
     for run, steps in ((first, 101), (second, 102)):
         assert f"steps: {steps}" in saved[f"{run['name']}-{run['id'][:8]}"]
@@ -84,7 +103,16 @@ def test_ten_waiting_runs_end_in_order(served: Served) -> None:
 def test_a_nightly_run_gives_way_to_one_at_work(served: Served) -> None:
     path = served.root / "stages/student.py"
     path.write_text(path.read_text() + "\ntime.sleep(8)\n")
-    git(served.root, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "slower")
+    git(
+        served.root,
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "commit",
+        "-qam",
+        "slower",
+    )
     first = served.start("retrain/nightly")
     while served.run(first)["state"]["type"] != "RUNNING":
         time.sleep(0.5)
@@ -104,9 +132,17 @@ def test_news_of_data_starts_a_run_and_rollback_brings_the_champion_back(served:
         time.sleep(1)
     (run,) = served.wait(*started)
     assert run["state"]["message"].startswith("version 1 is the first champion"), run["state"]
-    (better,) = served.wait(served.start("distill/sigdeg", overrides=["student.steps=500"]))  # its KID is 1 / steps
+    (better,) = served.wait(
+        served.start("distill/sigdeg", overrides=["student.steps=500"])
+    )  # its KID is 1 / steps
     assert better["state"]["message"].startswith("version 2 replaces version 1"), better["state"]
     (back,) = served.wait(served.start("rollback/manual"))
-    assert back["state"]["message"] == "fewstep-mnist16: version 1 is champion again, in place of version 2", back
+    assert (
+        back["state"]["message"]
+        == "fewstep-mnist16: version 1 is champion again, in place of version 2"
+    ), back
     (refused,) = served.wait(served.start("rollback/manual"))
-    assert refused["state"]["type"] == "FAILED" and "no earlier champion" in refused["state"]["message"]
+    assert (
+        refused["state"]["type"] == "FAILED"
+        and "no earlier champion" in refused["state"]["message"]
+    )

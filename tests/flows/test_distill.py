@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.errors import InputError
+from models.common.errors import InputError
 from tests.flows.project import make_project, runs
 
 
@@ -27,7 +27,9 @@ def ask(question: Any) -> Any:
 def last_run() -> Any:
     from prefect.client.schemas.sorting import FlowRunSort
 
-    return ask(lambda client: client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC))[0]
+    return ask(
+        lambda client: client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+    )[0]
 
 
 def task_names(flow_run_id: Any) -> dict[str, int]:
@@ -43,23 +45,36 @@ def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
     return {item.key: item.data for item in found if item.flow_run_id == flow_run_id}
 
 
-def test_stages_run_once_and_leave_a_model_and_artifacts(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_run_once_and_leave_a_model_and_artifacts(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from flows.artifacts import show
     from flows.distill import distill
 
     result = distill({"student": {"steps": 200}})
-    assert runs(project) == dict.fromkeys(("dataset", "teacher", "trajectories", "student", "evaluation"), 1)
+    assert runs(project) == dict.fromkeys(
+        ("dataset", "teacher", "trajectories", "student", "evaluation"), 1
+    )
     assert result["model"]["version"] == "1" and result["model"]["created"]
     assert result["verdict"] == "version 1 is the first champion"
     run = last_run()
     assert run.state.is_completed()
-    assert set(task_names(run.id)) >= {"dataset", "teacher", "trajectories", "student", "evaluation"}
+    assert set(task_names(run.id)) >= {
+        "dataset",
+        "teacher",
+        "trajectories",
+        "student",
+        "evaluation",
+    }
     found = artifacts_of(run.id)
     assert [row["sampler"] for row in json.loads(found["samplers"])] == ["student", "real"]
     assert found["samples"].startswith("data:image/png;base64,")
     assert "`data/evaluation/report.html`" in found["report"] and "`make up`" in found["report"]
     assert result["report"] == str(project / "data/evaluation/report.html")
-    assert "| student   | 10              | 0.005 |" in found["report"] and "file://" not in found["report"]
+    assert (
+        "| student   | 10              | 0.005 |" in found["report"]
+        and "file://" not in found["report"]
+    )
     capsys.readouterr()
 
     again = distill(["student.steps=200"])
@@ -108,7 +123,9 @@ def test_bad_params_end_before_anything_starts(
     start = time.monotonic()
     assert distill.main(["student.step=5"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and captured.err.startswith("error: override student.step: unknown key")
+    assert captured.err.count("\n") == 1 and captured.err.startswith(
+        "error: override student.step: unknown key"
+    )
     assert (root / "params.yaml").read_bytes() == before and time.monotonic() - start < 5
 
 
@@ -116,10 +133,12 @@ def test_results_of_dvc_repro_are_registered_without_prefect(project: Path) -> N
     import subprocess
 
     from flows.register import register_results
-    from tasks.params import load_params
+    from tasks.config.schema import load_params
 
     params = load_params(project / "params.yaml")
-    with pytest.raises(InputError, match="out of date: dataset, teacher, trajectories, student, evaluation"):
+    with pytest.raises(
+        InputError, match="out of date: dataset, teacher, trajectories, student, evaluation"
+    ):
         register_results(project, params)
     subprocess.run(["dvc", "repro", "--quiet"], cwd=project, check=True, capture_output=True)
     line = register_results(project, params)

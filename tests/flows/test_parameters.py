@@ -11,8 +11,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.distill import distill
-from flows.overrides import apply_overrides, as_list
-from tasks.params import load_params
+from flows.dvc.params_file import apply_overrides, as_list
+from tasks.config.schema import load_params
 from tests.flows.project import REPOSITORY
 
 SCHEMA = json.loads(parameter_schema(distill.fn).model_dump_json())
@@ -26,7 +26,13 @@ DEPLOYMENTS = {
     "parameters",
     [
         {"overrides": ["student.steps=600", "method.nfe=[10,5]", "teacher.path=/a b/c=d"]},
-        {"overrides": {"student": {"steps": 600}, "method": {"nfe": [4]}, "trajectories": {"grid": {"kind": "index"}}}},
+        {
+            "overrides": {
+                "student": {"steps": 600},
+                "method": {"nfe": [4]},
+                "trajectories": {"grid": {"kind": "index"}},
+            }
+        },
         {"overrides": {"method": {"kind": "swd", "schedule": {"kind": "preset", "steps": 6}}}},
         {"overrides": {"dataset": {"size": 16}}, "method": "swd", "revision": "v1.2~3"},
         {"overrides": [], "method": None, "revision": None},
@@ -65,15 +71,25 @@ def test_what_passes_as_a_mapping_can_be_laid_over(tmp_path: Any) -> None:
 
 
 def test_deployments_are_what_operations_says() -> None:
-    assert set(DEPLOYMENTS) == {"distill/sigdeg", "distill/swd", "retrain/nightly", "retrain/manual", "rollback/manual"}
+    assert set(DEPLOYMENTS) == {
+        "distill/sigdeg",
+        "distill/swd",
+        "retrain/nightly",
+        "retrain/manual",
+        "rollback/manual",
+    }
     for name, item in DEPLOYMENTS.items():
         module, function = item["entrypoint"].removesuffix(".py").split(".py:")
         flow = getattr(import_module(module.replace("/", ".")), function)
         assert flow.name == name.partition("/")[0]
         given = item.get("parameters", {})
-        validate(given, json.loads(parameter_schema(flow.fn).model_dump_json()), raise_on_error=True)
+        validate(
+            given, json.loads(parameter_schema(flow.fn).model_dump_json()), raise_on_error=True
+        )
         assert given.get("revision") == (None if name.startswith("rollback") else "HEAD")
-    assert [DEPLOYMENTS[f"distill/{kind}"]["parameters"]["method"] for kind in ("sigdeg", "swd")] == ["sigdeg", "swd"]
+    assert [
+        DEPLOYMENTS[f"distill/{kind}"]["parameters"]["method"] for kind in ("sigdeg", "swd")
+    ] == ["sigdeg", "swd"]
     nightly, manual = DEPLOYMENTS["retrain/nightly"], DEPLOYMENTS["retrain/manual"]
     assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     (schedule,) = nightly["schedules"]

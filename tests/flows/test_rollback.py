@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows import rollback
-from tasks import promotion, registration, tracking
-from tasks.params import load_params
+from tasks.config.schema import load_params
+from tasks.registry import promotion, registration, tracking
 from tests.tasks.results import write_results
 
 
@@ -21,9 +21,15 @@ def test_the_command_says_which_or_refuses(
         assert promotion.promote(root, params, number).champion
     monkeypatch.chdir(root)
     assert rollback.main([]) == 0
-    assert capsys.readouterr().out == "fewstep-mnist16: version 1 is champion again, in place of version 2\n"
+    assert (
+        capsys.readouterr().out
+        == "fewstep-mnist16: version 1 is champion again, in place of version 2\n"
+    )
     assert rollback.main([]) == 2
     refusal = capsys.readouterr().err
-    assert refusal == "error: fewstep-mnist16 version 1 has no earlier champion: nothing to roll back to\n"
+    assert (
+        refusal
+        == "error: fewstep-mnist16 version 1 has no earlier champion: nothing to roll back to\n"
+    )
     assert rollback.main(["registration.name=other"]) == 2
     assert "other has no champion" in capsys.readouterr().err

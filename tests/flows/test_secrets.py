@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.process import Discreet, stream
-from models.errors import InputError
+from flows.subprocess_stream import Discreet, stream
+from models.common.errors import InputError
 from tests.flows.project import REPOSITORY, make_project
 from tests.flows.test_distill import ask, last_run
 
@@ -27,7 +27,13 @@ def test_a_secret_cut_in_two_is_still_hidden(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     output = Discreet(sys.stdout)
-    for part in ("with hf_qwer", "tzuiop at postgresql://anna:ge", "heim@db/x", " 10%\r", "20%\nlast"):
+    for part in (
+        "with hf_qwer",
+        "tzuiop at postgresql://anna:ge",
+        "heim@db/x",
+        " 10%\r",
+        "20%\nlast",
+    ):
         output.write(part)
     output.close()
     assert capsys.readouterr().out == "with *** at postgresql://***@db/x 10%\r20%\nlast"
@@ -45,7 +51,10 @@ def test_output_of_a_program_is_passed_on_without_secrets(
 
 
 def test_no_secret_reaches_prefect(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prefect_server: None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prefect_server: None,
 ) -> None:
     from prefect import flow
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -70,7 +79,9 @@ def test_no_secret_reaches_prefect(
     own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
     logs: list[str] = []
     for _ in range(80):  # they are sent in batches
-        logs = [log.message for log in ask(lambda client: client.read_logs(log_filter=own, limit=100))]
+        logs = [
+            log.message for log in ask(lambda client: client.read_logs(log_filter=own, limit=100))
+        ]
         if any("token" in line for line in logs):
             break
         time.sleep(0.25)

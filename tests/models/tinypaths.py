@@ -7,12 +7,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from models.chain import Chain, coarse_grid
-from models.denoising import build_scheduler
-from models.paths import PathSpec, path_labels, path_noise
-from models.sigdeg import PathBatch
-from models.signature import bases, feature_matrix
-from models.teacher import Teacher
+from models.methods.sigdeg.method import PathBatch
+from models.sampling.chain import Chain
+from models.sampling.grids import coarse_grid
+from models.sampling.signature import bases, feature_matrix
+from models.sampling.trajectories import PathSpec, path_labels, path_noise
+from models.teachers.architectures import build_scheduler
+from models.teachers.base import Teacher
 from tests.tiny import tiny_dit, tiny_teacher, tiny_unet
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow", "dit", "conditional")
@@ -25,11 +26,15 @@ def teacher_of(kind: str) -> Teacher:
     if kind == "dit":
         return Teacher(tiny_dit(), build_scheduler("epsilon", "linear"))
     if kind == "conditional":
-        return Teacher(tiny_unet(classes=3), build_scheduler("v_prediction", "cosine"), null_label=3)
+        return Teacher(
+            tiny_unet(classes=3), build_scheduler("v_prediction", "cosine"), null_label=3
+        )
     return tiny_teacher(kind)
 
 
-def spec_of(teacher: Teacher, steps: int = 12, intervals: int = 4, depth: int = 2, eta: float = 1.0) -> PathSpec:
+def spec_of(
+    teacher: Teacher, steps: int = 12, intervals: int = 4, depth: int = 2, eta: float = 1.0
+) -> PathSpec:
     """The chain of ``steps`` with an even grid."""
     chain = Chain(teacher.levels(steps), eta)
     grid = coarse_grid(chain, intervals)
@@ -58,4 +63,6 @@ def fine_paths(teacher: Teacher, spec: PathSpec, n: int) -> tuple[Tensor, Tensor
 def batch_of(teacher: Teacher, spec: PathSpec, n: int, step: int = 0) -> PathBatch:
     """The first ``n`` cached paths as a training batch."""
     states, z, labels = fine_paths(teacher, spec, n)
-    return PathBatch(states[:, torch.as_tensor(np.asarray(spec.grid))], features_of(spec, z), labels, step)
+    return PathBatch(
+        states[:, torch.as_tensor(np.asarray(spec.grid))], features_of(spec, z), labels, step
+    )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import promotion, registration, tracking
-from tasks.params import Params, load_params
-from tasks.registration import Version
+from tasks.config.schema import Params, load_params
+from tasks.registry import promotion, registration, tracking
+from tasks.registry.registration import Version
 from tests.tasks.results import NAME, write_results
 
 
@@ -19,7 +19,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = write_results(tmp_path_factory.mktemp("registered") / "project")
     params = load_params(root / "params.yaml")
     run = tracking.track_run(root, params)
-    assert registration.register_student(root, params, run.run_id) == Version(NAME, "1", created=True)
+    assert registration.register_student(root, params, run.run_id) == Version(
+        NAME, "1", created=True
+    )
     decision = promotion.promote(root, params, "1")
     assert decision.champion and decision.reason == "version 1 is the first champion"
     return root, params

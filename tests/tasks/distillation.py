@@ -1,4 +1,6 @@
-"""A tiny project with digits, a random teacher and its trajectories, for tests of the student stage."""
+"""A tiny project with digits, a random teacher and its trajectories, for tests of the student
+stage.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks import dataset, trajectories
-from tasks.params import Params
-from tests.models.test_features import SHIPPED
+from tasks.config.schema import Params
+from tasks.stages import dataset, trajectories
+from tests.models.evaluation.test_features import SHIPPED
+from tests.paths import PROJECT
 from tests.tiny import save_teacher
 
-PROJECT = Path(__file__).parents[2]
-TRAJECTORIES = {"train": 16, "validation": 8, "steps": 8, "intervals": 4, "lane": 8, "shard_size": 8}
+TRAJECTORIES = {
+    "train": 16,
+    "validation": 8,
+    "steps": 8,
+    "intervals": 4,
+    "lane": 8,
+    "shard_size": 8,
+}
 STUDENT = {"batch_size": 4, "steps": 4, "validation_samples": 8, "learning_rate": 1e-3, "warmup": 1}
 
 
@@ -50,14 +59,16 @@ def make_root(root: Path, classes: int | None = None, prediction: str = "v_predi
 def from_training_split(root: Path, images: torch.Tensor) -> bool:
     """Whether all images (n, C, H, W) in [-1, 1] are of the training split."""
     known = {image.tobytes() for image in np.asarray(dataset.load_split(root, "train")[0][:])}
-    return all(image.tobytes() in known for image in ((images + 1) * 127.5).round().to(torch.uint8).numpy())
+    return all(
+        image.tobytes() in known for image in ((images + 1) * 127.5).round().to(torch.uint8).numpy()
+    )
 
 
 def stage(root: Path, params: Params, code: str = "") -> subprocess.CompletedProcess[str]:
     """Run the student stage as its own process in ``root``, after ``code``."""
     (root / "params.yaml").write_text(params.model_dump_json())
     program = f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\n{code}\n"
-    program += "from tasks.cli import stage_main\nfrom tasks import student\nstage_main(student.run, [])\n"
+    program += "from tasks.utils.cli import stage_main\nfrom tasks import student\nstage_main(student.run, [])\n"
     script = root / "stage.py"
     script.write_text(program)
     command = [sys.executable, str(script)]

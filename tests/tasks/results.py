@@ -43,7 +43,10 @@ def write_kid(root: Path, kid: float) -> None:
 def write_lock(root: Path, marks: dict[str, str]) -> None:
     """Write dvc.lock with hashes that begin with the marks."""
     stages = {
-        name: {"cmd": "", "outs": [{"path": f"data/{name}", "md5": f"{marks.get(name, name):x<32.32}.dir"}]}
+        name: {
+            "cmd": "",
+            "outs": [{"path": f"data/{name}", "md5": f"{marks.get(name, name):x<32.32}.dir"}],
+        }
         for name in STAGES
     }
     (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))

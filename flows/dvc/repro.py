@@ -1,0 +1,211 @@
+"""DVC's side of the stages: is there anything to do, and do it. The only module that imports DVC.
+
+As a program it reproduces one stage, like `dvc repro --single-item NAME` but quiet and with the
+stage's own exit status: `python -m flows.dvc.repro NAME`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from models.common.errors import InputError
+from tasks.utils import environment
+from tasks.utils.atomic import atomic_write_text
+from tasks.utils.os_errors import trouble
+from tasks.utils.parent_death import end_with_parent
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+
+WITH_PARENT = "--with-parent"
+
+_EXITED = re.compile(r"exited with (\d+)")
+
+
+def prepare_repository(root: Path) -> None:
+    """Let DVC work in a folder that is not under git (an unpacked archive); InputError if it has no
+    .dvc.
+    """
+    if not (root / ".dvc" / "config").is_file():
+        raise InputError(
+            f"{root}: no .dvc/config here: expected the project's root folder; change into it"
+        )
+    local = root / ".dvc" / "config.local"
+    under_git = any(
+        (folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)
+    )
+    if not under_git and not local.exists():
+        atomic_write_text(local, "[core]\n    no_scm = true\n")
+
+
+@contextmanager
+def open_repository(root: Path) -> Iterator[Repo]:
+    """DVC's view of the project at `root`."""
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(
+        logging.ERROR
+    )  # its hints are for people at its own command line
+    prepare_repository(root)
+    _mend_notes(root / ".dvc" / "tmp" / "rwlock")
+    repository = Repo(str(root))
+    try:
+        yield repository
+    finally:
+        repository.close()
+
+
+def _mend_notes(path: Path) -> None:
+    """Remove DVC's note on who works where if a kill or a full disk has left half of it: DVC would
+    stop at it for ever.
+
+    DVC takes a moment to write it, so a damaged one is looked at again first.
+    """
+    for attempt in range(4):
+        try:
+            if path.exists():
+                json.loads(path.read_text())
+            return
+        except FileNotFoundError:
+            return
+        except ValueError:
+            if attempt < 3:
+                time.sleep(0.3)
+    path.unlink(missing_ok=True)
+
+
+def outdated(root: Path, name: str) -> bool:
+    """True if the stage has to run: code, params or inputs changed, or outputs missing or changed.
+
+    Only the stage itself is looked at; call it in the order of the pipeline.
+    """
+    from dvc.exceptions import DvcException
+
+    with open_repository(root) as repository:
+        try:
+            return bool(
+                repository.reproduce(targets=[_target(root, name)], single_item=True, dry=True)
+            )
+        except DvcException:  # e.g. an input is missing; running the stage words the reason
+            return True
+
+
+def outdated_stages(root: Path, names: tuple[str, ...] = STAGES) -> list[str]:
+    """The stages among `names` whose results are not those of the present code, params and
+    inputs.
+    """
+    return [name for name in names if outdated(root, name)]
+
+
+def reproduce(root: Path, name: str) -> int:
+    """Run or restore one stage; returns 0, or the status of the failed stage's program, or 1."""
+    from dvc.exceptions import DvcException
+
+    with open_repository(root) as repository:
+        try:
+            repository.reproduce(targets=[_target(root, name)], single_item=True)
+        except DvcException as error:
+            return _explain(error)
+    return 0
+
+
+def probe_remote(root: Path, seconds: float) -> tuple[str | None, str]:
+    """The default remote's URL (None: there is none) and why it cannot be used ("" if it answers in
+    time).
+    """
+    with open_repository(root) as repository:
+        name = repository.config["core"].get("remote")
+        url = repository.config["remote"].get(name, {}).get("url") if name else None
+        if url is None:
+            return (None, "") if name is None else (name, "it has no url")
+        problem = ["no answer"]
+
+        def probe() -> None:
+            try:
+                storage = repository.cloud.get_remote_odb(name)
+                problem[0] = "" if storage.fs.exists(storage.path) else _nothing_there(str(url))
+            except Exception as error:  # every kind of storage has its own
+                problem[0] = " ".join(str(error).split()) or type(error).__name__
+
+        thread = threading.Thread(target=probe, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        return str(url), problem[0]
+
+
+def _nothing_there(url: str) -> str:
+    """Why a remote shows nothing: "" if nothing has been pushed yet, else what is wrong with the
+    place itself.
+    """
+    place = urlsplit(url)
+    if not place.scheme:
+        return "" if Path(url).parent.is_dir() else "no such folder"
+    ports = {"http": 80, "https": 443, "webdav": 80, "webdavs": 443, "ssh": 22}
+    if place.hostname and place.scheme in ports:  # other storages raise when they cannot be reached
+        socket.create_connection(
+            (place.hostname, place.port or ports[place.scheme]), timeout=10
+        ).close()
+    return ""
+
+
+def _target(root: Path, name: str) -> str:
+    return f"{root.resolve() / 'dvc.yaml'}:{name}"  # a bare name would be looked up in the current folder
+
+
+def _explain(error: BaseException) -> int:
+    """Print DVC's innermost reason unless the stage's program has said it; returns the exit
+    status.
+    """
+    why = reason(error)
+    if match := _EXITED.search(why):
+        return int(match.group(1))
+    line = trouble(error)
+    print(f"error: {line}" if line else f"dvc: {why}", file=sys.stderr)
+    return 1
+
+
+def reason(error: BaseException) -> str:
+    """DVC's innermost reason, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def main(argv: list[str]) -> int:
+    """Reproduce the stage named by the argument; with `--with-parent` end when the caller has
+    died.
+    """
+    environment.prepare(Path.cwd())
+    names = [argument for argument in argv if argument != WITH_PARENT]
+    if len(names) != 1:
+        print(
+            f"usage: python -m flows.dvc.repro {{{'|'.join(STAGES)}}} [{WITH_PARENT}]",
+            file=sys.stderr,
+        )
+        return 2
+    if WITH_PARENT in argv:
+        end_with_parent(lambda: os.killpg(0, signal.SIGTERM))  # the group: the stage included
+    try:
+        return reproduce(Path.cwd(), names[0])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,37 @@
+"""What the training loop asks of a distillation method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Losses = tuple[Tensor, dict[str, Tensor]]
+
+
+class Method(Protocol):
+    """Sig-DEG, SwD and the teacher's own training all look like this to
+    :func:`models.training.loop.train`.
+
+    ``players``: networks with an optimizer each, by name. ``averaged``: names of those that keep an
+    EMA.
+    """
+
+    players: Mapping[str, nn.Module]
+    averaged: tuple[str, ...]
+
+    def active(self, step: int) -> Sequence[str]:
+        """Players to update at this step, in order; a name may come several times."""
+        ...
+
+    def loss(self, player: str, batch: Any, generator: torch.Generator) -> Losses:
+        """Scalar loss of one player on one batch and the terms worth logging; pure: no backward, no
+        optimizer.
+        """
+        ...
+
+    def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """Images or latents (n, C, H, W) from start noise (n, C, H, W)."""
+        ...

@@ -1,0 +1,94 @@
+"""Training a teacher from data: the denoising loss (Ho et al. 2020; Salimans and Ho 2022 for v).
+
+With several ``scales`` every batch is reduced by area to one of them in turn, so that the network
+knows images of lower resolution too: scale-wise distillation renoises low-resolution samples and
+asks the teacher about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.methods.base import Losses
+from models.teachers.base import Teacher, training_target
+
+
+class Images(NamedTuple):
+    """``x0``: (n, C, S, S) in [-1, 1]; ``labels``: (n,) int64 or None; ``step``: picks the batch's
+    scale.
+    """
+
+    x0: Tensor
+    labels: Tensor | None
+    step: int
+
+
+class Denoising:
+    """The teacher's own training as a :class:`models.methods.base.Method` with one player,
+    ``teacher``.
+    """
+
+    averaged: tuple[str, ...] = ("teacher",)
+
+    def __init__(
+        self, network: nn.Module, scheduler: Any, scales: Sequence[int], label_dropout: float = 0.1
+    ):
+        config: Any = network.config
+        embeds = config.get("num_class_embeds")
+        self.null_label = None if embeds is None else embeds - 1
+        self.teacher = Teacher(network, scheduler, null_label=self.null_label)
+        network.requires_grad_(True).train()
+        self.players: Mapping[str, nn.Module] = {"teacher": network}
+        self.scales, self.label_dropout = tuple(scales), label_dropout
+
+    def active(self, step: int) -> Sequence[str]:
+        return ("teacher",)
+
+    def loss(self, player: str, batch: Images, generator: torch.Generator) -> Losses:
+        """Mean squared error in the network's own parametrization, times uniform on the
+        schedule.
+        """
+        x0 = batch.x0
+        scale = self.scales[batch.step % len(self.scales)]
+        if scale != x0.shape[-1]:
+            x0 = F.interpolate(x0, size=(scale, scale), mode="area")
+        n = x0.shape[0]
+        uniform = torch.rand(n, device=x0.device, generator=generator) * self.teacher.train_steps
+        t = uniform if self.teacher.prediction == "flow" else uniform.floor()
+        eps = torch.randn(x0.shape, device=x0.device, generator=generator)
+        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.teacher.alpha_sigma(t))
+        labels = batch.labels
+        if labels is not None and self.null_label is not None:
+            dropped = torch.rand(n, device=x0.device, generator=generator) < self.label_dropout
+            labels = torch.where(dropped, self.null_label, labels)
+        target = training_target(self.teacher.prediction, x0, eps, alpha, sigma)
+        error = (
+            (
+                self.teacher._forward(alpha * x0 + sigma * eps, _times(self.teacher, t), labels)
+                - target
+            )
+            .square()
+            .mean()
+        )
+        return error, {f"mse_{scale}": error}
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """Deterministic DDIM samples (n, C, H, W) from start noise, for a look during training."""
+        steps = int(options.get("steps", 50))
+        levels = self.teacher.levels(steps)
+        x = noise
+        for k in range(steps):
+            x0 = self.teacher.denoise(x, levels.t[k], labels)
+            eps = (x - levels.alpha[k] * x0) / levels.sigma[k]
+            x = levels.alpha[k + 1] * x0 + levels.sigma[k + 1] * eps
+        return x
+
+
+def _times(teacher: Teacher, t: Tensor) -> Tensor:
+    return t if teacher.prediction == "flow" else t.long()

@@ -1,0 +1,168 @@
+"""What SwD is made of: its settings, the untrained student, the discriminator; equations:
+models/methods/swd/method.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.common.errors import InputError
+from models.methods.student_network import student_network
+from models.methods.swd.pipeline import ScaleStep, SwDPipeline
+from models.methods.swd.schedule import Schedule, level_of
+from models.teachers.base import Teacher
+
+MEAN_OF = 256
+
+
+@dataclass(frozen=True)
+class SwDConfig:
+    """Choices of the method; weights 0 switch a loss off. ``dmd_off``: sizes at which the teacher
+    is no judge; ``compare``: what (16) sets beside each other, "image" or "batch"; ``mmd_levels``:
+    the part of the levels, from the clean end, that it looks at.
+    """
+
+    schedule: Schedule
+    dmd: float = 1.0
+    dmd_off: tuple[int, ...] = ()
+    guidance: float = 1.0
+    gan: float = 5e-3
+    gan_features: float = 1e-2
+    mmd: float = 1.0
+    compare: str = "image"
+    mmd_levels: float = 0.6
+    kernel: str = "linear"
+    huber: float = 1e-3
+    bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    fake_updates: int = 5
+    backward_simulation: bool = False
+    conditioning_limit: float | None = 10.0
+    trainable: str = "full"
+    lora_rank: int = 64
+    gradient_checkpointing: bool = False
+
+    @property
+    def nfe(self) -> tuple[int, ...]:
+        return (len(self.schedule),)
+
+    def judged(self, i: int) -> bool:
+        """Whether (13) applies at step i."""
+        return self.dmd > 0 and self.schedule[i].size not in self.dmd_off
+
+    @property
+    def needs_fake(self) -> bool:
+        return self.gan > 0 or any(self.judged(i) for i in range(len(self.schedule)))
+
+
+def make_ladder(
+    teacher: Teacher, schedule: Schedule, limit: float | None = None
+) -> list[ScaleStep]:
+    """The sampler's steps; for epsilon networks those with sigma / alpha > ``limit`` are damped to
+    the mean image.
+    """
+    steps: list[ScaleStep] = []
+    for scale in schedule:
+        t, alpha, sigma = level_of(teacher, scale.sigma)
+        if steps and t >= steps[-1].t:
+            raise InputError(
+                f"method.schedule: sigma {scale.sigma} is the same level as the one before for "
+                "this teacher"
+            )
+        step = ScaleStep(t, alpha, sigma, scale.size)
+        if teacher.prediction == "epsilon" and limit is not None and sigma > limit * alpha:
+            mean = _mean_image(teacher, step)
+            step = ScaleStep(t, alpha, sigma, scale.size, limit * alpha / sigma, mean)
+        steps.append(step)
+    return steps
+
+
+@torch.no_grad()
+def _mean_image(teacher: Teacher, step: ScaleStep) -> Any:
+    shape = (MEAN_OF, teacher.shape[0], step.size, step.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(teacher.device)
+    labels = None
+    if teacher.num_classes is not None:
+        labels = (torch.arange(MEAN_OF) % teacher.num_classes).to(teacher.device)
+    return teacher.denoise(noise, step.t, labels).mean(0).cpu().mul(1e4).round().div(1e4).tolist()
+
+
+def build_swd_pipeline(teacher: Teacher, config: SwDConfig) -> SwDPipeline:
+    """The untrained student: the teacher's weights in the scale-wise sampler."""
+    network = student_network(teacher.network, teacher.shape[0], config.trainable, config.lora_rank)
+    ladder = make_ladder(teacher, config.schedule, config.conditioning_limit)
+    return SwDPipeline(
+        unet=network,
+        ladder=[asdict(step) for step in ladder],
+        prediction=teacher.prediction,
+        shape=list(teacher.shape),
+        clip=teacher.clip,
+        num_classes=teacher.num_classes,
+        vae=teacher.vae,
+    )
+
+
+def shrink(teacher: Teacher, x0: Tensor, size: int) -> Tensor:
+    """x0 (n, C, S, S) at ``size`` by area, in pixel space: latents are decoded, reduced and encoded
+    again.
+    """
+    if x0.shape[-1] == size:
+        return x0
+    if teacher.vae is None:
+        return F.interpolate(x0, size=(size, size), mode="area")
+    images = teacher.decode(x0)
+    side = size * (images.shape[-1] // x0.shape[-1])
+    return teacher.encode(F.interpolate(images, size=(side, side), mode="area"))
+
+
+class Critic(nn.Module):
+    """D of (15): logits (n,) of spatially averaged features (n, F), so the same at every
+    resolution.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.LayerNorm(width),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.net(features).squeeze(1)
+        return logits
+
+
+def pool(features: Tensor) -> Tensor:
+    """(n, F, h, w) or (n, tokens, F) -> (n, F), float32."""
+    return (features.mean((2, 3)) if features.dim() == 4 else features.mean(1)).float()
+
+
+@contextmanager
+def frozen(network: nn.Module | None) -> Iterator[None]:
+    """No gradients for the network's weights inside; gradients still pass through it to its input.
+
+    Gradient checkpointing rests meanwhile: what is computed again in the backward pass would no
+    longer be frozen.
+    """
+    trained = [] if network is None else [p for p in network.parameters() if p.requires_grad]
+    saving: Any = network if getattr(network, "is_gradient_checkpointing", False) else None
+    if saving is not None:
+        saving.disable_gradient_checkpointing()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        if saving is not None:
+            saving.enable_gradient_checkpointing()

@@ -1,0 +1,346 @@
+"""SwD: scale-wise distillation of diffusion models (Starodubcev et al., arXiv 2503.16397, v2).
+
+The student G takes N steps at rising resolution (models/methods/swd/schedule.py); a step is (11) of
+models/methods/swd/pipeline.py. One scale i per optimizer step, in turn. With y a teacher's image
+reduced by area to s_i and y' the same to s_{i-1},
+
+    x_i = alpha_i up(y') + sigma_i eps   (i = 1: x_1 = eps),      x0 = G(x_i)
+        (12)
+
+    DMD:  g = (F(x_u) - T(x_u)) / mean|x0 - T(x_u)|,  1/2 ||x0 - sg(x0 - g)||^2
+        (13)
+    fake: ||F(x_u) - x0||^2,  u over all levels
+        (14)
+    GAN:  softplus(-D(f(x_u))),  D: softplus(D(f(x_u))) + softplus(-D(f(y_u)))
+        (15)
+    MMD:  MMD^2(phi(x_u), phi(y_u)) + MMD^2(T(x_u), T(y_u)),  noise and level shared
+        (16)
+
+    L = mmd (16) + dmd (13) + gan (15)
+
+with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of levels for all but (14), T the frozen
+teacher, F the fake network (a denoiser of the student's samples), f F's middle block averaged over
+space, phi T's middle block, whose places are patches. (16) compares batches within each class, or
+an image with its own target (``compare``: image; its first term alone). The latter would regress to
+the mean where the input is pure noise, so the first step always compares batches; with few steps
+the others have much left to decide too. Batches may be compared with real images in the place of y
+(``ImageBatch.real``).
+
+Deviations: epsilon networks at high noise are damped (swd_pipeline.ScaleStep) and weigh (14) less
+there, since x0 amplifies their errors by sigma / alpha. ``backward_simulation``: y' is what the
+student itself makes of noise in the steps before, so that it is trained on the inputs that it will
+get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.common.errors import InputError
+from models.methods.base import Losses
+from models.methods.student_network import student_network
+from models.methods.swd.build import Critic, SwDConfig, build_swd_pipeline, frozen, pool, shrink
+from models.methods.swd.losses import (
+    class_mmd,
+    discriminator_loss,
+    dmd_loss,
+    generator_gan_loss,
+    image_mmd,
+    linear_mmd,
+)
+from models.methods.swd.pipeline import ScaleStep, renoise, upscale
+from models.teachers.base import Teacher, capture_middle
+
+LOWER = 0.6
+
+
+class ImageBatch(NamedTuple):
+    """Teacher images ``x0`` (n, C, S, S) in its state space, ``labels`` (n,) or None, ``step``:
+    picks the scale; ``real``: images (n, C, S, S) that stand for y in the batches that (16)
+    compares, or None.
+    """
+
+    x0: Tensor
+    labels: Tensor | None
+    step: int
+    real: Tensor | None = None
+
+
+class SwD:
+    """The method: players ``student``, and where a loss needs them ``fake`` and
+    ``discriminator``.
+    """
+
+    averaged: tuple[str, ...] = ("student",)
+
+    def __init__(self, teacher: Teacher, config: SwDConfig):
+        self.teacher, self.config = teacher, config
+        self.pipeline = build_swd_pipeline(teacher, config)
+        self.pipeline.unet.to(teacher.device)
+        self.ladder = self.pipeline.ladder
+        players: dict[str, nn.Module] = {"student": self.pipeline.unet}
+        self.fake: Teacher | None = None
+        self.critic: Critic | None = None
+        if config.needs_fake:
+            self.fake = self._fake_network()
+            players["fake"] = self.fake.network
+        if config.gan > 0:
+            probe = torch.zeros((1, *teacher.shape), device=teacher.device)
+            label = (
+                None
+                if teacher.num_classes is None
+                else torch.zeros(1, dtype=torch.long, device=probe.device)
+            )
+            self.critic = Critic(teacher.features(probe, 0.0, label).shape[1]).to(teacher.device)
+            players["discriminator"] = self.critic
+        self.players: Mapping[str, nn.Module] = players
+        self._check()
+        for name, network in self.players.items():
+            for module in network.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+            if config.gradient_checkpointing and name != "discriminator":
+                network.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def _fake_network(self) -> Teacher:
+        c = self.config
+        network = student_network(
+            self.teacher.network, self.teacher.shape[0], c.trainable, c.lora_rank
+        )
+        network.to(self.teacher.device)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        wrapped = Teacher(network, self.teacher.scheduler, None, self.teacher.null_label)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        network.train()
+        return wrapped
+
+    def _check(self) -> None:
+        """Every step needs a loss that leads somewhere alone; a GAN on pooled features circles
+        around the data.
+        """
+        c = self.config
+        for i, scale in enumerate(c.schedule):
+            if not (c.mmd or c.judged(i)):
+                why = "method.dmd is gated off there" if c.dmd else "method.dmd.weight is 0"
+                gan = " but the GAN, which does not converge alone," if c.gan else ""
+                raise InputError(
+                    f"method: no loss{gan} is left at size {scale.size} ({why}); set "
+                    "method.mmd.weight above 0"
+                )
+
+    def index(self, step: int) -> int:
+        """The scale of an optimizer step, the same for all its players, micro-batches and workers.
+
+        Every N steps take each scale once, in an order that rotates, so that figures logged every
+        so many steps are not always those of the same scale.
+        """
+        return (step + step // len(self.ladder)) % len(self.ladder)
+
+    def active(self, step: int) -> Sequence[str]:
+        i = self.index(step)
+        turns: list[str] = []
+        if self.fake is not None and (self.critic is not None or self.config.judged(i)):
+            turns += ["fake"] * self.config.fake_updates
+        if self.critic is not None:
+            turns.append("discriminator")
+        return (*turns, "student")
+
+    def loss(self, player: str, batch: ImageBatch, generator: torch.Generator) -> Losses:
+        """(13) + (15) + (16) for the student, (14) + (15) for the fake network, (15) for the
+        discriminator.
+        """
+        i = self.index(batch.step)
+        target, x = self.pair(batch, i, generator)
+        step, labels = self.ladder[i], batch.labels
+        if player == "student":
+            x0 = self.pipeline.denoise(step, x, labels).float()
+            if batch.real is not None and self._batchwise(i):
+                target = shrink(self.teacher, batch.real, step.size)
+            return self._student_loss(i, x0, target, labels, generator)
+        with torch.no_grad():
+            x0 = self.pipeline.denoise(step, x, labels).float()
+        if player == "fake":
+            return self._fake_loss(step, x0, target, labels, generator)
+        return self._critic_loss(step, x0, target, labels, generator)
+
+    @torch.no_grad()
+    def pair(self, batch: ImageBatch, i: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(target, x_i) of (12), both (n, C, s_i, s_i); with backward simulation x_i comes from
+        noise alone.
+        """
+        step = self.ladder[i]
+        target = shrink(self.teacher, batch.x0, step.size)
+        if i == 0 or self.config.backward_simulation:
+            return target, self._simulated(batch, i, generator)
+        eps = torch.randn(target.shape, generator=generator, device=target.device)
+        previous = shrink(self.teacher, batch.x0, self.ladder[i - 1].size)
+        return target, renoise(step, upscale(previous, step.size), eps)
+
+    def _simulated(self, batch: ImageBatch, i: int, generator: torch.Generator) -> Tensor:
+        """x_i (n, C, s_i, s_i) as in sampling: noise, and the student's own steps before i."""
+        step, x0 = self.ladder[i], batch.x0
+        eps = torch.randn(
+            (*x0.shape[:2], step.size, step.size), generator=generator, device=x0.device
+        )
+        if i == 0:
+            return eps
+        x = self._simulated(batch, i - 1, generator)
+        previous = self.pipeline.denoise(self.ladder[i - 1], x, batch.labels).float()
+        return renoise(step, upscale(previous, step.size), eps)
+
+    def _student_loss(
+        self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> Losses:
+        c, size = self.config, self.ladder[i].size
+        total, terms = x0.new_zeros(()), {}
+        if self.fake is not None and (c.judged(i) or self.critic is not None):
+            t, x_u, _ = self._renoised(x0, generator, LOWER)
+            with (
+                frozen(self.fake.network),
+                frozen(self.critic),
+                torch.set_grad_enabled(self.critic is not None),
+            ):
+                fake_x0, middle = _looked_at(self.fake, x_u, t, labels)
+                logits = None if self.critic is None else self.critic(pool(middle))
+            if c.judged(i):
+                with torch.no_grad():
+                    real_x0 = self.teacher.denoise(x_u, t, labels, c.guidance)
+                terms[f"dmd_{size}"] = dmd_loss(x0, real_x0, fake_x0.detach())
+                total = total + c.dmd * terms[f"dmd_{size}"]
+            if logits is not None:
+                terms[f"gan_{size}"] = generator_gan_loss(logits)
+                total = total + c.gan * terms[f"gan_{size}"]
+        if c.mmd:
+            terms[f"mmd_{size}"] = self._mmd(i, x0, target, labels, generator)
+            total = total + c.mmd * terms[f"mmd_{size}"]
+        return total, terms
+
+    def _fake_loss(
+        self,
+        step: ScaleStep,
+        x0: Tensor,
+        target: Tensor,
+        labels: Tensor | None,
+        generator: torch.Generator,
+    ) -> Losses:
+        assert self.fake is not None
+        t, x_u, y_u = self._renoised(x0, generator, 1.0, target)
+        fake_x0, middle = _looked_at(self.fake, x_u, t, labels)
+        error = (fake_x0.float() - x0).square().mean((1, 2, 3))
+        limit = self.config.conditioning_limit
+        if self.teacher.prediction == "epsilon" and limit is not None:
+            alpha, sigma = self.teacher.alpha_sigma(t)
+            error = error * (limit * alpha / sigma).square().clamp(max=1.0)
+        total = error.mean()
+        terms = {f"mse_{step.size}": total}
+        if self.critic is not None:
+            seen = t < LOWER * self.teacher.train_steps
+            if seen.any():
+                real = self._pooled(y_u[seen], t[seen], None if labels is None else labels[seen])
+                with frozen(self.critic):
+                    terms["critic"] = discriminator_loss(
+                        self.critic(real), self.critic(pool(middle)[seen])
+                    )
+                total = total + self.config.gan_features * terms["critic"]
+        return total, terms
+
+    def _critic_loss(
+        self,
+        step: ScaleStep,
+        x0: Tensor,
+        target: Tensor,
+        labels: Tensor | None,
+        generator: torch.Generator,
+    ) -> Losses:
+        assert self.critic is not None
+        t, x_u, y_u = self._renoised(x0, generator, LOWER, target)
+        with torch.no_grad():
+            real, fake = self._pooled(y_u, t, labels), self._pooled(x_u, t, labels)
+        loss = discriminator_loss(self.critic(real), self.critic(fake))
+        return loss, {f"critic_{step.size}": loss}
+
+    def _mmd(
+        self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """(16): per image where that was chosen and input and target belong together, else within
+        classes.
+        """
+        c = self.config
+        batches = self._batchwise(i)
+        t, x_u, y_u = self._renoised(x0, generator, c.mmd_levels, target, together=batches)
+        image, middle = _looked_at(self.teacher, x_u, t, labels)
+        with torch.no_grad():
+            wanted_image, wanted_middle = _looked_at(self.teacher, y_u, t, labels)
+        seen, wanted = _tokens(middle), _tokens(wanted_middle)
+        if batches:
+            pairs = ((seen, wanted), (image.float(), wanted_image.float()))
+            return torch.stack(
+                [class_mmd(x.flatten(1), y.flatten(1), labels, c.bandwidths) for x, y in pairs]
+            ).sum()
+        if c.kernel == "rbf":
+            return image_mmd(seen, wanted, c.bandwidths)
+        return linear_mmd(seen, wanted, c.huber)
+
+    def _batchwise(self, i: int) -> bool:
+        """Whether (16) compares batches at step i."""
+        return self.config.compare == "batch" or not self.paired(i)
+
+    def paired(self, i: int) -> bool:
+        """Whether the input of step i was made from its own target."""
+        return i > 0 and not self.config.backward_simulation
+
+    def _renoised(
+        self,
+        x0: Tensor,
+        generator: torch.Generator,
+        part: float,
+        other: Tensor | None = None,
+        together: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(t, x_u, y_u): x0 and ``other`` with the same noise; u uniform in the lower ``part`` of
+        levels.
+
+        ``together``: one level for the batch, for losses that compare batches.
+        """
+        t = torch.rand(1 if together else len(x0), generator=generator, device=x0.device).expand(
+            len(x0)
+        )
+        t = t * (part * self.teacher.train_steps)
+        t = t if self.teacher.prediction == "flow" else t.floor()
+        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.teacher.alpha_sigma(t))
+        eps = sigma * torch.randn(x0.shape, generator=generator, device=x0.device)
+        return t, alpha * x0 + eps, eps if other is None else alpha * other + eps
+
+    def _pooled(self, x_u: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        assert self.fake is not None
+        return pool(self.fake.features(x_u, t, labels))
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """Clean states (n, C, S, S) from noise (n, C, S, S) with the live weights; options as in
+        the pipeline.
+        """
+        return self.pipeline.rollout(
+            noise, options.get("xi"), labels, options.get("nfe"), options.get("generator")
+        )[0]
+
+
+def _looked_at(
+    judge: Teacher, x_u: Tensor, t: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A network's denoised image of x_u and the output of its middle block, from one forward
+    pass.
+    """
+    with capture_middle(judge.network) as seen:
+        x0 = judge.denoise(x_u, t, labels)
+    return x0, seen[0]
+
+
+def _tokens(middle: Tensor) -> Tensor:
+    """(n, F, h, w) or (n, tokens, F) -> (n, tokens, F), float32."""
+    return (middle.flatten(2).transpose(1, 2) if middle.dim() == 4 else middle).float()

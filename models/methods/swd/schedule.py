@@ -1,0 +1,151 @@
+"""Scale schedules of SwD (Starodubcev et al., arXiv 2503.16397): pairs of noise level and
+resolution.
+
+Levels are those of flow matching, x = (1 - sigma) x0 + sigma eps, whatever the teacher is; a
+variance-preserving teacher is asked at the time of equal signal-to-noise ratio, sigma_t / alpha_t =
+sigma / (1 - sigma). A step may run at size s when everything that s cannot hold is below the noise:
+with P(f) the data's power at radial frequency f,
+
+    (1 - sigma)^2 P(f) <= sigma^2    for all f > s / 2
+          (10)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.common.errors import InputError
+from models.sampling.chain import Chain
+from models.teachers.base import Teacher
+
+SIGMAS = {4: (1.0, 0.8959, 0.7371, 0.6022), 6: (1.0, 0.9454, 0.8959, 0.7904, 0.7371, 0.6022)}
+PARTS = {4: (64, 80, 96, 128), 6: (32, 48, 64, 80, 96, 128)}
+
+
+class Scale(NamedTuple):
+    """One step: ``sigma`` in (0, 1], ``size`` in pixels of the teacher's state space."""
+
+    sigma: float
+    size: int
+
+
+Schedule = tuple[Scale, ...]
+
+
+def make_schedule(pairs: Sequence[tuple[float, int]], full: int, stride: int) -> Schedule:
+    """A checked schedule that ends at ``full``, sizes divisible by ``stride``; InputError says what
+    is wrong.
+    """
+    schedule = tuple(Scale(float(sigma), int(size)) for sigma, size in pairs)
+    if not schedule:
+        raise InputError("method.schedule: no steps; expected pairs (sigma, size)")
+    sigmas, sizes = [s.sigma for s in schedule], [s.size for s in schedule]
+    if sigmas[0] != 1.0:
+        raise InputError(f"method.schedule: first sigma is {sigmas[0]}; expected 1.0, pure noise")
+    if any(b >= a for a, b in itertools.pairwise(sigmas)) or sigmas[-1] <= 0:
+        raise InputError(f"method.schedule: sigmas {sigmas}; expected strictly decreasing, above 0")
+    if any(b < a for a, b in itertools.pairwise(sizes)):
+        raise InputError(
+            f"method.schedule: sizes {sizes}; expected none smaller than the one before"
+        )
+    if sizes[-1] != full:
+        raise InputError(
+            f"method.schedule: last size is {sizes[-1]}; expected {full}, the teacher's own"
+        )
+    if bad := [size for size in sizes if size < 1 or size % stride]:
+        raise InputError(
+            f"method.schedule: size {bad[0]}; expected a multiple of {stride}, the network's stride"
+        )
+    return schedule
+
+
+def preset(steps: int, full: int, stride: int, sigmas: Sequence[float] | None = None) -> Schedule:
+    """The paper's schedule of 4 or 6 steps, its sizes scaled to ``full`` and rounded to the
+    network's stride, halves down; ``sigmas``: other levels than the paper's, as many.
+    """
+    if steps not in SIGMAS:
+        raise InputError(
+            f"method.schedule.steps = {steps}: presets have {' or '.join(map(str, SIGMAS))}"
+        )
+    if sigmas is not None and len(sigmas) != steps:
+        raise InputError(f"method.schedule.sigmas = {list(sigmas)}: expected {steps}, one a step")
+    sizes = [
+        max(stride, math.ceil(part * full / 128 / stride - 0.5) * stride) for part in PARTS[steps]
+    ]
+    return make_schedule(list(zip(sigmas or SIGMAS[steps], sizes, strict=True)), full, stride)
+
+
+def radial_power(x0: Tensor) -> np.ndarray:
+    """P(f), f = 0 .. S / sqrt 2 in cycles per image: mean |DFT|^2 (orthonormal) of x0 (n, C, S, S)
+    by radius.
+
+    White noise of variance 1 has P = 1 everywhere.
+    """
+    size = x0.shape[-1]
+    power = torch.fft.fft2(x0.double(), norm="ortho").abs().square().mean((0, 1)).cpu().numpy()
+    frequency = np.fft.fftfreq(size, 1 / size)
+    radius = np.rint(np.hypot(frequency[:, None], frequency[None, :])).astype(int)
+    return np.asarray(np.bincount(radius.ravel(), power.ravel()) / np.bincount(radius.ravel()))
+
+
+def auto_schedule(
+    power: np.ndarray, sigmas: Sequence[float], full: int, stride: int, smallest: int | None = None
+) -> Schedule:
+    """The smallest sizes that (10) allows for ``sigmas``, none below ``smallest`` (null: a quarter
+    of ``full``).
+    """
+    least = full // 4 if smallest is None else smallest
+    sizes = [size for size in range(stride, full + 1, stride) if size >= least]
+    radii = np.arange(len(power))
+    chosen = []
+    for sigma in sigmas:
+        hidden = power * (1 - sigma) ** 2 <= sigma**2
+        chosen.append(next((s for s in sizes if hidden[radii > s / 2].all()), full))
+    chosen = np.maximum.accumulate(chosen).tolist()
+    chosen[-1] = full
+    return make_schedule(list(zip(sigmas, chosen, strict=True)), full, stride)
+
+
+def network_stride(teacher: Teacher) -> int:
+    """What sizes must be divisible by: a UNet's reduction, a DiT's patch."""
+    config = teacher.network.config
+    return (
+        int(config.patch_size) if teacher.is_dit else int(2 ** (len(config.block_out_channels) - 1))
+    )
+
+
+def level_of(teacher: Teacher, sigma: float) -> tuple[float, float, float]:
+    """(t, alpha, sigma) of the teacher where its signal-to-noise ratio is that of flow matching at
+    ``sigma``.
+    """
+    last = teacher.train_steps - 1
+    if teacher.prediction == "flow":
+        return sigma * teacher.train_steps, 1.0 - sigma, sigma
+    alphas, sigmas = (v.double().numpy() for v in teacher.alpha_sigma(torch.arange(last + 1)))
+    if sigma == 1.0:
+        t = last
+    else:
+        t = int(np.abs(np.log(sigmas / alphas) - np.log(sigma / (1 - sigma))).argmin())
+    return float(t), float(alphas[t]), float(sigmas[t])
+
+
+@torch.no_grad()
+def short_run(
+    teacher: Teacher, noise: Tensor, steps: int, labels: Tensor | None = None, guidance: float = 1.0
+) -> Tensor:
+    """The teacher's own samples (n, C, s, s) at the size of ``noise``: ``steps`` deterministic
+    steps (eta = 0).
+    """
+    chain, x = Chain(teacher.levels(steps), 0.0), noise
+    for k in range(steps):
+        x = float(chain.a[k]) * x + float(chain.b[k]) * teacher.denoise(
+            x, float(chain.levels.t[k]), labels, guidance
+        )
+    return x

@@ -1,0 +1,192 @@
+"""Teacher trajectories with the partial signatures of their Brownian paths.
+
+A trajectory is a function of (seed, split, index) and the lane size alone: its noise comes from a
+generator of its own, and the network always sees ``lane`` states at a time, aligned to the global
+index and padded at the end, because convolution and matrix kernels round differently for other
+batch sizes. So bytes do not depend on workers, shards or batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.common.precision import DTYPES
+from models.common.random import generator_for
+from models.sampling.chain import Chain
+from models.sampling.signature import Basis, feature_matrix
+from models.teachers.base import Teacher
+
+SPLITS = {"train": 0, "validation": 1}
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PathSpec:
+    """What a trajectory is a function of, beside the teacher. ``grid``: (N + 1,) fine indices;
+    ``parts``: N bases.
+    """
+
+    chain: Chain
+    grid: np.ndarray
+    parts: Sequence[Basis]
+    seed: int
+    lane: int = 64
+    precision: str = "float32"
+    guidance: float = 1.0
+    classes: tuple[int, ...] | None = None
+
+
+def path_noise(
+    spec: PathSpec, split: str, indices: Sequence[int], shape: tuple[int, ...]
+) -> Tensor:
+    """(n, K + 1, C, H, W) standard normals on the CPU: the start and the K steps of each
+    trajectory.
+    """
+    size = (spec.chain.steps + 1, *shape)
+    return torch.stack(
+        [
+            torch.randn(size, generator=generator_for("cpu", spec.seed, 7, SPLITS[split], i))
+            for i in indices
+        ]
+    )
+
+
+def path_labels(spec: PathSpec, num_classes: int | None, indices: Sequence[int]) -> Tensor | None:
+    """(n,) int64: the classes in turn, evenly; None for unconditional teachers."""
+    if num_classes is None:
+        return None
+    classes = list(range(num_classes)) if spec.classes is None else list(spec.classes)
+    return torch.tensor([classes[i % len(classes)] for i in indices])
+
+
+def teacher_paths(
+    teacher: Teacher,
+    spec: PathSpec,
+    split: str,
+    start: int,
+    stop: int,
+    *,
+    batch_size: int = 256,
+    advance: Advance | None = None,
+) -> dict[str, np.ndarray]:
+    """Trajectories ``start`` to ``stop`` (exclusive) of a split.
+
+    Returns float32 arrays ``Y`` (n, N + 1, C, H, W), the states at the coarse grid, ``xi`` (n, N, m
+    + 1, C, H, W), the features, and int64 ``labels`` (n,), -1 for unconditional teachers.
+    ``advance`` is called with the number of trajectories that made one more step.
+    """
+    lane = spec.lane
+    first, lanes = start // lane, -(-stop // lane)
+    together = max(1, batch_size // lane)
+    pieces = []
+    for group in range(first, lanes, together):
+        low, high = group * lane, min(group + together, lanes) * lane
+        inside = slice(max(start, low) - low, min(stop, high) - low)
+        after_step = partial(advance, inside.stop - inside.start) if advance is not None else None
+        with _lane_threads(teacher.device) as pool:
+            piece = _advance_together(teacher, spec, split, range(low, high), after_step, pool)
+        pieces.append({name: array[inside] for name, array in piece.items()})
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+@torch.no_grad()
+def _advance_together(
+    teacher: Teacher,
+    spec: PathSpec,
+    split: str,
+    indices: range,
+    after_step: Callable[[], None] | None,
+    pool: Executor | None = None,
+) -> dict[str, np.ndarray]:
+    chain, device = spec.chain, teacher.device
+    noise = path_noise(spec, split, indices, teacher.shape).to(device)
+    labels = path_labels(spec, teacher.num_classes, indices)
+    on_device = None if labels is None else labels.to(device)
+    x, z = noise[:, 0].clone(), noise[:, 1:]
+    states = [x.cpu().numpy()]
+    coarse = set(spec.grid.tolist())
+    for k in range(chain.steps):
+        x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), on_device, pool)
+        x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * z[:, k]
+        if k + 1 in coarse:
+            states.append(x.cpu().numpy())
+        if after_step is not None:
+            after_step()
+    weights = torch.as_tensor(feature_matrix(spec.parts), device=device, dtype=torch.float32)
+    N, width, K = weights.shape
+    xi = torch.matmul(weights.view(N * width, K), z.flatten(2)).view(
+        len(x), N, width, *teacher.shape
+    )
+    none = torch.full((len(x),), -1)
+    return {
+        "Y": np.stack(states, 1),
+        "xi": xi.cpu().numpy(),
+        "labels": (none if labels is None else labels).numpy().astype(np.int64),
+    }
+
+
+@torch.no_grad()
+def movement(teacher: Teacher, spec: PathSpec) -> np.ndarray:
+    """(K - 1,) mean squared change of the denoised image per fine step, on one lane of pilot paths
+    (train split).
+    """
+    chain, device = spec.chain, teacher.device
+    noise = path_noise(spec, "train", range(spec.lane), teacher.shape).to(device)
+    labels = path_labels(spec, teacher.num_classes, range(spec.lane))
+    labels = None if labels is None else labels.to(device)
+    x, before, moved = noise[:, 0], None, []
+    with _lane_threads(device):
+        for k in range(chain.steps):
+            x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), labels)
+            if before is not None:
+                moved.append(float((x0 - before).square().mean()))
+            before = x0
+            x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * noise[:, k + 1]
+    return np.asarray(moved)
+
+
+@contextmanager
+def _lane_threads(device: torch.device) -> Iterator[Executor | None]:
+    """On a CPU, threads that take a lane each: threads inside kernels round differently by their
+    number.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        yield None
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool if threads > 1 else None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_lanes(
+    teacher: Teacher,
+    spec: PathSpec,
+    x: Tensor,
+    t: float,
+    labels: Tensor | None,
+    pool: Executor | None = None,
+) -> Tensor:
+    half = spec.precision != "float32"
+
+    @torch.no_grad()
+    def one(low: int) -> Tensor:
+        rows = slice(low, low + spec.lane)
+        with torch.autocast(x.device.type, DTYPES[spec.precision], enabled=half):
+            return teacher.denoise(
+                x[rows], t, None if labels is None else labels[rows], spec.guidance
+            )
+
+    lows = range(0, len(x), spec.lane)
+    return torch.cat(list(map(one, lows) if pool is None else pool.map(one, lows))).float()

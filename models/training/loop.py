@@ -1,0 +1,239 @@
+"""One training loop for every method: a generator that yields after each optimizer step.
+
+The caller owns logging, validation and checkpoints. Randomness is stateless: batch and noise of a
+step are functions of (seed, step, micro-batch, player turn, rank), so a run resumed from
+``state_dict`` continues bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.common.precision import DTYPES
+from models.common.random import generator_for
+from models.methods.base import Method
+
+Batches = Callable[[int, int, int], Any]  # (step, micro, turn) -> batch
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient became NaN or infinite; ``step`` is the step that was not applied."""
+
+    def __init__(self, step: int, player: str, what: str):
+        super().__init__(f"step {step}: {what} of {player} is not finite")
+        self.step, self.player = step, player
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """``steps`` optimizer steps; ``warmup`` steps of linear rise, then constant or cosine to 0.
+    ``ema`` in [0, 1).
+    """
+
+    steps: int
+    learning_rate: float = 1e-4
+    player_rates: dict[str, float] = field(default_factory=dict)
+    warmup: int = 0
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    ema: float = 0.999
+    clip: float = 1.0
+    accumulate: int = 1
+    precision: str = "float32"
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate at ``step`` (0-based)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did: ``step`` counts finished steps; ``terms`` are means over micro-batches by
+    player.
+    """
+
+    step: int
+    learning_rate: float
+    terms: dict[str, float]
+
+
+class TrainState:
+    """Players, their optimizers and averages, and the number of finished steps."""
+
+    def __init__(self, method: Method, config: LoopConfig):
+        self.step = 0
+        self.config = config
+        self.players = dict(method.players)
+        self.optimizers = {name: self._optimizer(name, net) for name, net in self.players.items()}
+        self.averages = {
+            name: {k: v.detach().clone() for k, v in _trained(self.players[name]).items()}
+            for name in method.averaged
+        }
+        self.scaler = torch.amp.GradScaler(
+            "cuda", enabled=config.precision == "float16" and torch.cuda.is_available()
+        )
+
+    def _optimizer(self, name: str, net: nn.Module) -> torch.optim.AdamW:
+        groups: dict[float, list[Tensor]] = defaultdict(list)
+        for parameter in _trained(net).values():
+            groups[getattr(parameter, "rate_scale", 1.0)].append(parameter)
+        base = self.config.player_rates.get(name, self.config.learning_rate)
+        param_groups = [
+            {"params": ps, "lr": base * scale, "base": base * scale}
+            for scale, ps in sorted(groups.items())
+        ]
+        return torch.optim.AdamW(
+            param_groups, betas=self.config.betas, weight_decay=self.config.weight_decay
+        )
+
+    @torch.no_grad()
+    def update_averages(self) -> None:
+        """EMA with the usual warm-up of the decay, (1 + step) / (10 + step), so that short runs are
+        not all start.
+        """
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        for name, average in self.averages.items():
+            live = _trained(self.players[name])
+            torch._foreach_lerp_(
+                list(average.values()), [live[k].detach() for k in average], 1.0 - decay
+            )
+
+    def averaged_state(self, player: str) -> dict[str, Tensor]:
+        """Full state dict of a player with its averaged weights in place."""
+        return {**self.players[player].state_dict(), **self.averages[player]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact continuation needs."""
+        return {
+            "step": self.step,
+            "players": {k: v.state_dict() for k, v in self.players.items()},
+            "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
+            "averages": self.averages,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; KeyError or RuntimeError if it belongs to another
+        method.
+        """
+        for name, net in self.players.items():
+            net.load_state_dict(state["players"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                for key, value in average.items():
+                    value.copy_(state["averages"][name][key])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+
+
+def _trained(net: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Mean over the workers, in one collective. A recurrent rollout uses every weight many times,
+    so gradients are final only when the whole backward pass is: overlapping buckets, as DDP's hooks
+    do, would have nothing to overlap with.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+    )
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for p, g in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+        p.grad = g.view_as(p).clone()
+
+
+@contextmanager
+def _global_stream(device: torch.device, *key: int) -> Iterator[None]:
+    """Dropout layers draw from torch's global generators: tie those to the step as well, for exact
+    resume.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator_for("cpu", *key).initial_seed())
+        yield
+
+
+def _turn(
+    method: Method,
+    state: TrainState,
+    player: str,
+    turn: int,
+    batches: Batches,
+    device: torch.device,
+    rank: int,
+) -> dict[str, float]:
+    """One optimizer update of one player; returns its logged terms."""
+    config, optimizer = state.config, state.optimizers[player]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    terms: dict[str, float] = defaultdict(float)
+    half = config.precision != "float32"
+    for micro in range(config.accumulate):
+        noise = generator_for(device, config.seed, state.step, micro, turn, rank)
+        dropout = (config.seed, state.step, micro, turn, rank, 1)
+        with (
+            _global_stream(device, *dropout),
+            torch.autocast(device.type, DTYPES[config.precision], enabled=half),
+        ):
+            loss, logged = method.loss(player, batches(state.step, micro, turn), noise)
+        for key, value in {"loss": loss, **logged}.items():
+            terms[f"{player}/{key}"] += float(value.detach()) / config.accumulate
+        torch.autograd.backward(state.scaler.scale(loss / config.accumulate))
+    _average_gradients(parameters)
+    state.scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
+    scaled = state.scaler.is_enabled()
+    if not math.isfinite(terms[f"{player}/loss"]) or not (scaled or math.isfinite(float(norm))):
+        raise NonFiniteError(state.step + 1, player, "loss or gradient")
+    terms[f"{player}/grad_norm"] = float(norm)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * config.rate(state.step)
+    state.scaler.step(optimizer)
+    state.scaler.update()
+    return terms
+
+
+def train(
+    method: Method,
+    batches: Batches,
+    state: TrainState,
+    *,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+) -> Iterator[StepReport]:
+    """Run ``state`` to ``config.steps``, yielding a report after every step.
+
+    ``batches(step, micro, turn)`` returns this rank's batch. Raises NonFiniteError before a bad
+    step is applied.
+    """
+    device = torch.device(device)
+    while state.step < state.config.steps:
+        terms: dict[str, float] = {}
+        for turn, player in enumerate(method.active(state.step)):
+            terms.update(_turn(method, state, player, turn, batches, device, rank))
+        rate = state.config.learning_rate * state.config.rate(state.step)
+        state.step += 1
+        state.update_averages()
+        yield StepReport(state.step, rate, terms)

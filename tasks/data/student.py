@@ -1,0 +1,26 @@
+"""Reading data/student."""
+
+from __future__ import annotations
+
+from models.common.errors import InputError
+from models.methods.export import open_student as load_student
+from pathlib import Path
+from typing import Any
+import json
+import torch
+
+
+
+def open_student(root: Path, device: torch.device) -> Any:
+    """The pipeline in data/student."""
+    try:
+        return load_student(root / "data" / "student", device=device)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"data/student cannot be opened ({first}); run python -m tasks.stages.student again") from error
+
+
+def student_facts(root: Path) -> dict[str, Any]:
+    """What the student stage measured before training; {} where it kept nothing."""
+    record = root / "data" / "student" / "student.json"
+    return dict(json.loads(record.read_text()).get("facts") or {}) if record.is_file() else {}

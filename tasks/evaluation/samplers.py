@@ -1,0 +1,147 @@
+"""What the evaluation compares: samplers as plain functions, and where their inputs come from.
+
+The only place of the evaluation that knows how teacher, trajectories and student are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.common.errors import InputError
+from models.sampling import baselines
+
+
+class Sampler(Protocol):
+    """Clean states (n, C, H, W) from start noise (n, C, H, W); labels (n,) or None."""
+
+    def __call__(
+        self, noise: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> Tensor: ...
+
+
+class Rollout(Protocol):
+    """A few-step generator: (x0, what it passed on its way); xi None means fresh noise.
+
+    Sig-DEG passes states (n, nfe + 1, C, H, W); xi are path features then.
+    """
+
+    def __call__(
+        self,
+        noise: Tensor,
+        xi: Tensor | None,
+        labels: Tensor | None,
+        nfe: int,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Any]: ...
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Teacher paths: start noise (n, C, H, W), states (n, N + 1, C, H, W), labels (n,) or None.
+
+    `xi` holds the path features (p, nfe, F, C, H, W) of the first p <= n paths for each number of
+    steps.
+    """
+
+    noise: Tensor
+    states: Tensor
+    xi: dict[int, Tensor]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def head(self, n: int) -> Paths:
+        labels = None if self.labels is None else self.labels[:n]
+        return Paths(
+            self.noise[:n], self.states[:n], {k: v[:n] for k, v in self.xi.items()}, labels
+        )
+
+    def to(self, device: torch.device) -> Paths:
+        labels = None if self.labels is None else self.labels.to(device)
+        xi = {nfe: values.to(device) for nfe, values in self.xi.items()}
+        return Paths(self.noise.to(device), self.states.to(device), xi, labels)
+
+    def coarse(self, nfe: int) -> Tensor:
+        """States (n, nfe + 1, C, H, W) at every (N / nfe)-th point."""
+        intervals = self.states.shape[1] - 1
+        if intervals % nfe:
+            raise InputError(
+                f"nfe = {nfe}: expected a divisor of the {intervals} intervals of data/trajectories"
+            )
+        return self.states[:, :: intervals // nfe]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is evaluated.
+
+    `generators` maps `student` and `untrained` to their rollouts; `calls` gives a generator's
+    network calls where they are not its number of steps; `others` are more rollouts (controls,
+    other students) with the numbers of steps they are made for; `titles` are shown for both;
+    `steps` is the length of the teacher's full run.
+    """
+
+    teacher: Any
+    generators: dict[str, Rollout]
+    paths: Paths
+    real: Tensor
+    other_real: Tensor
+    nfe: tuple[int, ...]
+    steps: int
+    guidance: float = 1.0
+    calls: dict[tuple[str, int], int] = field(default_factory=dict)
+    others: dict[str, tuple[Rollout, tuple[int, ...]]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+    lineage: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images (n, 1 or 3, H, W) in [-1, 1], on the CPU."""
+        return self.teacher.decode(x0.to(self.device)).float().cpu()
+
+    def baseline(self, name: str, nfe: int) -> Sampler:
+        def sample(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+            return baselines.sample_baseline(
+                self.teacher, name, nfe, noise, labels, self.guidance, generator
+            )
+
+        return sample
+
+    def generator(self, name: str, nfe: int) -> Sampler:
+        rollout = self.generators[name] if name in self.generators else self.others[name][0]
+
+        def sample(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+            return rollout(noise, None, labels, nfe, generator)[0]
+
+        return sample
+
+
+def to_float(images: np.ndarray) -> Tensor:
+    """uint8 images (n, C, H, W) as float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Images in [-1, 1] as uint8, rounded to nearest."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def choose_nfe(wanted: Sequence[int] | None, supported: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of steps to evaluate, the larger first; InputError for one the student was not
+    made for.
+    """
+    chosen = tuple(sorted(wanted or supported, reverse=True))
+    if unknown := [nfe for nfe in chosen if nfe not in supported]:
+        raise InputError(
+            f"evaluation.nfe = {unknown[0]}: the student was trained for {list(supported)}; "
+            "leave evaluation.nfe null or change method.nfe"
+        )
+    return chosen

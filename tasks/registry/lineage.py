@@ -1,0 +1,99 @@
+"""Where the present results come from: DVC's hashes, the git commit, and what a student was
+evaluated on.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.common.errors import InputError
+from tasks.config.schema import Params
+from tasks.utils.hashing import fingerprint
+
+STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+
+
+def stage_hashes(root: Path) -> dict[str, str]:
+    """DVC's hash of each stage's result folder, from dvc.lock: {"dataset": "0a1b....dir", ...}.
+
+    Raises InputError if the lock file or a stage's entry is missing, that is, before the stages
+    have run.
+    """
+    path = root / "dvc.lock"
+    if not path.is_file():
+        raise InputError(
+            f"{path} not found: expected the record of finished stages; run `make run` or `make "
+            "repro` first"
+        )
+    stages = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+    missing = [name for name in STAGES if not stages.get(name, {}).get("outs")]
+    if missing:
+        raise InputError(
+            f"dvc.lock has no results of {', '.join(missing)}: run `make run` or `make repro` first"
+        )
+    return {name: _hash_of(stages[name]["outs"], f"data/{name}") for name in STAGES}
+
+
+def run_fingerprint(hashes: dict[str, str]) -> str:
+    """One name (hex) for a finished distillation: equal results give equal names."""
+    return fingerprint({name: hashes[name] for name in STAGES})
+
+
+def evaluation_set(params: Params, hashes: dict[str, str]) -> str:
+    """One name (hex) for what quality is measured against; figures are comparable only if it is
+    equal.
+    """
+    evaluation = params.evaluation.model_dump(mode="json", include={"features", "samples", "seed"})
+    return fingerprint({"dataset": hashes["dataset"], **evaluation})
+
+
+def git_state(root: Path) -> dict[str, str]:
+    """{"git.commit": hex, "git.dirty": "true"|"false"}, or {} outside a git repository.
+
+    dvc.lock is left out of "dirty": every run writes it.
+    """
+    commit = _git(root, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    changes = _git(
+        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock"
+    )
+    return {"git.commit": commit, "git.dirty": "true" if changes else "false"}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _hash_of(outs: list[dict[str, Any]], path: str) -> str:
+    for out in outs:
+        if out.get("path") == path:
+            return str(out["md5"])
+    raise InputError(f"dvc.lock has no hash of {path}: run `make run` or `make repro` first")
+
+
+def stage_sums(root: Path) -> dict[str, str]:
+    """DVC's hashes of the stages that are finished, from dvc.lock; {} without one."""
+    import yaml
+
+    path = root / "dvc.lock"
+    stages: dict[str, Any] = (
+        (yaml.safe_load(path.read_text()) or {}).get("stages", {}) if path.is_file() else {}
+    )
+    return {
+        f"{out['path']} (dvc)": str(out["md5"])
+        for name, stage in stages.items()
+        if name != "evaluation"
+        for out in stage.get("outs", [])
+        if "md5" in out
+    }

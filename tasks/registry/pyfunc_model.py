@@ -1,0 +1,124 @@
+"""The registered model, as MLflow's models-from-code wants it: a script that needs nothing of this
+project.
+
+Everything comes from the artifact `student`, a diffusers pipeline folder with its own pipeline.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, INVALID_STATE
+
+MOST_IMAGES = 1024
+
+
+class StudentModel(mlflow.pyfunc.PythonModel):
+    """Images on request: each input row asks for `num_images` images, with the seed `seed` +
+    row.
+    """
+
+    def load_context(self, context: Any) -> None:
+        """Load the pipeline; weights are safetensors only."""
+        import torch
+        from diffusers import DiffusionPipeline
+        from diffusers.utils import logging
+
+        logging.disable_progress_bar()
+        folder = context.artifacts["student"]
+        _check(Path(folder), (context.model_config or {}).get("sha256"))
+        self.pipeline = DiffusionPipeline.from_pretrained(
+            folder,
+            custom_pipeline=folder,
+            trust_remote_code=True,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        if torch.cuda.is_available():
+            self.pipeline.to("cuda")
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
+        """Sample images.
+
+        `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step
+        numbers; 0 = the largest), class_label (-1 = none, or all in turn where the student needs
+        one). Returns (rows * num_images, H, W, C) float32 in [0, 1]. Mistakes are
+        INVALID_PARAMETER_VALUE.
+        """
+        asked = {"num_images": 4, "seed": 0, "steps": 0, "class_label": -1} | (params or {})
+        count, seed, steps, label = (
+            int(asked[name]) for name in ("num_images", "seed", "steps", "class_label")
+        )
+        allowed = [int(number) for number in getattr(self.pipeline, "nfe", [])]
+        steps = steps or max(allowed, default=10)
+        rows = max(len(model_input), 1)
+        _require(
+            count >= 1 and rows * count <= MOST_IMAGES,
+            f"num_images = {count}: expected 1 to {MOST_IMAGES} in all",
+        )
+        _require(seed >= 0, f"seed = {seed}: expected 0 or more")
+        _require(
+            not allowed or steps in allowed, f"steps = {steps}: this student was made for {allowed}"
+        )
+        batches = [
+            self._sample(count, steps, self._labels(label, count), seed + row)
+            for row in range(rows)
+        ]
+        return np.concatenate(batches).astype(np.float32)
+
+    def _labels(self, label: int, count: int) -> list[int] | None:
+        classes = getattr(self.pipeline.config, "num_classes", None)
+        if label >= 0:
+            return [label] * count
+        return [index % classes for index in range(count)] if classes else None
+
+    def _sample(self, count: int, steps: int, labels: list[int] | None, seed: int) -> np.ndarray:
+        import torch
+
+        try:
+            return self.pipeline(
+                batch_size=count,
+                num_inference_steps=steps,
+                class_labels=labels,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type="np",
+            ).images
+        except ValueError as error:  # the pipeline's own words for a request it cannot serve
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+
+
+def _check(folder: Path, registered: str | None) -> None:
+    """Refuse files that are not those that were registered; `registered` is the SHA-256 over their
+    names and sums.
+    """
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            lines.append(
+                f"{path.relative_to(folder).as_posix()} "
+                f"{hashlib.file_digest(file, 'sha256').hexdigest()}\n"
+            )
+    if registered not in (None, hashlib.sha256("".join(lines).encode()).hexdigest()):
+        raise MlflowException(
+            f"{folder}: the files are not those that were registered: they are damaged; use "
+            "another version, or "
+            "register this student again (`python -m flows.register`)",
+            error_code=INVALID_STATE,
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+# MLflow runs this script to get the model; the call is its interface.
+mlflow.models.set_model(StudentModel())

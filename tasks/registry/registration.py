@@ -1,0 +1,238 @@
+"""MLflow's model registry: versions of the student, registered, fetched and tried."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+from models.common.errors import InputError
+from tasks.config.schema import Params
+from tasks.registry import lineage
+from tasks.registry.scores import student_scores, to_tag
+from tasks.registry.store import calm, open_store
+from tasks.registry.tracking import OWNER, owner, read_metrics
+from tasks.utils.atomic import sha256_file
+from tasks.utils.failpoints import reach
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+CONTENT, SCORES, SET = "student.sha256", "evaluation.scores", "evaluation.set"
+STUDENT = Path("artifacts/student")  # inside a logged model
+TRIAL_IMAGES = 4
+PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+REQUIREMENTS = ("mlflow", "diffusers", "torch", "safetensors", "accelerate", "numpy", "pandas")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model version; `created` is False if this very student had been registered
+    before.
+    """
+
+    name: str
+    number: str
+    created: bool
+
+
+def register_student(
+    root: Path, params: Params, run_id: str, inputs: Mapping[str, str] | None = None
+) -> Version:
+    """Register data/student as a version of `registration.name` and give it the alias `challenger`.
+
+    The same folder content gives the same version, unless the registry's copy is damaged; its tags
+    are brought up to date: the evaluation's figures, and `inputs`, which name what it was made
+    from.
+    """
+    client = open_store(root, params)
+    name, folder = params.registration.name, root / "data/student"
+    content = folder_hash(folder)
+    known = find_version(client, name, {CONTENT: content})
+    if known is not None and not _is_sound(client, name, str(known.version)):
+        known = None
+    number = "" if known is None else str(known.version)
+    created = known is None
+    if created:
+        number = _create_version(client, name, run_id, _log_model(folder, run_id, content), content)
+    reach("registration.created")
+    for key, value in (_origin_tags(root, params, run_id) | dict(inputs or {})).items():
+        client.set_model_version_tag(name, number, key, value)
+    client.set_registered_model_alias(name, CHALLENGER, number)
+    return Version(name, number, created)
+
+
+def aliased_version(client: MlflowClient, name: str, alias: str) -> str | None:
+    """The version with that alias, or None if the model or the alias does not exist."""
+    try:
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            return None
+        raise
+
+
+def find_version(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """The latest version that has all these tags."""
+    wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    found = client.search_model_versions(" and ".join([f"name = '{name}'", *wanted]))
+    return max(found, key=lambda item: int(item.version), default=None)
+
+
+def fetch_version(client: MlflowClient, name: str, number: str, folder: Path) -> Path:
+    """Copy a version's model into `folder` and return it, checked against the hash of its
+    registration.
+
+    Raises InputError if the registry lacks files of it or has damaged ones.
+    """
+    wanted = client.get_model_version(name, number).tags.get(CONTENT)
+    try:  # a copy, since loading from the registry writes into its folder
+        model = Path(
+            mlflow.artifacts.download_artifacts(f"models:/{name}/{number}", dst_path=str(folder))
+        )
+        found = folder_hash(model / STUDENT)
+    except (MlflowException, OSError, InputError) as error:
+        raise InputError(
+            f"{name} version {number} cannot be read from the registry ({_first_line(error)})"
+        ) from error
+    if wanted is not None and found != wanted:
+        raise InputError(
+            f"{name} version {number}: files in the registry are not those that were registered"
+        )
+    return model
+
+
+def try_version(client: MlflowClient, name: str, number: str, otherwise: str) -> None:
+    """Load a version from the registry and let it make images; InputError, which ends with
+    `otherwise`, if it cannot.
+
+    The images have to be finite and none may be of one value.
+    """
+    asked = {"num_images": TRIAL_IMAGES, "seed": 0}
+    with tempfile.TemporaryDirectory() as folder, calm():
+        try:
+            model = mlflow.pyfunc.load_model(str(fetch_version(client, name, number, Path(folder))))
+            images = np.asarray(model.predict(pd.DataFrame({"request": ["trial"]}), params=asked))
+        except InputError as error:
+            raise InputError(f"{error}: {otherwise}") from error
+        except Exception as error:  # whatever a student's own code may raise
+            raise InputError(
+                f"{name} version {number} cannot be sampled ({_first_line(error)}): {otherwise}"
+            ) from error
+    if wrong := _what_is_wrong(images):
+        raise InputError(f"{name} version {number} makes images that {wrong}: {otherwise}")
+
+
+def _what_is_wrong(images: np.ndarray) -> str:
+    if images.ndim != 4 or len(images) != TRIAL_IMAGES or images.shape[-1] not in (1, 3):
+        return f"have the shape {images.shape}, expected ({TRIAL_IMAGES}, height, width, 1 or 3)"
+    if not np.isfinite(images).all():
+        return "hold NaN or infinite values"
+    if min(float(image.std()) for image in images) < 1e-4:
+        return "are of one value"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over a student folder's file names and contents.
+
+    Raises InputError if there is no student or if it has pickled weights.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"{folder}: no model_index.json: expected a finished student; run `make run` first"
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if pickled := [path.name for path in files if path.suffix in PICKLED]:
+        raise InputError(
+            f"{folder}/{pickled[0]}: only safetensors weights are registered; convert the file or "
+            "remove it"
+        )
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _is_sound(client: MlflowClient, name: str, number: str) -> bool:
+    """Whether the registry's files of a version are those that were registered."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fetch_version(client, name, number, Path(folder))
+        except InputError as error:
+            logger.warning("%s; it is registered again", error)
+            return False
+    return True
+
+
+def _create_version(
+    client: MlflowClient, name: str, run_id: str, model_id: str, content: str
+) -> str:
+    try:
+        client.create_registered_model(name, description="A few-step student of a diffusion model.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    reach("registration.logged")
+    source, tags = f"models:/{model_id}", {CONTENT: content}
+    return str(
+        client.create_model_version(
+            name, source, run_id=run_id, model_id=model_id, tags=tags
+        ).version
+    )
+
+
+def _log_model(folder: Path, run_id: str, content: str) -> str:
+    """Log the student as models-from-code and try it on its example; returns MLflow's model id."""
+    mine = {
+        OWNER: owner()
+    }  # the run is RUNNING again meanwhile, perhaps in another process than the one that made it
+    with calm(), mlflow.start_run(run_id=run_id, tags=mine, log_system_metrics=False):
+        info = mlflow.pyfunc.log_model(
+            name="student",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={STUDENT.name: str(folder)},
+            model_config={"sha256": content},  # whoever loads it compares
+            signature=_signature(),
+            input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
+            pip_requirements=[
+                f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS
+            ],
+        )
+        reach("registration.uploaded")
+    return str(info.model_id)
+
+
+def _signature() -> ModelSignature:
+    params = [("num_images", 4), ("seed", 0), ("steps", 0), ("class_label", -1)]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "request")]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))]),
+        params=ParamSchema([ParamSpec(name, DataType.long, default) for name, default in params]),
+    )
+
+
+def _origin_tags(root: Path, params: Params, run_id: str) -> dict[str, str]:
+    hashes = lineage.stage_hashes(root)
+    return lineage.git_state(root) | {
+        "run_id": run_id,
+        "dvc.student": hashes["student"],
+        "dvc.trajectories": hashes["trajectories"],
+        SET: lineage.evaluation_set(params, hashes),
+        SCORES: to_tag(student_scores(read_metrics(root))),
+    }

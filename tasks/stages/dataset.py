@@ -1,0 +1,156 @@
+"""Images of any source -> data/dataset: one size, split into train and holdout, checksummed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.common.errors import InputError
+from tasks.config.schema import Dataset, NpzDataset, Params
+from tasks.data.dataset import SPLITS
+from tasks.data.images import UnreadableImage, fit, with_channels
+from tasks.data.sources import Source, excluded_sources, open_source
+from tasks.utils.atomic import atomic_dir, atomic_write_json, sha256_file
+from tasks.utils.cli import stage_main
+from tasks.utils.failpoints import reach
+from tasks.utils.progress import track
+
+COPIED_ROWS = 4096
+
+logger = logging.getLogger(__name__)
+
+
+def run(params: Params, root: Path) -> None:
+    """Write data/dataset: manifest.json and, of train and holdout, *_images.npy uint8 (n, C, S, S)
+    and
+    *_labels.npy int64 (n,), -1 for none.
+
+    Unreadable images are named on stderr, counted and listed in the manifest; raises InputError if
+    they are more than half, or if the images left are not more than `dataset.holdout`.
+    """
+    settings = params.dataset
+    source = open_source(settings, root)
+    with atomic_dir(root / "data" / "dataset") as folder:
+        everything = folder / "everything.npy"
+        shape = (source.channels, settings.size, settings.size)
+        images = _create(everything, (len(source.names), *shape))
+        outcome = _convert(source, images, _excluded(settings, source.channels, root))
+        _check_counts(settings, source, outcome)
+        reach("dataset.read")
+        labels = source.labels[outcome.kept]
+        train, holdout = split_rows(labels, settings.holdout, settings.seed)
+        for split, rows in zip(SPLITS, (train, holdout), strict=True):
+            _write_rows(folder / f"{split}_images.npy", images, outcome.kept[rows])
+            np.save(folder / f"{split}_labels.npy", labels[rows], allow_pickle=False)
+        del images
+        everything.unlink()
+        manifest = {
+            "params": settings.model_dump(mode="json", exclude={"digest"}),
+            "source": source.title,
+            "shape": shape,
+            "counts": {"train": len(train), "holdout": len(holdout)},
+            "class_names": source.class_names,
+            "unlabelled": int(np.sum(labels < 0)),
+            "excluded": outcome.excluded,
+            "unreadable": [{"name": name, "reason": reason} for name, reason in outcome.unreadable],
+            "sha256": {file.name: sha256_file(file) for file in sorted(folder.glob("*.npy"))},
+        }
+        atomic_write_json(folder / "manifest.json", manifest)
+    logger.info(
+        "dataset: %d train, %d holdout of %s; %d unreadable, %d excluded",
+        len(train), len(holdout), source.title, len(outcome.unreadable), outcome.excluded,
+    )  # fmt: skip
+
+
+def split_rows(labels: np.ndarray, holdout: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train rows, holdout rows) in random order, every class held out in proportion (within one
+    image).
+    """
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(labels))
+    quantile = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[shuffled] == label)
+        quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
+    ordered = shuffled[np.argsort(quantile, kind="stable")]
+    return generator.permutation(ordered[holdout:]), generator.permutation(ordered[:holdout])
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    kept: np.ndarray
+    unreadable: list[tuple[str, str]]
+    excluded: int
+
+
+def _convert(source: Source, images: np.ndarray, unwanted: set[bytes]) -> _Outcome:
+    """Fill `images` row by row; rows that are not kept are left as they are."""
+    kept, unreadable, excluded = [], [], 0
+    for index in track(range(len(source.names)), "dataset"):
+        try:
+            image = fit(source.read(index), images.shape[-1])
+        except UnreadableImage as error:
+            logger.warning("unreadable image %s: %s", source.names[index], error)
+            unreadable.append((source.names[index], str(error)))
+            continue
+        if unwanted and _digest(image) in unwanted:
+            excluded += 1
+            continue
+        images[index] = image
+        kept.append(index)
+    return _Outcome(np.array(kept, dtype=np.int64), unreadable, excluded)
+
+
+def _check_counts(settings: Dataset, source: Source, outcome: _Outcome) -> None:
+    total, bad, left = len(source.names), len(outcome.unreadable), len(outcome.kept)
+    if 2 * bad > total:
+        name, reason = outcome.unreadable[0]
+        raise InputError(
+            f"{source.title}: {bad} of {total} images are unreadable, such as {name} ({reason})"
+        )
+    if settings.holdout >= left:
+        removed = f" ({bad} unreadable, {outcome.excluded} excluded)" if left < total else ""
+        found = f"the {left} images of {source.title}{removed}"
+        raise InputError(f"dataset.holdout = {settings.holdout}: expected fewer than {found}")
+
+
+def _excluded(settings: Dataset, channels: int, root: Path) -> set[bytes]:
+    if settings.exclude is None:
+        return set()
+    pad = settings.pad if isinstance(settings, NpzDataset) else 0
+    return {
+        _digest(fit(with_channels(source.read(index), channels), settings.size))
+        for source in excluded_sources(settings.exclude, root, pad)
+        for index in range(len(source.names))
+    }
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A memory-mapped uint8 file whose disk space is there: writing to a map on a full disk kills
+    the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _write_rows(path: Path, images: np.ndarray, rows: np.ndarray) -> None:
+    out = _create(path, (len(rows), *images.shape[1:]))
+    for start in range(0, len(rows), COPIED_ROWS):
+        out[start : start + COPIED_ROWS] = images[rows[start : start + COPIED_ROWS]]
+    out.flush()
+
+
+if __name__ == "__main__":
+    stage_main(run)

@@ -1,0 +1,286 @@
+"""Student stage: Ray Train around the training loop, into data/student, a diffusers pipeline
+folder.
+
+The trainer runs in this process with ``student.workers: 0`` and on that many Ray workers, one GPU
+each where there are any, otherwise. Checkpoints are the project's own in both modes, so a killed
+worker or driver continues exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from models.common.errors import InputError
+from models.methods.export import export_pipeline
+from models.methods.sigdeg.pipeline import save_student
+from models.teachers.base import Teacher
+from models.training.loop import LoopConfig, TrainState
+from tasks.config.schema import Params
+from tasks.data.dataset import load_manifest
+from tasks.data.shards import ShardSet
+from tasks.data.teacher import load_teacher
+from tasks.data.trajectories import open_trajectories
+from tasks.methods.registry import RECIPES, Source
+from tasks.training.selection import Selection
+from tasks.training.trainer import Training
+from tasks.utils.atomic import atomic_dir, atomic_write_json, read_json
+from tasks.utils.cli import stage_main
+from tasks.utils.device import pick_device
+from tasks.utils.failpoints import reach
+from tasks.utils.locks import scratch_lock
+from tasks.utils.progress import followed, told_to
+from tasks.utils.scratch import scratch_for
+
+logger = logging.getLogger(__name__)
+RESULT, FACTS, PROGRESS = "result.json", "facts.json", "progress.json"
+UNSEEN = {"workers", "batch_size", "shard_size", "compile"}
+
+
+def run(params: Params, root: Path) -> None:
+    """Write data/student: the best student by rolled-out KID, student.json and history.csv."""
+    shards = open_trajectories(root)
+    teacher = load_teacher(root)
+    _check_cache(params, shards, teacher)
+    scratch = _scratch(params, root, shards)
+    with scratch_lock(scratch):
+        if read_json(scratch / FACTS) is None:
+            source = Source(params, teacher.to(pick_device()), shards)
+            atomic_write_json(scratch / FACTS, RECIPES[params.method.kind].measure(source, root))
+        reach("student.measured")
+        if read_json(scratch / RESULT) is None:
+            _fit(params, root, scratch)
+        if not _kept(scratch):
+            _start_over(scratch)
+            _fit(params, root, scratch)
+        reach("student.trained")
+        facts = json.loads((scratch / FACTS).read_text())
+        _publish(root, scratch, Source(params, teacher.cpu(), shards, facts))
+
+
+def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
+    """The place of unfinished work, named by all that the result depends on."""
+    student = params.student.model_dump(mode="json", exclude={"workers", "max_failures"})
+    rows = {split: shards.rows(split) for split in shards.splits}
+    images, features = load_manifest(root)["sha256"], params.evaluation.features
+    inputs = (params.method, student, shards.meta, rows, images, features, params.student.workers)
+    return scratch_for(root, "student", *inputs)
+
+
+def _check_cache(params: Params, shards: ShardSet, teacher: Teacher) -> None:
+    again = "run python -m tasks.stages.trajectories (or dvc repro) again"
+    if shards.meta["teacher"] != teacher.fingerprint():
+        raise InputError(f"data/trajectories belongs to another teacher; {again}")
+    there = shards.meta | {split: shards.rows(split) for split in shards.splits}
+    for key, wanted in params.trajectories.model_dump(mode="json", exclude=UNSEEN).items():
+        if there.get(key) != wanted:
+            raise InputError(
+                f"data/trajectories was made with {key} = {there.get(key)}, trajectories.{key} is "
+                f"{wanted}; {again}"
+            )
+
+
+def _kept(scratch: Path) -> bool:
+    """Whether the best weights, which no checkpoint brings back, are sound."""
+    try:
+        Selection.best_weights(scratch, json.loads((scratch / RESULT).read_text())["best_step"])
+    except InputError as error:
+        logger.warning("the best weights are damaged, training starts over: %s", error)
+        return False
+    return True
+
+
+def _start_over(scratch: Path) -> None:
+    (scratch / RESULT).unlink()
+    for folder in (*scratch.glob("step-*"), scratch / "best"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fit(params: Params, root: Path, scratch: Path) -> None:
+    """Run the worker function under Ray Train; after a lost worker all start again,
+    ``max_failures`` times, from the last checkpoint. A mistake of the user (a NaN, say) would come
+    again and ends it at once.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from tasks.training.ray_cluster import connect, quiet_train
+
+    workers = params.student.workers
+    with connect(workers) if workers else nullcontext(0) as gpus, quiet_train():
+        work = {
+            "params": params.model_dump(mode="json"),
+            "root": str(root),
+            "scratch": str(scratch),
+        }
+        scaling = ScalingConfig(num_workers=workers, use_gpu=bool(gpus) and workers > 0)
+        run = RunConfig(name=scratch.name, storage_path=str(root / ".fewstep" / "ray"))
+        for left in reversed(range((params.student.max_failures if workers else 0) + 1)):
+            try:
+                with followed(scratch / PROGRESS) if workers else nullcontext():
+                    TorchTrainer(
+                        _work, train_loop_config=work, scaling_config=scaling, run_config=run
+                    ).fit()
+                break
+            except Exception as error:
+                cause = _cause(error)
+                if not left or isinstance(cause, InputError):
+                    raise cause from error
+                logger.warning(
+                    "a training worker was lost; going on from the last checkpoint (%d more times)",
+                    left - 1,
+                )
+    if not (scratch / RESULT).is_file():
+        raise RuntimeError(
+            "the training workers ended without a result; their logs are under "
+            f"{root / '.fewstep' / 'ray'}"
+        )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The InputError inside what Ray raised, if there is one, so that a user sees one line."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, InputError):
+            return InputError(str(seen))
+        failures = getattr(seen, "worker_failures", None) or {}
+        for failure in failures.values():
+            if isinstance(failure, InputError) or isinstance(
+                getattr(failure, "cause", None), InputError
+            ):
+                return InputError(str(getattr(failure, "cause", None) or failure))
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker's share of the training; with no workers, all of it."""
+    params, root, scratch = (
+        Params.model_validate_json(json.dumps(config["params"])),
+        Path(config["root"]),
+        Path(config["scratch"]),
+    )
+    rank, world = _place(params.student.workers)
+    device = _device(params.student.workers)
+    training = build_training(params, root, scratch, device, rank, world)
+    shown = told_to(scratch / PROGRESS) if params.student.workers and rank == 0 else nullcontext()
+    with _threads(params.student.workers), shown:
+        training.run("student")
+    if rank == 0:
+        best = {
+            "best_step": training.extra["best_step"],
+            "scores": training.extra["scores"],
+            "steps": training.state.step,
+        }
+        pd.DataFrame(training.history).to_csv(scratch / "history.csv", index=False)
+        atomic_write_json(scratch / RESULT, best)
+
+
+def build_training(
+    params: Params, root: Path, scratch: Path, device: torch.device, rank: int = 0, world: int = 1
+) -> Training:
+    """Everything that training needs, deterministic in its arguments."""
+    student = params.student
+    teacher = load_teacher(root, device)
+    shards = open_trajectories(root)
+    facts = json.loads((scratch / FACTS).read_text()) if (scratch / FACTS).is_file() else {}
+    recipe = RECIPES[params.method.kind]
+    torch.manual_seed(student.seed)
+    source = Source(params, teacher, shards, facts)
+    method = recipe.method(source)
+    if device.type == "cpu":
+        method.pipeline.unet.to(memory_format=torch.channels_last)
+    config = LoopConfig(
+        steps=student.steps,
+        learning_rate=student.learning_rate,
+        player_rates=recipe.rates(params),
+        warmup=student.warmup,
+        schedule=student.schedule,
+        weight_decay=student.weight_decay,
+        ema=student.ema,
+        clip=student.clip,
+        accumulate=student.accumulate,
+        precision=student.precision,
+        seed=student.seed,
+    )
+    state = TrainState(method, config)
+    batches = recipe.batches(source, device, rank, world)
+    selection = Selection(method, params, root, scratch, device)
+    return Training(
+        method,
+        state,
+        batches,
+        scratch,
+        device,
+        checkpoint_every=student.checkpoint_every,
+        keep=student.keep_checkpoints,
+        validate_every=student.validate_every,
+        validate=selection.validate,
+        rank=rank,
+        extra=selection.record,
+    )
+
+
+def _publish(root: Path, scratch: Path, source: Source) -> None:
+    result = json.loads((scratch / RESULT).read_text())
+    params, meta = source.params, source.shards.meta
+    pipeline = RECIPES[params.method.kind].pipeline(source)
+    weights = Selection.best_weights(scratch, result["best_step"])
+    record = result | {
+        "method": params.method.model_dump(mode="json"),
+        "nfe": list(params.method.nfe),
+        "facts": source.facts,
+        "teacher": source.teacher.fingerprint(),
+        "trajectories": {
+            key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")
+        },
+    }
+    with atomic_dir(root / "data" / "student") as folder:
+        save_student(export_pipeline(pipeline, weights), folder)
+        reach("student.saved")
+        atomic_write_json(folder / "student.json", record)
+        (folder / "history.csv").write_bytes((scratch / "history.csv").read_bytes())
+    scores = ", ".join(f"{name} {value:.5f}" for name, value in result["scores"].items())
+    print(f"student: best at step {result['best_step']} of {result['steps']}, {scores}")
+
+
+def _place(workers: int) -> tuple[int, int]:
+    if not workers:
+        return 0, 1
+    from ray.train import get_context
+
+    context = get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+def _device(workers: int) -> torch.device:
+    if not workers:
+        return pick_device()
+    from ray.train.torch import get_device
+
+    return get_device()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[None]:
+    """Ray sets one thread a worker; the in-process mode keeps torch's own number."""
+    before = torch.get_num_threads()
+    if workers and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    stage_main(run)

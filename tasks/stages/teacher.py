@@ -1,0 +1,159 @@
+"""Teacher stage: a pretrained diffusers pipeline, or one trained here, into data/teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.common.errors import InputError
+from models.common.random import generator_for
+from models.methods.denoising import Denoising, Images
+from models.teachers.architectures import build_scheduler, build_unet
+from models.teachers.base import Teacher, open_pipeline
+from models.training.loop import Batches, LoopConfig, TrainState
+from tasks.config.schema import Params, PretrainedTeacher, TrainedTeacher
+from tasks.data.dataset import load_manifest, load_split
+from tasks.training.trainer import Training
+from tasks.utils.atomic import atomic_dir, atomic_write_json
+from tasks.utils.cli import stage_main
+from tasks.utils.device import pick_device
+from tasks.utils.failpoints import reach
+from tasks.utils.locks import scratch_lock
+from tasks.utils.scratch import scratch_for
+
+
+def run(params: Params, root: Path) -> None:
+    """Write data/teacher: a pipeline folder (``DDPMPipeline.from_pretrained`` opens it) and
+    teacher.json.
+    """
+    destination = root / "data" / "teacher"
+    if isinstance(params.teacher, TrainedTeacher):
+        pipeline, record = _trained(params.teacher, root)
+    else:
+        pipeline, record = _pretrained(params.teacher, root)
+    reach("teacher.ready")
+    teacher = Teacher.from_pipeline(pipeline, null_label=record["null_label"])
+    record |= {
+        "fingerprint": teacher.fingerprint(),
+        "shape": list(teacher.shape),
+        "prediction": teacher.prediction,
+    }
+    for part in pipeline.components.values():
+        if "_name_or_path" in getattr(part, "config", ()):
+            part.register_to_config(_name_or_path="")  # a folder of this machine
+    with atomic_dir(destination) as folder:
+        pipeline.save_pretrained(folder)
+        reach("teacher.saved")
+        atomic_write_json(folder / "teacher.json", record)
+    count = sum(p.numel() for p in teacher.network.parameters())
+    print(
+        f"teacher: {count / 1e6:.2f} M parameters, {teacher.prediction}, state {teacher.shape}, "
+        f"{record['fingerprint'][:12]}"
+    )
+
+
+def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
+    local = root / source.path
+    name = str(local if local.exists() else source.path)
+    pipeline = open_pipeline(
+        name, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
+    teacher = Teacher.from_pipeline(pipeline, name)
+    return _stock(pipeline), {
+        "source": source.path,
+        "revision": source.revision,
+        "null_label": teacher.null_label,
+    }
+
+
+def _stock(pipeline: Any) -> Any:
+    """diffusers' own pipeline of the same parts: code that came with the teacher is not needed
+    after this stage.
+    """
+    from diffusers import DDPMPipeline, DiTPipeline
+
+    if type(pipeline).__module__.partition(".")[0] == "diffusers":
+        return pipeline
+    parts = pipeline.components
+    if "transformer" in parts:
+        return DiTPipeline(parts["transformer"], parts["vae"], parts["scheduler"])
+    return DDPMPipeline(parts["unet"], parts["scheduler"])
+
+
+def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
+    from diffusers import DDPMPipeline
+
+    device = pick_device()
+    images, labels = load_split(root, "train")
+    _check(spec, labels)
+    classes = len(load_manifest(root)["class_names"]) if spec.conditional else None
+    torch.manual_seed(spec.seed)
+    network = build_unet(
+        images.shape[-1],
+        images.shape[1],
+        spec.channels,
+        spec.layers_per_block,
+        classes,
+        spec.dropout,
+    )
+    scheduler = build_scheduler(spec.prediction, spec.schedule)
+    method = Denoising(network.to(device), scheduler, spec.scales)
+    config = LoopConfig(
+        steps=spec.steps,
+        learning_rate=spec.learning_rate,
+        warmup=spec.warmup,
+        ema=spec.ema,
+        precision=spec.precision,
+        seed=spec.seed,
+    )
+    state = TrainState(method, config)
+    x0 = torch.tensor(images[:], device=device).float().div_(127.5).sub_(1.0)
+    classes_of = torch.tensor(labels[:], device=device) if spec.conditional else None
+    scratch = scratch_for(root, "teacher", spec, load_manifest(root))
+    training = Training(
+        method,
+        state,
+        _batches(x0, classes_of, spec),
+        scratch,
+        device,
+        checkpoint_every=spec.checkpoint_every,
+    )
+    with scratch_lock(scratch):
+        training.run("teacher")
+    network.load_state_dict(state.averaged_state("teacher"))
+    network.cpu().eval()
+    record = {
+        "source": "train",
+        "null_label": method.null_label,
+        "params": spec.model_dump(mode="json"),
+        "last": training.history[-1],
+    }
+    return DDPMPipeline(unet=network, scheduler=scheduler), record
+
+
+def _check(spec: TrainedTeacher, labels: np.ndarray) -> None:
+    if spec.conditional and (labels < 0).any():
+        unlabelled = int((labels < 0).sum())
+        raise InputError(
+            f"teacher.conditional = true: {unlabelled} of {len(labels)} images have no label; use "
+            "false, or label all"
+        )
+
+
+def _batches(x0: Tensor, labels: Tensor | None, spec: TrainedTeacher) -> Batches:
+    def batch(step: int, micro: int, turn: int) -> Images:
+        rows = torch.randint(
+            len(x0), (spec.batch_size,), generator=generator_for("cpu", spec.seed, 1, step, micro)
+        )
+        rows = rows.to(x0.device)
+        return Images(x0[rows], None if labels is None else labels[rows], step)
+
+    return batch
+
+
+if __name__ == "__main__":
+    stage_main(run)

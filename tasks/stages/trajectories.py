@@ -1,0 +1,207 @@
+"""Trajectories stage: teacher paths and their partial signatures, sharded, into
+data/trajectories.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.common.errors import InputError
+from models.sampling.trajectories import teacher_paths
+from models.teachers.base import Teacher
+from tasks.config.schema import Params, Trajectories
+from tasks.data.shards import publish, usable_shard, write_shard
+from tasks.data.teacher import load_teacher
+from tasks.data.trajectories import path_spec
+from tasks.utils.atomic import atomic_write_json, read_json
+from tasks.utils.cli import stage_main
+from tasks.utils.device import pick_device
+from tasks.utils.failpoints import reach
+from tasks.utils.locks import scratch_lock
+from tasks.utils.progress import Advance, progress
+from tasks.utils.scratch import scratch_for
+
+UNTOLD = {"train", "validation", "workers", "batch_size"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to make: rows ``start`` to ``stop`` of ``split``, into ``folder``."""
+
+    split: str
+    start: int
+    stop: int
+    folder: Path
+
+
+def run(params: Params, root: Path) -> None:
+    """Write data/trajectories; shards finished before a kill are kept in the scratch folder and
+    used.
+    """
+    spec = params.trajectories
+    teacher = load_teacher(root)
+    _check(spec, teacher)
+    identity = spec.model_dump(mode="json", exclude=UNTOLD)
+    scratch = scratch_for(root, "trajectories", identity, teacher.fingerprint())
+    points = grid_points(spec, teacher.to(pick_device()), scratch)
+    jobs = {
+        split: _jobs(scratch, split, count, spec.shard_size)
+        for split, count in _counts(spec).items()
+    }
+    with scratch_lock(scratch):
+        missing = [
+            job for split in jobs.values() for job in split if usable_shard(job.folder) is None
+        ]
+        rows = sum(job.stop - job.start for job in missing)
+        with progress("trajectories", rows * spec.steps) as advance:
+            for _ in _make(root, spec, missing, teacher, points, advance):
+                pass
+        meta = identity | {"grid_points": points, "teacher": teacher.fingerprint()}
+        names = {
+            split: [str(job.folder.relative_to(scratch)) for job in listed]
+            for split, listed in jobs.items()
+        }
+        publish(
+            scratch, root / "data" / "trajectories", meta | {"shape": list(teacher.shape)}, names
+        )
+    print(
+        f"trajectories: {spec.train} train + {spec.validation} validation, {spec.steps} steps; "
+        f"{rows} are new"
+    )
+
+
+def grid_points(spec: Trajectories, teacher: Teacher, scratch: Path) -> list[int]:
+    """The coarse grid of this cache, kept in its scratch folder so that a rerun on another device
+    keeps it.
+    """
+    kept = scratch / "grid.json"
+    points = read_json(kept)
+    if points is None:
+        points = path_spec(spec, teacher).grid.tolist()
+        atomic_write_json(kept, points)
+    return [int(point) for point in points]
+
+
+def _counts(spec: Trajectories) -> dict[str, int]:
+    return {"train": spec.train, "validation": spec.validation}
+
+
+def _check(spec: Trajectories, teacher: Teacher) -> None:
+    classes = teacher.num_classes
+    if spec.classes is not None and classes is None:
+        raise InputError(
+            f"trajectories.classes = {list(spec.classes)}: this teacher is unconditional; use null"
+        )
+    if spec.classes is not None and classes is not None and max(spec.classes) >= classes:
+        raise InputError(
+            f"trajectories.classes = {list(spec.classes)}: expected classes in 0..{classes - 1}"
+        )
+    if spec.guidance != 1.0 and (classes is None or teacher.null_label is None):
+        raise InputError(
+            f"trajectories.guidance = {spec.guidance}: this teacher has no null class; use 1.0"
+        )
+
+
+def _jobs(scratch: Path, split: str, count: int, size: int) -> list[Job]:
+    return [
+        Job(
+            split,
+            start,
+            min(start + size, count),
+            scratch / split / f"{start:08d}-{min(start + size, count):08d}",
+        )
+        for start in range(0, count, size)
+    ]
+
+
+def _make(
+    root: Path,
+    spec: Trajectories,
+    jobs: list[Job],
+    teacher: Teacher,
+    points: list[int],
+    advance: Advance,
+) -> Iterator[Job]:
+    """Make the shards, here or on Ray workers; yields each job when its shard is whole on disk."""
+    if spec.workers and jobs:
+        yield from _on_ray(root, spec, jobs, points, advance)
+        return
+    maker = ShardMaker(spec, teacher.to(pick_device()), points)
+    for job in jobs:
+        maker.make(job, advance)
+        reach("trajectories.shard")
+        yield job
+
+
+class ShardMaker:
+    """Makes shards with one teacher; lives in the stage's process or in a Ray actor."""
+
+    def __init__(self, spec: Trajectories, teacher: Teacher, points: Sequence[int]):
+        self.spec, self.teacher = spec, teacher
+        self.paths = path_spec(spec, teacher, points)
+        if teacher.device.type == "cpu":
+            teacher.network.to(memory_format=torch.channels_last)
+        if spec.compile:
+            teacher.network.compile()
+
+    def make(self, job: Job, advance: Any = None) -> Job:
+        arrays = teacher_paths(
+            self.teacher,
+            self.paths,
+            job.split,
+            job.start,
+            job.stop,
+            batch_size=self.spec.batch_size,
+            advance=advance,
+        )
+        reach("trajectories.paths")
+        kind = np.dtype(self.spec.dtype)
+        write_shard(
+            job.folder,
+            {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in arrays.items()},
+        )
+        return job
+
+
+def _on_ray(
+    root: Path, spec: Trajectories, jobs: list[Job], points: list[int], advance: Advance
+) -> Iterator[Job]:
+    import ray
+    from ray.util import ActorPool
+
+    from tasks.training.ray_cluster import connect
+
+    with connect(spec.workers) as gpus:
+        options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        actor = ray.remote(**options)(_RayMaker)
+        pool = ActorPool(
+            [
+                actor.remote(str(root), spec.model_dump(mode="json"), points)
+                for _ in range(min(spec.workers, len(jobs)))
+            ]
+        )
+        for job in pool.map_unordered(lambda maker, job: maker.make.remote(job), jobs):
+            advance((job.stop - job.start) * spec.steps)
+            yield job
+
+
+class _RayMaker:
+    def __init__(self, root: str, spec: dict[str, Any], points: list[int]):
+        if not torch.cuda.is_available():
+            torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
+        settings = Trajectories.model_validate(spec)
+        self.maker = ShardMaker(settings, load_teacher(Path(root)).to(pick_device()), points)
+
+    def make(self, job: Job) -> Job:
+        return self.maker.make(job)
+
+
+if __name__ == "__main__":
+    stage_main(run)

@@ -1,0 +1,115 @@
+"""Which weights to keep: rolled-out KID on held-out noise, since path error alone does not track
+quality.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.methods.sigdeg.method import SigDEG
+from models.methods.sigdeg.pipeline import rollout
+from models.methods.swd.method import SwD
+from models.training.loop import TrainState
+from tasks.config.schema import Params
+from tasks.data.trajectories import open_trajectories
+from tasks.evaluation.validation import Judge
+from tasks.training.checkpoints import Checkpoint, save_checkpoint
+from tasks.utils.failpoints import reach
+
+PATHS = 64
+LEAST = 1e-3
+
+
+class Selection:
+    """Scores averaged weights every now and then and keeps the best in ``scratch/best``.
+
+    The score is the mean over the numbers of steps of KID / KID at step 0, against real images of
+    the training split; the evaluation's holdout is not touched. ``record`` holds best_step,
+    best_score and the KIDs, and travels with checkpoints.
+    """
+
+    def __init__(
+        self, method: SigDEG | SwD, params: Params, root: Path, scratch: Path, device: torch.device
+    ):
+        self.method, self.params, self.root, self.scratch, self.device = (
+            method,
+            params,
+            root,
+            scratch,
+            device,
+        )
+        self.record: dict[str, Any] = {}
+
+    def validate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Figures for the history: KID and path RMSE by number of steps, of the averaged
+        weights.
+        """
+        network = self.method.pipeline.unet
+        live = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        averaged = state.averaged_state("student")
+        network.load_state_dict(averaged)
+        network.eval()
+        try:
+            figures = self._figures()
+        finally:
+            network.load_state_dict(live)
+            network.train()
+        self._keep(step, figures, averaged)
+        return figures
+
+    def _figures(self) -> dict[str, float]:
+        figures = {}
+        for nfe in self.method.config.nfe:
+            figures[f"kid_{nfe}"] = self._kid(nfe)
+            if isinstance(self.method, SigDEG):
+                figures[f"path_rmse_{nfe}"] = self._path_error(self.method, nfe)
+        return figures
+
+    def _keep(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
+        kids = {name: value for name, value in figures.items() if name.startswith("kid_")}
+        base = self.record.setdefault("untrained", kids)
+        score = float(np.mean([value / max(base[name], LEAST) for name, value in kids.items()]))
+        if score < self.record.get("best_score", np.inf):
+            save_checkpoint(self.scratch / "best", step, weights, {"scores": kids}, keep=2)
+            reach("selection.kept")
+            self.record |= {"best_step": step, "best_score": score, "scores": kids}
+
+    @staticmethod
+    def best_weights(scratch: Path, step: int) -> dict[str, Tensor]:
+        """The kept weights of ``step``; raises InputError if they were damaged."""
+        return Checkpoint(scratch / "best" / f"step-{step:08d}", step).load()[0]
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.params, self.root, self.method.teacher)
+
+    def _kid(self, nfe: int) -> float:
+        return self._judge.kid(
+            lambda x, labels, g: self.method.sample(x, labels, nfe=nfe, generator=g), nfe
+        )
+
+    @torch.no_grad()
+    def _path_error(self, method: SigDEG, nfe: int) -> float:
+        shards = open_trajectories(self.root)
+        count = min(PATHS, shards.rows("validation"))
+        Y, xi, labels = (
+            torch.from_numpy(shards.array("validation", name)[:count]).to(self.device)
+            for name in ("Y", "xi", "labels")
+        )
+        course = method.courses[nfe]
+        given = None if method.teacher.num_classes is None else labels
+        pipeline = method.pipeline
+        states = rollout(
+            lambda s, X, z, h: pipeline.denoise(s, X, z, h, given),
+            course.steps,
+            Y[:, 0].float(),
+            course.features(xi.float()),
+            pipeline._mean(Y.float()[:, 0]),
+        )
+        return float((states[:, -1] - Y[:, -1].float()).square().mean().sqrt())

@@ -1,0 +1,154 @@
+"""Files and folders that appear whole or not at all.
+
+Everything is written beside its destination (same file system) and renamed, so that a killed
+process leaves either the old content or the new. Leftovers of dead processes are removed by the
+next writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.utils.failpoints import reach
+
+logger = logging.getLogger(__name__)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder entry to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, replacing it in one step; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(path)
+    temporary = _temporary_beside(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        reach("atomic.file")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def atomic_write_text(path: Path, content: str) -> None:
+    """Write UTF-8 text to `path` in one step."""
+    atomic_write_bytes(path, content.encode())
+
+
+def atomic_write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON; NaN and infinity are refused with ValueError, as JSON has
+    neither.
+    """
+    atomic_write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """What `atomic_write_json` wrote; None if there is no such file. A damaged one is named in a
+    warning and removed, so that it is made again.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        logger.warning("%s is damaged and will be made again", path)
+        path.unlink()
+        return None
+
+
+@contextmanager
+def atomic_dir(dest: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `dest` that becomes `dest` when the block ends without an
+    exception.
+
+    A folder already at `dest` is replaced; on an exception it stays as it was and the new one is
+    removed.
+    """
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(dest)
+    temporary = _temporary_beside(dest)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if not path.is_symlink():
+                fsync_path(path)
+        fsync_path(temporary)
+        reach("atomic.folder")
+        _swap(temporary, dest)
+        reach("atomic.done")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_stale(dest: Path) -> None:
+    """Remove temporary files and folders for `dest` whose process, on this machine, has ended."""
+    for path in dest.parent.glob(f".{dest.name}.tmp-*"):
+        _, _, tail = path.name.rpartition(".tmp-")
+        node, pid, *_ = [*tail.split("-"), "", ""]
+        if node != _node() or not pid.isdigit() or _alive(int(pid)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _temporary_beside(dest: Path) -> Path:
+    return dest.with_name(f".{dest.name}.tmp-{_node()}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _swap(new: Path, dest: Path) -> None:
+    if not dest.exists():
+        new.rename(dest)
+    else:
+        old = _temporary_beside(dest)
+        dest.rename(old)
+        reach("atomic.between")
+        try:
+            new.rename(dest)
+        except OSError:
+            old.rename(dest)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    fsync_path(dest.parent)
+
+
+def _node() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,262 @@
+"""The evaluation on a teacher with a known answer: Gaussian images, exact and spoiled
+generators.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from models.common.errors import InputError
+from tasks.config.schema import Evaluation, Params
+from tasks.evaluation.benchmark import evaluate
+from tasks.evaluation.extractor import FEATURES
+from tasks.evaluation.metrics_file import read_metrics
+from tasks.evaluation.results import Result
+from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_bytes, to_float
+from tasks.evaluation.tables import format_table, metrics_of, write_outputs
+from tasks.stages.evaluation import run
+from tests.models.evaluation.test_features import SHIPPED
+from tests.models.sampling.test_baselines import GaussianTeacher
+
+N, SHAPE, MEAN, STD = 120, (1, 8, 8), 0.1, 0.4
+OFFSET = 0.25
+
+
+class Flat:
+    """Pixels as features."""
+
+    label, dim = "pixels", 64
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float()
+
+
+class Teacher(GaussianTeacher):
+    def decode(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-1, 1)
+
+
+def gaussian(seed: int, n: int = N) -> Tensor:
+    return MEAN + STD * torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def shifted(by: float):  # type: ignore[no-untyped-def]
+    """A generator whose images are right but for `by`, and whose path error is by * (step /
+    nfe).
+    """
+
+    def rollout(noise, xi, labels, nfe, generator):  # type: ignore[no-untyped-def]
+        clean = (MEAN + STD * noise).float()
+        ramp = torch.linspace(0, 1, nfe + 1).view(1, -1, 1, 1, 1)
+        states = noise[:, None] * (1 - ramp) + clean[:, None] * ramp + by * ramp
+        return states[:, -1], states.float()
+
+    return rollout
+
+
+def make_inputs(student: float = 0.0, untrained: float = OFFSET) -> Inputs:
+    noise = torch.randn(N, *SHAPE, generator=torch.Generator().manual_seed(9))
+    _, states = shifted(0.0)(noise, None, None, 20, None)
+    xi = {n: torch.zeros(40, n, 2, *SHAPE) for n in (10, 5)}
+    return Inputs(
+        teacher=Teacher(),
+        generators={"student": shifted(student), "untrained": shifted(untrained)},
+        paths=Paths(noise, states, xi, None),
+        real=gaussian(1),
+        other_real=gaussian(2),
+        nfe=(10, 5),
+        steps=100,
+        calls={("student", 5): 6},
+        lineage={"teacher fingerprint": "<b>ab</b>", "git.commit": "0" * 40},
+    )
+
+
+SETTINGS = Evaluation(
+    samples=100, bootstrap=100, batch_size=50, baselines=("ddim", "ddpm", "unipc")
+)
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return evaluate(make_inputs(), Flat(), SETTINGS)
+
+
+def test_table_has_every_sampler_once_per_nfe(result: Result) -> None:
+    generated = {
+        (row.sampler, row.nfe)
+        for row in result.rows
+        if row.group in ("student", "untrained", "baseline")
+    }
+    names = ("student", "untrained", "ddim", "ddpm", "unipc")
+    assert generated == {(name, nfe) for name in names for nfe in (10, 5)}
+    assert {row.key for row in result.rows} - {f"{n}.nfe{k}" for n, k in generated} == {
+        "teacher.full",
+        "real.full",
+    }
+    assert all(len(images) == 100 for key, images in result.images.items() if key != "real.full")
+    assert result.calls == {"student.nfe5": 6}
+
+
+def test_exact_samplers_are_at_the_floor_and_spoiled_ones_are_not(result: Result) -> None:
+    floor, student, spoiled = (
+        result.row(key) for key in ("real.full", "student.nfe10", "untrained.nfe10")
+    )
+    assert student.kid.low < floor.kid.high and student.kid.high > floor.kid.low
+    assert spoiled.kid.low > max(student.kid.high, floor.kid.high)
+    assert spoiled.frechet > student.frechet
+    assert student.kid.value == pytest.approx(
+        result.teacher.kid.value, abs=1e-9
+    )  # the same images here
+    assert result.differences["untrained.nfe10"].high < 0 < spoiled.kid.value
+    assert result.differences["teacher.nfe5"].value == pytest.approx(0, abs=1e-9)
+    assert student.std == pytest.approx(STD, abs=0.02) and spoiled.mean == pytest.approx(
+        MEAN + OFFSET, abs=0.03
+    )
+
+
+def test_more_images_than_cached_paths(result: Result) -> None:
+    """KID takes all of them; what depends on the number of images takes as many of each set as the
+    teacher has.
+    """
+    more = evaluate(make_inputs(), Flat(), SETTINGS.model_copy(update={"samples": 170}))
+    whole = evaluate(make_inputs(), Flat(), SETTINGS.model_copy(update={"samples": N}))
+    assert {row.group: row.images for row in more.rows} == {
+        "student": 170, "untrained": 170, "baseline": 170, "teacher": N, "real": N,
+    }  # fmt: skip
+    for key in ("student.nfe10", "ddim.nfe5"):
+        first, longer = whole.row(key), more.row(key)
+        assert (longer.frechet, longer.precision, longer.recall) == (
+            first.frechet,
+            first.precision,
+            first.recall,
+        )
+        assert longer.kid.value != first.kid.value
+        assert (more.images[key][:N] == whole.images[key]).all()
+        assert (
+            len(np.unique(more.images[key].reshape(170, -1), axis=0)) == 170
+        )  # drawn, not repeated
+    again = evaluate(make_inputs(), Flat(), SETTINGS.model_copy(update={"samples": 170}))
+    assert (again.images["student.nfe5"] == more.images["student.nfe5"]).all()
+    assert more.row("untrained.nfe10").kid.low > more.row("student.nfe10").kid.high
+    assert (more.samples, more.real, more.few) == (170, N, N) and result.few == 100
+
+
+def test_best_training_free_is_the_lowest_kid_and_its_spacing_was_chosen(result: Result) -> None:
+    for nfe in (10, 5):
+        ranked = result.baselines(nfe)
+        assert ranked[0].kid.value == min(row.kid.value for row in ranked) and len(ranked) == 3
+        assert result.spacing[f"ddim.nfe{nfe}"] == "trailing"
+        assert result.spacing[f"unipc.nfe{nfe}"] in ("trailing", "logsnr", "karras")
+        gap = result.differences[f"best_at_{nfe}.nfe{nfe}"]
+        assert gap.value == pytest.approx(
+            result.row(f"student.nfe{nfe}").kid.value - ranked[0].kid.value, abs=1e-12
+        )
+
+
+def test_path_errors_are_those_that_were_put_in(result: Result) -> None:
+    for nfe in (10, 5):
+        spoiled = [e.value for e in result.path_error["untrained", nfe]]
+        assert spoiled == pytest.approx([OFFSET * (i + 1) / nfe for i in range(nfe)], rel=1e-4)
+        assert max(e.value for e in result.path_error["student", nfe]) < 1e-6
+    assert len(result.path_images["teacher"]) == 40
+
+
+def test_same_seed_same_figures(result: Result) -> None:
+    again = evaluate(make_inputs(), Flat(), SETTINGS)
+    timeless = [replace(row, ms_per_image=None) for row in again.rows]
+    assert timeless == [replace(row, ms_per_image=None) for row in result.rows]
+    other = evaluate(make_inputs(), Flat(), SETTINGS.model_copy(update={"seed": 2}))
+    assert other.row("ddpm.nfe10").kid.value != result.row("ddpm.nfe10").kid.value
+
+
+def test_files(result: Result, tmp_path: Path) -> None:
+    write_outputs(result, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    student = metrics["student"]["nfe10"]
+    assert student["kid"] == result.row("student.nfe10").kid.value
+    assert student["kid_low"] <= student["kid"] <= student["kid_high"]
+    assert metrics["untrained"]["nfe5"]["path_rmse"] == pytest.approx(OFFSET, rel=1e-4)
+    assert metrics["best_training_free"]["nfe5"]["kid"] == result.baselines(5)[0].kid.value
+    assert metrics["difference"]["nfe10"]["to_untrained"]["kid_high"] < 0
+    assert (
+        "ms_per_image" not in metrics["real"]["full"]
+        and metrics["teacher"]["full"]["ms_per_image"] > 0
+    )
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert len(table) == len(result.rows)
+    frontier = pd.read_csv(tmp_path / "frontier.csv")
+    assert set(frontier["nfe"]) == {5, 10} and "teacher" not in set(frontier["sampler"])
+    steps = pd.read_csv(tmp_path / "path_error.csv")
+    assert len(steps) == 2 * (10 + 5)
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as samples:
+        assert np.array_equal(samples["student_nfe10"], result.images["student.nfe10"])
+
+
+def test_terminal_table_lists_all_and_marks_the_student(result: Result) -> None:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(format_table(metrics_of(result)))
+    lines = [line for line in console.export_text().splitlines() if "│" in line]
+    assert len(lines) == len(result.rows)
+    assert sum("Student" in line for line in lines) == 2
+    first = [line.split("│")[1].strip() for line in lines[:2]]
+    assert set(first) == {"Real images", "Teacher, full run"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "supported", "chosen"),
+    [(None, [5, 10], (10, 5)), ([5], [5, 10], (5,)), ([5, 10], [5, 10], (10, 5))],
+)
+def test_choice_of_nfe(
+    wanted: list[int] | None, supported: list[int], chosen: tuple[int, ...]
+) -> None:
+    assert choose_nfe(wanted, supported) == chosen
+    with pytest.raises(
+        InputError, match=r"evaluation\.nfe = 7: the student was trained for \[5, 10\]"
+    ):
+        choose_nfe([7], [5, 10])
+
+
+def test_bytes_round_trip() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    assert np.array_equal(to_bytes(to_float(every)), every)
+
+
+def test_too_few_paths_or_a_grid_that_does_not_divide() -> None:
+    inputs = make_inputs()
+    with pytest.raises(InputError, match=r"expected more than evaluation\.neighbours = 3"):
+        evaluate(replace(inputs, real=inputs.real[:3]), Flat(), SETTINGS)
+    with pytest.raises(InputError, match="nfe = 7: expected a divisor of the 20 intervals"):
+        inputs.paths.coarse(7)
+
+
+def test_stage_writes_the_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SHIPPED, tmp_path / FEATURES)
+    (tmp_path / "data" / "student").mkdir()
+    (tmp_path / "data" / "student" / "history.csv").write_text("step,loss\n0,2.0\n10,1.0\n")
+    monkeypatch.setattr("tasks.stages.evaluation.load_inputs", lambda params, root: make_inputs())
+    run(Params.model_validate({"evaluation": SETTINGS.model_dump(mode="json")}), tmp_path)
+    folder = tmp_path / "data" / "evaluation"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names >= {"metrics.json", "table.csv", "frontier.csv", "path_error.csv", "samples.npz"}
+    assert names >= {
+        "report.html",
+        *(f"figures/{name}.png" for name in ("frontier", "path_error", "training")),
+    }
+    assert names >= {
+        "grids/student_nfe10.png",
+        "grids/teacher_full.png",
+        "grids/side_by_side_nfe5.png",
+    }
+    metrics = read_metrics(tmp_path)
+    assert metrics["evaluation"] == {"features": "MNIST-CNN", "samples": 100, "real": N}
+    assert metrics["untrained"]["nfe10"]["frechet"] > metrics["student"]["nfe10"]["frechet"]

@@ -1,0 +1,422 @@
+"""The student stage with scale-wise distillation: the same stage, loop, checkpoints and selection
+as Sig-DEG's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.common.errors import InputError
+from models.evaluation.metrics import Interval
+from models.methods.export import open_student, with_network
+from models.methods.swd.pipeline import SwDPipeline
+from tasks.config.schema import Params
+from tasks.data.teacher import load_teacher
+from tasks.data.trajectories import open_trajectories
+from tasks.evaluation.benchmark import _compare, equal_compute
+from tasks.evaluation.load import free_name, load_inputs
+from tasks.evaluation.results import Result, Row
+from tasks.evaluation.samplers import to_bytes
+from tasks.methods import swd_gate as scalewise
+from tasks.methods.registry import RECIPES, Source
+from tasks.stages import evaluation, student
+from tasks.training.selection import Selection
+from tests.paths import PROJECT
+from tests.tasks.distillation import from_training_split, make_root, settings, stage
+
+PAIRS = [[1.0, 4], [0.8, 6], [0.5, 8]]
+SWD: dict[str, Any] = {
+    "kind": "swd",
+    "schedule": {"kind": "given", "pairs": PAIRS},
+    "dmd": {"limit": 1e6, "samples": 16, "steps": 2},
+    "gan": {"weight": 5e-3},
+    "rates": {"fake": None},
+    "fake_updates": 1,
+}
+
+
+def swd_settings(**sections: dict[str, Any]) -> Params:
+    """Params of the tiny project with method.kind = swd."""
+    content = json.loads(
+        settings(**{k: v for k, v in sections.items() if k != "method"}).model_dump_json()
+    )
+    content["method"] = SWD | sections.get("method", {})
+    return Params.model_validate_json(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_root(tmp_path_factory.mktemp("swd"))
+
+
+@pytest.fixture()
+def root(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def source(root: Path, params: Params) -> Source:
+    return Source(params, load_teacher(root), open_trajectories(root))
+
+
+def test_real_images_reach_the_batches(root: Path) -> None:
+    """auto and data take the training split's images; teacher, or no MMD, takes none."""
+
+    def batch(**mmd: Any) -> Any:
+        given = source(root, swd_settings(method={"mmd": mmd}))
+        return RECIPES["swd"].batches(given, torch.device("cpu"), 0, 1)(0, 0, 0)
+
+    assert batch(target="teacher").real is None and batch(target="data", weight=0.0).real is None
+    for choice in ({}, {"target": "data"}):
+        real = batch(**choice).real
+        assert real.shape == (4, 1, 8, 8) and from_training_split(root, real)
+    given = source(root, swd_settings(method={"mmd": {"target": "data"}}))
+    given.teacher.num_classes = 10
+    with pytest.raises(
+        InputError, match=r"method.mmd.target = data: images .* conditional teacher"
+    ):
+        RECIPES["swd"].measure(given, root)
+
+
+def test_stage_writes_a_student_that_opens_anywhere(root: Path, tmp_path: Path) -> None:
+    student.run(swd_settings(), root)
+    folder = root / "data/student"
+    record = json.loads((folder / "student.json").read_text())
+    assert record["nfe"] == [3] and record["facts"]["schedule"] == PAIRS
+    assert [row["size"] for row in record["facts"]["gate"]] == [4, 6, 8]
+    curve = pd.read_csv(folder / "history.csv")
+    assert curve["step"].iloc[-1] == 4 and np.isfinite(curve["kid_3"]).all()
+    pipeline = open_student(folder)
+    assert isinstance(pipeline, SwDPipeline)
+    expected = pipeline(3, generator=torch.Generator().manual_seed(2), output_type="np").images
+    code = f"""if True:
+        import numpy, torch
+        from diffusers import DiffusionPipeline
+        pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, custom_pipeline={str(folder)!r},
+                                                 trust_remote_code=True)
+        images = pipe(batch_size=3, num_inference_steps=3, generator=torch.Generator().manual_seed(2),
+                      output_type="np").images
+        numpy.save("images.npy", images)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert np.allclose(np.load(tmp_path / "images.npy"), expected, atol=1e-5)
+
+
+def test_a_killed_stage_continues_to_the_same_student(root: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(root, whole)
+    params = swd_settings(student={"steps": 4})
+    student.run(params, whole)
+    kill = """if True:
+        import os, tasks.training.trainer
+        kept = tasks.training.trainer.Training.save
+        def save(self):
+            kept(self)
+            if self.state.step == 2:
+                os.kill(os.getpid(), 9)
+        tasks.training.trainer.Training.save = save
+    """
+    assert stage(root, params, kill).returncode == -9
+    assert not (root / "data/student").exists()
+    student.run(params, root)
+    for name in ("unet/diffusion_pytorch_model.safetensors", "history.csv", "student.json"):
+        assert (root / "data/student" / name).read_bytes() == (
+            whole / "data/student" / name
+        ).read_bytes(), name
+
+
+def test_gate_switches_dmd_off_where_the_teacher_fails(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = iter([0.9, 0.1, 0.2, 0.1, 0.1, 0.1])  # own, reduced; for sizes 4, 6, 8
+    monkeypatch.setattr(scalewise, "_kid", lambda *_: next(values))
+    params = swd_settings(
+        method={"dmd": {"limit": 3.0, "samples": 16, "steps": 2}, "gan": {"weight": 0.0}}
+    )
+    given = source(root, params)
+    with caplog.at_level(logging.WARNING):
+        facts = RECIPES["swd"].measure(given, root)
+    assert [row["dmd"] for row in facts["gate"]] == [False, True, True]
+    assert len(caplog.messages) == 1 and "size 4: KID 0.90000" in caplog.messages[0]
+    method = RECIPES["swd"].method(Source(params, given.teacher, given.shards, facts))
+    assert [method.active(i) for i in range(3)] == [
+        ("student",),
+        ("fake", "student"),
+        ("fake", "student"),
+    ]
+    values = iter(
+        [0.25, 0.001, 0.31, 0.001, 0.2, 0.1]
+    )  # small images look alike; as good as at full size is enough
+    assert [row["dmd"] for row in RECIPES["swd"].measure(given, root)["gate"]] == [
+        True,
+        False,
+        True,
+    ]
+    off = swd_settings(method={"dmd": {"gate": "off"}})
+    assert RECIPES["swd"].measure(source(root, off), root)["gate"] == []
+
+
+def test_gate_measures_own_samples_at_each_size_against_reduced_ones(root: Path) -> None:
+    params = swd_settings()
+    gate = RECIPES["swd"].measure(source(root, params), root)["gate"]
+    assert all(np.isfinite([row["kid"], row["reduced_kid"]]).all() and row["dmd"] for row in gate)
+    assert (
+        gate == RECIPES["swd"].measure(source(root, params), root)["gate"]
+    )  # the same noise every time
+
+
+@pytest.mark.parametrize(
+    ("schedule", "line"),
+    [
+        ({"kind": "given", "pairs": [[1.0, 4], [0.5, 6]]}, "last size is 6; expected 8"),
+        ({"kind": "given", "pairs": [[1.0, 3], [0.5, 8]]}, "multiple of 2"),
+    ],
+)
+def test_schedules_that_do_not_fit_the_teacher_are_one_line(
+    root: Path, schedule: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(InputError, match=line):
+        student.run(swd_settings(method={"schedule": schedule}), root)
+
+
+def test_auto_schedule_comes_from_the_cached_images(root: Path) -> None:
+    params = swd_settings(
+        method={"schedule": {"kind": "auto", "sigmas": [1.0, 0.6, 0.3], "smallest": 4}}
+    )
+    facts = RECIPES["swd"].measure(source(root, params), root)
+    sizes = [size for _, size in facts["schedule"]]
+    assert sizes == sorted(sizes) and sizes[0] == 4 and sizes[-1] == 8
+    power = np.array(facts["power"])
+    lost = power[np.arange(len(power)) > sizes[1] / 2]
+    assert (lost * 0.4**2 <= 0.6**2).all()
+
+
+def test_batches_are_the_ends_of_the_paths_and_other_players_see_others(root: Path) -> None:
+    given = source(root, swd_settings())
+    batches = RECIPES["swd"].batches(given, torch.device("cpu"), 0, 1)
+    last = torch.from_numpy(given.shards.array("train", "Y")[:16][:, -1]).float()
+    seen = torch.cat([batches(step, 0, 0).x0 for step in range(4)])
+    order = torch.cdist(seen.flatten(1), last.flatten(1)).argmin(1)
+    assert torch.equal(seen, last[order]) and sorted(order.tolist()) == list(range(16))
+    assert not torch.equal(batches(0, 0, 0).x0, batches(0, 0, 1).x0)
+    assert torch.equal(batches(3, 0, 1).x0, batches(3, 0, 1).x0) and batches(3, 0, 1).step == 3
+
+
+def test_choosing_the_method_brings_its_training_settings() -> None:
+    from tasks.config.schema import Student, load_params
+
+    file = PROJECT / "params.yaml"
+    chosen = load_params(file, ["student.ema=0.5", "method.kind=swd"])
+    wanted = type(chosen.method).companions["student"]  # type: ignore[union-attr]
+    assert chosen.student.ema == 0.5 and chosen.student.steps == wanted["steps"] != Student().steps
+    assert load_params(file, ["method.kind=sigdeg"]).student == load_params(file).student
+
+
+@pytest.fixture(scope="module")
+def evaluated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a scale-wise student, a full-size one of the same steps beside it, and their
+    evaluation.
+    """
+    root = tmp_path_factory.mktemp("evaluated") / "project"
+    shutil.copytree(made, root)
+    full = {"schedule": {"kind": "given", "pairs": [[sigma, 8] for sigma, _ in PAIRS]}}
+    student.run(swd_settings(method=full | {"dmd": {"weight": 0.0}, "gan": {"weight": 0.0}}), root)
+    (root / "data/student").rename(root / "data/full.size")
+    settings = {
+        "samples": 8,
+        "bootstrap": 10,
+        "baselines": ["ddim", "unipc"],
+        "rivals": ["data/full.size"],
+    }
+    params = swd_settings(evaluation=settings)
+    with pytest.MonkeyPatch.context() as patch:
+        scores = itertools.count(
+            10, -1
+        )  # the last weights are the best, whatever four steps do to a random teacher
+        patch.setattr(Selection, "_kid", lambda self, nfe: float(next(scores)))
+        student.run(params, root)
+    evaluation.run(params, root)
+    return root
+
+
+def test_evaluation_compares_at_equal_calls_and_equal_compute(evaluated: Path) -> None:
+    table = pd.read_csv(evaluated / "data/evaluation/table.csv").set_index(["sampler", "nfe"])
+    cost = table["gflops"]
+    one = cost["teacher", 8] / 8
+    assert cost["full_size", 3] == pytest.approx(3 * one) and cost["ddim", 3] == pytest.approx(
+        3 * one
+    )
+    assert (
+        cost["student", 3]
+        == cost["untrained", 3]
+        == cost["noise_first", 3]
+        < 0.75 * cost["full_size", 3]
+    )
+    share = (
+        sum(size**2 for _, size in PAIRS) / 64
+    )  # convolutions, which are most of it, cost by area
+    assert cost["student", 3] / one == pytest.approx(share, rel=0.1)
+    assert ("unipc", 2) in table.index and np.isfinite(
+        table["kid"]
+    ).all()  # 2 full-size calls cost the same
+    gaps = evaluation.read_metrics(evaluated)["difference"]["nfe3"]
+    assert {
+        "to_full_size",
+        "to_noise_first",
+        "to_untrained",
+        "to_best_at_2",
+        "to_best_at_3",
+    } <= set(gaps)
+    assert (evaluated / "data/evaluation/figures/scales.png").stat().st_size > 10_000
+    page = (evaluated / "data/evaluation/report.html").read_text()
+    assert (
+        "Student SwD" in page and "SwD student in full_size" in page and "Brownian path" not in page
+    )
+    assert "Resolution of the steps" in page
+    share = cost["student", 3] / cost["ddim", 3]
+    assert (
+        f"Its steps cost {share:.0%} of as many training-free ones; for as much compute, 2 calls,"
+        in page
+    )
+
+
+def test_rows_are_the_samplers_they_name(evaluated: Path) -> None:
+    """Images of four rows again, by hand, from the same start noise and generator."""
+    samples = np.load(evaluated / "data/evaluation/samples.npz")
+    assert json.loads((evaluated / "data/student/student.json").read_text())["best_step"] > 0
+    pipeline, rival = (open_student(evaluated / "data" / name) for name in ("student", "full.size"))
+    untrained = with_network(pipeline, load_teacher(evaluated).network)
+    noise = torch.from_numpy(
+        open_trajectories(evaluated).array("validation", "Y")[:8][:, 0]
+    ).float()
+    rows = {
+        "student": pipeline,
+        "untrained": untrained,
+        "full_size": rival,
+        "noise_first": pipeline,
+    }
+    seen = []
+    for name, pipe in rows.items():
+        options = {"noise_first": True} if name == "noise_first" else {}
+        x0, _ = pipe.rollout(noise, generator=torch.Generator().manual_seed(1_000_003), **options)
+        assert np.abs(to_bytes(x0).astype(int) - samples[f"{name}_nfe3"]).max() <= 1, name
+        seen.append(samples[f"{name}_nfe3"].tobytes())
+    assert len(set(seen)) == 4
+
+
+def test_equal_compute_is_counted_for_cheaper_students_only(evaluated: Path) -> None:
+    inputs = load_inputs(swd_settings(evaluation={"rivals": ["data/full.size"]}), evaluated)
+    assert equal_compute(inputs) == [2]
+    assert (
+        equal_compute(replace(inputs, generators={"student": inputs.others["full_size"][0]})) == []
+    )
+
+
+def test_rates_and_guidance_reach_the_training(root: Path) -> None:
+    params = swd_settings(
+        method={"rates": {"fake": 3e-3, "discriminator": None}}, student={"learning_rate": 1e-3}
+    )
+    facts = {"schedule": PAIRS, "gate": [{"size": 4, "dmd": False}, {"size": 6, "dmd": True}]}
+    (root / "facts.json").write_text(json.dumps(facts))
+    state = student.build_training(params, root, root, torch.device("cpu")).state
+    rates = {
+        name: optimizer.param_groups[0]["base"] for name, optimizer in state.optimizers.items()
+    }
+    assert rates == {"student": 1e-3, "fake": 3e-3, "discriminator": 1e-3}
+    guided = swd_settings(trajectories={"guidance": 2.5})
+    config = scalewise.swd_config(guided, facts)
+    assert config.guidance == 2.5 and config.dmd_off == (4,) and config.nfe == (3,)
+
+
+def test_rivals_never_take_the_name_of_another_sampler() -> None:
+    taken = {"student", "unipc"}
+    names = []
+    for folder in ("/a/data/student", "/b/data/student", "/b/unipc", "/b/full.size"):
+        names.append(free_name(Path(folder), taken | set(names)))
+    assert names == ["data_student", "b_data_student", "b_unipc", "full_size"]
+    with pytest.raises(InputError, match="/student is named twice"):
+        free_name(Path("/student"), taken)
+
+
+def test_a_rival_that_is_none_is_one_line(evaluated: Path) -> None:
+    params = swd_settings(evaluation={"rivals": ["data/teacher"]})
+    with pytest.raises(InputError, match=r"evaluation.rivals: data/teacher cannot be opened"):
+        evaluation.run(params, evaluated)
+
+
+WATCH = """
+import tasks.stages.student
+def work(config):
+    import tasks.stages.student
+    from models.methods.swd.method import SwD
+    kept = SwD.loss
+    def loss(self, player, batch, generator):
+        from ray.train import get_context
+        rank, size = get_context().get_world_rank(), self.ladder[self.index(batch.step)].size
+        total, terms = kept(self, player, batch, generator)
+        with open(f"{config['root']}/seen.{rank}", "a") as file:
+            row = (batch.step, player, size, sorted(terms)[0], float(batch.x0.sum()))
+            file.write(",".join(map(str, row)) + chr(10))
+        return total, terms
+    SwD.loss = loss
+    tasks.stages.student._work(config)
+tasks.stages.student._work = work
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_take_one_scale_at_a_time(root: Path) -> None:
+    """Every player of both workers is at the same size in the same step, each with images of its
+    own.
+    """
+    params = swd_settings(student={"steps": 3, "workers": 2, "accumulate": 2, "validate_every": 10})
+    result = stage(root, params, WATCH)
+    assert result.returncode == 0, result.stderr
+    names = ["step", "player", "size", "term", "sum"]
+    first, second = (pd.read_csv(root / f"seen.{rank}", names=names) for rank in (0, 1))
+    assert first[["step", "player", "size"]].equals(second[["step", "player", "size"]])
+    assert first.groupby("step")["size"].nunique().eq(1).all() and sorted(
+        first["size"].unique()
+    ) == [4, 6, 8]
+    assert len(first) == 3 * 2 * (1 + 1 + 1) and (first["sum"] != second["sum"]).all()
+    named = first[first["term"] != "critic"]
+    assert (named["term"].str.rpartition("_")[2].astype(int) == named["size"]).all()
+    assert json.loads((root / "data/student/student.json").read_text())["steps"] == 3
+
+
+def test_other_students_are_compared_at_their_own_numbers_of_steps() -> None:
+    names = [
+        ("student", "student", 4),
+        ("teacher", "teacher", 100),
+        ("full", "other", 4),
+        ("half", "other", 2),
+    ]
+    rows = [
+        Row(n, n, group, nfe, Interval(0.1, 0, 1), 0.0, 0.5, 0.5, 1.0, 0.0, 1.0, 8)
+        for n, group, nfe in names
+    ]
+    result = Result("features", 8, 8, 8, rows)
+    asked: list[tuple[str, str]] = []
+    judge: Any = SimpleNamespace(
+        kid=SimpleNamespace(difference=lambda one, other: asked.append((one, other)))
+    )
+    _compare(result, judge)
+    assert set(result.differences) == {"teacher.nfe4", "full.nfe4", "half_at_2.nfe4"}
+    assert ("student.4", "half.2") in asked and ("student.4", "full.4") in asked
