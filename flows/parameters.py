@@ -26,7 +26,8 @@ def overrides_schema() -> dict[str, Any]:
     partial = _partial(Params.model_json_schema())
     return {
         "title": "Overrides",
-        "description": 'Parameters that differ from params.yaml: ["student.steps=600"] or {"student": {"steps": 600}}.',
+        "description": "Parameters that differ from params.yaml: "
+        '["student.steps=600"] or {"student": {"steps": 600}}.',
         "default": [],
         "if": {"type": "array"},
         "then": {"items": {"type": "string", "pattern": OVERRIDE}},
@@ -78,7 +79,7 @@ Revision = Annotated[
     WithJsonSchema(
         {
             "title": "Revision",
-            "description": "Branch, tag or commit to work on, in a worktree of its own; null: in place.",
+            "description": "Branch, tag or commit to work on, in its own worktree; null: in place.",
             "default": None,
             "type": ["string", "null"],
             "pattern": REVISION,

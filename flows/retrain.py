@@ -58,7 +58,7 @@ def retrain(
         run_stages(work.root)
         kept = keep(work)
         model = register(work.root, params, inputs)
-        finding, rounds = contest(work.root, params, model["version"])
+        finding, rounds = compare_with_champion(work.root, params, model["version"])
         verdict = promote(work.root, params, model["version"], finding)
         announce(params, model["version"], finding, rounds, verdict)
         report = artifacts.publish(work, params, model["run_id"])
@@ -74,7 +74,7 @@ def unchanged(root: Path, params: Params, inputs: dict[str, str]) -> str:
     from tasks.registry import promotion
 
     logger = get_run_logger()
-    if found := promotion.judged(root, params, inputs):
+    if found := promotion.uses_dmd(root, params, inputs):
         number, decision = found
         line = f"nothing changed since {params.registration.name} version {number}: {decision}"
         logger.info("%s", line)
@@ -88,14 +88,16 @@ def unchanged(root: Path, params: Params, inputs: dict[str, str]) -> str:
 
 
 @task(retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
-def contest(root: Path, params: Params, number: str) -> tuple[Finding | None, list[Round]]:
+def compare_with_champion(
+    root: Path, params: Params, number: str
+) -> tuple[Finding | None, list[Round]]:
     """Measure champion and challenger on the present evaluation set; None if there is no other
     champion.
 
     A champion that cannot be measured there stays champion; the finding says why.
     """
     from tasks.registry import promotion
-    from tasks.stages import champion_challenger as contests
+    from tasks.stages import champion_challenger as comparison
 
     with tempfile.TemporaryDirectory() as place:
         champion = promotion.fetch_champion(root, params, Path(place))
@@ -114,8 +116,8 @@ def contest(root: Path, params: Params, number: str) -> tuple[Finding | None, li
             run_program("champion against challenger", command, root)
         except InputError as error:
             return promotion.Finding(present, False, str(error)), []
-        rounds = contests.load(result)
-        return promotion.Finding(present, *contests.verdict(rounds)), rounds
+        rounds = comparison.load(result)
+        return promotion.Finding(present, *comparison.decide(rounds)), rounds
 
 
 @task(cache_policy=NO_CACHE)

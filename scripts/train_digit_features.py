@@ -18,6 +18,7 @@ from torch import Tensor
 from models.common.errors import InputError
 from models.evaluation.features import DigitNet
 from tasks.config.schema import NpzDataset, Params
+from tasks.data.dataset import load_split
 from tasks.stages import dataset
 from tasks.utils.atomic import atomic_dir
 from tasks.utils.cli import stage_main
@@ -122,7 +123,7 @@ def _load(params: Params) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
 
 def _splits(params: Params, root: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     dataset.run(params, root)
-    train_part, holdout = (dataset.load_split(root, name) for name in ("train", "holdout"))
+    train_part, holdout = (load_split(root, name) for name in ("train", "holdout"))
     return _tensors(*train_part), _tensors(*holdout)
 
 

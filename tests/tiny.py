@@ -17,7 +17,7 @@ from tasks.utils.atomic import atomic_write_json
 def tiny_unet(size: int = 8, classes: int | None = None, seed: int = 0) -> UNet2DModel:
     """A UNet of one-channel images with all weights random, the zero-initialised ones too."""
     torch.manual_seed(seed)
-    return shaken(build_unet(size, 1, (8, 16), 1, classes))
+    return perturbed(build_unet(size, 1, (8, 16), 1, classes))
 
 
 def tiny_dit(seed: int = 0, dropout: float = 0.0) -> DiTTransformer2DModel:
@@ -38,10 +38,10 @@ def tiny_dit(seed: int = 0, dropout: float = 0.0) -> DiTTransformer2DModel:
         "num_embeds_ada_norm": 3,
         "dropout": dropout,
     }
-    return shaken(DiTTransformer2DModel(**settings, **heads))
+    return perturbed(DiTTransformer2DModel(**settings, **heads))
 
 
-def shaken(network: Any) -> Any:
+def perturbed(network: Any) -> Any:
     """The network with a little noise on every weight, so that none is zero by its
     initialisation.
     """

@@ -18,7 +18,7 @@ class Finding:
     check: str
     state: State
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def ok(check: str, found: str) -> Finding:
@@ -26,14 +26,14 @@ def ok(check: str, found: str) -> Finding:
     return Finding(check, "ok", found)
 
 
-def warn(check: str, found: str, mend: str) -> Finding:
+def warn(check: str, found: str, fix: str) -> Finding:
     """Works, but something should be done."""
-    return Finding(check, "warn", found, mend)
+    return Finding(check, "warn", found, fix)
 
 
-def fail(check: str, found: str, mend: str) -> Finding:
+def fail(check: str, found: str, fix: str) -> Finding:
     """Something will not work."""
-    return Finding(check, "fail", found, mend)
+    return Finding(check, "fail", found, fix)
 
 
 def examine(checks: Iterable[tuple[str, Callable[[], Finding]]]) -> list[Finding]:

@@ -33,8 +33,8 @@ def show(findings: list[Finding]) -> None:
     for item in findings:
         colour = COLOURS[item.state]
         say(f"[{colour}]{item.state:<4}[/]  {escape(f'{item.check:<17} {item.found}')}")
-        if item.mend:
-            say(f"      {'':<17} -> {escape(item.mend)}")
+        if item.fix:
+            say(f"      {'':<17} -> {escape(item.fix)}")
     count = {state: sum(item.state == state for item in findings) for state in COLOURS}
     say(f"{count['ok']} ok, {count['warn']} to look at, {count['fail']} to mend")
 

@@ -169,8 +169,8 @@ def port(root: Path, service: str, number: int, option: str) -> Finding:
     try:
         check_free(LOOPBACK, number, option)
     except InputError as error:
-        found, _, mend = str(error).partition(": expected a free one; ")
-        return warn(name, found, mend or f"choose another: make up {option}=...")
+        found, _, fix = str(error).partition(": expected a free one; ")
+        return warn(name, found, fix or f"choose another: make up {option}=...")
     return ok(name, f"{number} is free")
 
 
@@ -227,6 +227,6 @@ def gpu() -> Finding:
             f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, CUDA {torch.version.cuda}",
         )
     if os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi"):
-        mend = "install torch with CUDA and a driver that fits it; or run on the CPU as it is"
-        return warn("gpu", f"a GPU is there, but torch {torch.__version__} does not use it", mend)
+        fix = "install torch with CUDA and a driver that fits it; or run on the CPU as it is"
+        return warn("gpu", f"a GPU is there, but torch {torch.__version__} does not use it", fix)
     return ok("gpu", f"none; torch {torch.__version__} computes on the CPU")

@@ -45,8 +45,11 @@ def remote(root: Path) -> Finding:
     if url is None:
         return ok("dvc remote", "none: results stay on this machine")
     if problem:
-        mend = "check the network and the credentials (docs/team.md), or: dvc remote modify NAME url URL"
-        return fail("dvc remote", f"{redact(url)} does not answer: {redact(problem)}", mend)
+        fix = (
+            "check the network and the credentials (docs/team.md), or: "
+            "dvc remote modify NAME url URL"
+        )
+        return fail("dvc remote", f"{redact(url)} does not answer: {redact(problem)}", fix)
     return ok("dvc remote", f"{redact(url)} answers")
 
 
@@ -57,9 +60,12 @@ def prefect_database(root: Path) -> Finding:
     if url := os.environ.get("PREFECT_API_URL"):
         return ok("prefect database", f"that of the server at {redact(url)}")
     home = Path(os.environ.get("PREFECT_HOME") or root / STATE / "prefect")
-    mend = "python -m tasks.utils.environment prefect server database upgrade -y (the server does it too when it starts)"
+    fix = (
+        "python -m tasks.utils.environment prefect server database upgrade -y "
+        "(the server does it too when it starts)"
+    )
     return _migrated(
-        "prefect database", home / "prefect.db", "prefect", "server/database/_migrations", mend
+        "prefect database", home / "prefect.db", "prefect", "server/database/_migrations", fix
     )
 
 
@@ -75,7 +81,7 @@ def mlflow_database(root: Path) -> Finding:
     )
 
 
-def _migrated(check: str, database: Path, package: str, folder: str, mend: str) -> Finding:
+def _migrated(check: str, database: Path, package: str, folder: str, fix: str) -> Finding:
     if not database.is_file():
         return ok(check, "none yet; made at the first use")
     spec = find_spec(package)
@@ -86,7 +92,7 @@ def _migrated(check: str, database: Path, package: str, folder: str, mend: str) 
     return warn(
         check,
         f"has {', '.join(sorted(found)) or 'no tables'}, wanted {', '.join(sorted(wanted))}",
-        mend,
+        fix,
     )
 
 
@@ -122,11 +128,14 @@ def locks(root: Path) -> Finding:
         if text.isdigit() and not psutil.pid_exists(int(text)):
             stale.append(f"{note.relative_to(root)} (process {text})")
     if stale:
-        mend = "left by a killed run, and harmless: the next run takes them over; or delete these files"
+        fix = (
+            "left by a killed run, and harmless: the next run takes them over; "
+            "or delete these files"
+        )
         return warn(
             "locks",
             "; ".join(stale[:4]) + (f" and {len(stale) - 4} more" if len(stale) > 4 else ""),
-            mend,
+            fix,
         )
     return ok("locks", "none stale")
 
@@ -197,8 +206,11 @@ def worktrees(root: Path) -> Finding:
     told = f"{len(left)} under {STATE}, {len(dirty)} with changes" + (
         f": {', '.join(dirty[:4])}" if dirty else ""
     )
-    mend = "prefect flow-run retry ID goes on in one; unused for a week they go; now: git worktree remove --force PATH"
-    return warn("worktrees", told, mend)
+    fix = (
+        "prefect flow-run retry ID continues in one; unused for a week they are removed; "
+        "now: git worktree remove --force PATH"
+    )
+    return warn("worktrees", told, fix)
 
 
 def _at_work(place: Path) -> bool:

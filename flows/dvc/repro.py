@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from models.common.errors import InputError
 from tasks.utils import environment
 from tasks.utils.atomic import atomic_write_text
-from tasks.utils.os_errors import trouble
-from tasks.utils.parent_death import end_with_parent
+from tasks.utils.os_errors import os_error_line
+from tasks.utils.parent_death import exit_with_parent
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -164,7 +164,8 @@ def _nothing_there(url: str) -> str:
 
 
 def _target(root: Path, name: str) -> str:
-    return f"{root.resolve() / 'dvc.yaml'}:{name}"  # a bare name would be looked up in the current folder
+    # A bare name would be looked up in the current folder.
+    return f"{root.resolve() / 'dvc.yaml'}:{name}"
 
 
 def _explain(error: BaseException) -> int:
@@ -174,7 +175,7 @@ def _explain(error: BaseException) -> int:
     why = reason(error)
     if match := _EXITED.search(why):
         return int(match.group(1))
-    line = trouble(error)
+    line = os_error_line(error)
     print(f"error: {line}" if line else f"dvc: {why}", file=sys.stderr)
     return 1
 
@@ -199,7 +200,7 @@ def main(argv: list[str]) -> int:
         )
         return 2
     if WITH_PARENT in argv:
-        end_with_parent(lambda: os.killpg(0, signal.SIGTERM))  # the group: the stage included
+        exit_with_parent(lambda: os.killpg(0, signal.SIGTERM))  # the group: the stage included
     try:
         return reproduce(Path.cwd(), names[0])
     except InputError as error:

@@ -60,7 +60,7 @@ def zombie_automation() -> AutomationCore:
     """
     return AutomationCore(
         name=ZOMBIES,
-        description="Runs whose process was killed are marked as crashed, so that the next run can start.",
+        description="Marks runs whose process was killed as crashed, so that the next can start.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={HEARTBEAT},

@@ -15,19 +15,19 @@ class Method(Protocol):
     """Sig-DEG, SwD and the teacher's own training all look like this to
     :func:`models.training.loop.train`.
 
-    ``players``: networks with an optimizer each, by name. ``averaged``: names of those that keep an
+    ``networks``: networks with an optimizer each, by name. ``ema``: names of those that keep an
     EMA.
     """
 
-    players: Mapping[str, nn.Module]
-    averaged: tuple[str, ...]
+    networks: Mapping[str, nn.Module]
+    ema: tuple[str, ...]
 
-    def active(self, step: int) -> Sequence[str]:
+    def updates(self, step: int) -> Sequence[str]:
         """Players to update at this step, in order; a name may come several times."""
         ...
 
-    def loss(self, player: str, batch: Any, generator: torch.Generator) -> Losses:
-        """Scalar loss of one player on one batch and the terms worth logging; pure: no backward, no
+    def loss(self, role: str, batch: Any, generator: torch.Generator) -> Losses:
+        """Scalar loss of one role on one batch and the terms worth logging; pure: no backward, no
         optimizer.
         """
         ...

@@ -29,11 +29,11 @@ class Images(NamedTuple):
 
 
 class Denoising:
-    """The teacher's own training as a :class:`models.methods.base.Method` with one player,
+    """The teacher's own training as a :class:`models.methods.base.Method` with one role,
     ``teacher``.
     """
 
-    averaged: tuple[str, ...] = ("teacher",)
+    ema: tuple[str, ...] = ("teacher",)
 
     def __init__(
         self, network: nn.Module, scheduler: Any, scales: Sequence[int], label_dropout: float = 0.1
@@ -43,13 +43,13 @@ class Denoising:
         self.null_label = None if embeds is None else embeds - 1
         self.teacher = Teacher(network, scheduler, null_label=self.null_label)
         network.requires_grad_(True).train()
-        self.players: Mapping[str, nn.Module] = {"teacher": network}
+        self.networks: Mapping[str, nn.Module] = {"teacher": network}
         self.scales, self.label_dropout = tuple(scales), label_dropout
 
-    def active(self, step: int) -> Sequence[str]:
+    def updates(self, step: int) -> Sequence[str]:
         return ("teacher",)
 
-    def loss(self, player: str, batch: Images, generator: torch.Generator) -> Losses:
+    def loss(self, role: str, batch: Images, generator: torch.Generator) -> Losses:
         """Mean squared error in the network's own parametrization, times uniform on the
         schedule.
         """

@@ -1,7 +1,7 @@
 """One training loop for every method: a generator that yields after each optimizer step.
 
 The caller owns logging, validation and checkpoints. Randomness is stateless: batch and noise of a
-step are functions of (seed, step, micro-batch, player turn, rank), so a run resumed from
+step are functions of (seed, step, micro-batch, role update, rank), so a run resumed from
 ``state_dict`` continues bit for bit on a CPU.
 """
 
@@ -22,15 +22,15 @@ from models.common.precision import DTYPES
 from models.common.random import generator_for
 from models.methods.base import Method
 
-Batches = Callable[[int, int, int], Any]  # (step, micro, turn) -> batch
+Batches = Callable[[int, int, int], Any]  # (step, micro, update) -> batch
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient became NaN or infinite; ``step`` is the step that was not applied."""
 
-    def __init__(self, step: int, player: str, what: str):
-        super().__init__(f"step {step}: {what} of {player} is not finite")
-        self.step, self.player = step, player
+    def __init__(self, step: int, role: str, what: str):
+        super().__init__(f"step {step}: {what} of {role} is not finite")
+        self.step, self.role = step, role
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LoopConfig:
 
     steps: int
     learning_rate: float = 1e-4
-    player_rates: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
     warmup: int = 0
     schedule: str = "cosine"
     weight_decay: float = 0.0
@@ -65,7 +65,7 @@ class LoopConfig:
 @dataclass(frozen=True)
 class StepReport:
     """What one step did: ``step`` counts finished steps; ``terms`` are means over micro-batches by
-    player.
+    role.
     """
 
     step: int
@@ -74,16 +74,16 @@ class StepReport:
 
 
 class TrainState:
-    """Players, their optimizers and averages, and the number of finished steps."""
+    """Players, their optimizers and ema_weights, and the number of finished steps."""
 
     def __init__(self, method: Method, config: LoopConfig):
         self.step = 0
         self.config = config
-        self.players = dict(method.players)
-        self.optimizers = {name: self._optimizer(name, net) for name, net in self.players.items()}
-        self.averages = {
-            name: {k: v.detach().clone() for k, v in _trained(self.players[name]).items()}
-            for name in method.averaged
+        self.networks = dict(method.networks)
+        self.optimizers = {name: self._optimizer(name, net) for name, net in self.networks.items()}
+        self.ema_weights = {
+            name: {k: v.detach().clone() for k, v in _trained(self.networks[name]).items()}
+            for name in method.ema
         }
         self.scaler = torch.amp.GradScaler(
             "cuda", enabled=config.precision == "float16" and torch.cuda.is_available()
@@ -93,7 +93,7 @@ class TrainState:
         groups: dict[float, list[Tensor]] = defaultdict(list)
         for parameter in _trained(net).values():
             groups[getattr(parameter, "rate_scale", 1.0)].append(parameter)
-        base = self.config.player_rates.get(name, self.config.learning_rate)
+        base = self.config.learning_rates.get(name, self.config.learning_rate)
         param_groups = [
             {"params": ps, "lr": base * scale, "base": base * scale}
             for scale, ps in sorted(groups.items())
@@ -103,28 +103,28 @@ class TrainState:
         )
 
     @torch.no_grad()
-    def update_averages(self) -> None:
+    def update_ema(self) -> None:
         """EMA with the usual warm-up of the decay, (1 + step) / (10 + step), so that short runs are
         not all start.
         """
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        for name, average in self.averages.items():
-            live = _trained(self.players[name])
+        for name, average in self.ema_weights.items():
+            live = _trained(self.networks[name])
             torch._foreach_lerp_(
                 list(average.values()), [live[k].detach() for k in average], 1.0 - decay
             )
 
-    def averaged_state(self, player: str) -> dict[str, Tensor]:
-        """Full state dict of a player with its averaged weights in place."""
-        return {**self.players[player].state_dict(), **self.averages[player]}
+    def ema_state(self, role: str) -> dict[str, Tensor]:
+        """Full state dict of a role with its ema weights in place."""
+        return {**self.networks[role].state_dict(), **self.ema_weights[role]}
 
     def state_dict(self) -> dict[str, Any]:
         """All that an exact continuation needs."""
         return {
             "step": self.step,
-            "players": {k: v.state_dict() for k, v in self.players.items()},
+            "networks": {k: v.state_dict() for k, v in self.networks.items()},
             "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
-            "averages": self.averages,
+            "ema_weights": self.ema_weights,
             "scaler": self.scaler.state_dict(),
         }
 
@@ -132,14 +132,14 @@ class TrainState:
         """Continue from :meth:`state_dict`; KeyError or RuntimeError if it belongs to another
         method.
         """
-        for name, net in self.players.items():
-            net.load_state_dict(state["players"][name])
+        for name, net in self.networks.items():
+            net.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         with torch.no_grad():
-            for name, average in self.averages.items():
+            for name, average in self.ema_weights.items():
                 for key, value in average.items():
-                    value.copy_(state["averages"][name][key])
+                    value.copy_(state["ema_weights"][name][key])
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
@@ -175,39 +175,39 @@ def _global_stream(device: torch.device, *key: int) -> Iterator[None]:
         yield
 
 
-def _turn(
+def _update(
     method: Method,
     state: TrainState,
-    player: str,
-    turn: int,
+    role: str,
+    update: int,
     batches: Batches,
     device: torch.device,
     rank: int,
 ) -> dict[str, float]:
-    """One optimizer update of one player; returns its logged terms."""
-    config, optimizer = state.config, state.optimizers[player]
+    """One optimizer update of one role; returns its logged terms."""
+    config, optimizer = state.config, state.optimizers[role]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     terms: dict[str, float] = defaultdict(float)
     half = config.precision != "float32"
     for micro in range(config.accumulate):
-        noise = generator_for(device, config.seed, state.step, micro, turn, rank)
-        dropout = (config.seed, state.step, micro, turn, rank, 1)
+        noise = generator_for(device, config.seed, state.step, micro, update, rank)
+        dropout = (config.seed, state.step, micro, update, rank, 1)
         with (
             _global_stream(device, *dropout),
             torch.autocast(device.type, DTYPES[config.precision], enabled=half),
         ):
-            loss, logged = method.loss(player, batches(state.step, micro, turn), noise)
+            loss, logged = method.loss(role, batches(state.step, micro, update), noise)
         for key, value in {"loss": loss, **logged}.items():
-            terms[f"{player}/{key}"] += float(value.detach()) / config.accumulate
+            terms[f"{role}/{key}"] += float(value.detach()) / config.accumulate
         torch.autograd.backward(state.scaler.scale(loss / config.accumulate))
     _average_gradients(parameters)
     state.scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
     scaled = state.scaler.is_enabled()
-    if not math.isfinite(terms[f"{player}/loss"]) or not (scaled or math.isfinite(float(norm))):
-        raise NonFiniteError(state.step + 1, player, "loss or gradient")
-    terms[f"{player}/grad_norm"] = float(norm)
+    if not math.isfinite(terms[f"{role}/loss"]) or not (scaled or math.isfinite(float(norm))):
+        raise NonFiniteError(state.step + 1, role, "loss or gradient")
+    terms[f"{role}/grad_norm"] = float(norm)
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * config.rate(state.step)
     state.scaler.step(optimizer)
@@ -225,15 +225,15 @@ def train(
 ) -> Iterator[StepReport]:
     """Run ``state`` to ``config.steps``, yielding a report after every step.
 
-    ``batches(step, micro, turn)`` returns this rank's batch. Raises NonFiniteError before a bad
+    ``batches(step, micro, update)`` returns this rank's batch. Raises NonFiniteError before a bad
     step is applied.
     """
     device = torch.device(device)
     while state.step < state.config.steps:
         terms: dict[str, float] = {}
-        for turn, player in enumerate(method.active(state.step)):
-            terms.update(_turn(method, state, player, turn, batches, device, rank))
+        for update, role in enumerate(method.updates(state.step)):
+            terms.update(_update(method, state, role, update, batches, device, rank))
         rate = state.config.learning_rate * state.config.rate(state.step)
         state.step += 1
-        state.update_averages()
+        state.update_ema()
         yield StepReport(state.step, rate, terms)

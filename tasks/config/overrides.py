@@ -186,7 +186,8 @@ def _describe(model: type[BaseModel], data: Mapping[str, Any], detail: ErrorDeta
         return f"{dotted}.{tag}: missing, expected one of {_tags(variants, tag)}"
     if detail["type"] == "union_tag_invalid":
         tag = detail["ctx"]["discriminator"].strip("'")
-        return f"{dotted}.{tag} = {detail['ctx']['tag']}: expected one of {detail['ctx']['expected_tags']}"
+        found, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+        return f"{dotted}.{tag} = {found}: expected one of {expected}"
     expected = _expected(detail)
     if detail["type"] == "value_error" and isinstance(detail["input"], dict | BaseModel):
         return f"{dotted}.{expected}" if dotted else expected

@@ -17,11 +17,12 @@ READ = 256
 
 
 class Rows:
-    """Which paths make this rank's batch at (step, micro, turn): a function of its arguments alone.
+    """Which paths make this rank's batch at (step, micro, update): a function of its arguments
+    alone.
 
     Every epoch is a fresh permutation of all paths; ranks and micro-batches take consecutive pieces
     of it, so no path comes twice before every other has come once. Other turns of a step (other
-    players) go other ways. ``images``: uint8 (r, C, H, W) training images, set by those whose loss
+    networks) go other ways. ``images``: uint8 (r, C, H, W) training images, set by those whose loss
     needs real ones beside the paths. """
 
     def __init__(
@@ -40,23 +41,23 @@ class Rows:
         self.images: np.ndarray | None = None
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
-    def rows(self, step: int, micro: int, turn: int = 0) -> np.ndarray:
+    def rows(self, step: int, micro: int, update: int = 0) -> np.ndarray:
         """Indices (size,) of the paths of this rank's batch."""
         first = ((step * self.accumulate + micro) * self.world + self.rank) * self.size
         places = np.arange(first, first + self.size)
         count = len(self.Y)
         return np.concatenate(
-            [self._permutation(int(e), turn)[places[places // count == e] % count] for e in np.unique(places // count)]
+            [self._permutation(int(e), update)[places[places // count == e] % count] for e in np.unique(places // count)]
         )
 
-    def _permutation(self, epoch: int, turn: int) -> np.ndarray:
-        if turn not in self._orders or self._orders[turn][0] != epoch:
-            key = (epoch, turn) if turn else (epoch,)
+    def _permutation(self, epoch: int, update: int) -> np.ndarray:
+        if update not in self._orders or self._orders[update][0] != epoch:
+            key = (epoch, update) if update else (epoch,)
             order = torch.randperm(len(self.Y), generator=generator_for("cpu", self.seed, 11, *key))
-            self._orders[turn] = (epoch, order.numpy())
-        return self._orders[turn][1]
+            self._orders[update] = (epoch, order.numpy())
+        return self._orders[update][1]
 
-    def __call__(self, step: int, micro: int, turn: int) -> Any:
+    def __call__(self, step: int, micro: int, update: int) -> Any:
         raise TypeError("Rows alone is no batch; use PathBatches or ImageBatches")
 
     def _labels(self, rows: np.ndarray) -> Tensor | None:
@@ -73,7 +74,7 @@ class Rows:
 
 
 class PathBatches(Rows):
-    """``batches(step, micro, turn)``: teacher paths with their features, for Sig-DEG; as many
+    """``batches(step, micro, update)``: teacher paths with their features, for Sig-DEG; as many
     ``images``, if set.
     """
 
@@ -81,14 +82,14 @@ class PathBatches(Rows):
         super().__init__(shards, *settings, **more)
         self.xi = shards.array("train", "xi")
 
-    def __call__(self, step: int, micro: int, turn: int) -> PathBatch:
+    def __call__(self, step: int, micro: int, update: int) -> PathBatch:
         rows = self.rows(step, micro)
         Y, xi = (torch.from_numpy(array[rows]).to(self.device).float() for array in (self.Y, self.xi))
         return PathBatch(Y, xi, self._labels(rows), step, self._real(step, micro))
 
 
 class ImageBatches(Rows):
-    """``batches(step, micro, turn)``: the ends of teacher paths, its images, for SwD; as many
+    """``batches(step, micro, update)``: the ends of teacher paths, its images, for SwD; as many
     ``images``, if set.
     """
 
@@ -97,7 +98,7 @@ class ImageBatches(Rows):
         count = len(self.Y)
         self.x0 = np.concatenate([self.Y[low : min(low + READ, count)][:, -1] for low in range(0, count, READ)])
 
-    def __call__(self, step: int, micro: int, turn: int) -> ImageBatch:
-        rows = self.rows(step, micro, turn)
+    def __call__(self, step: int, micro: int, update: int) -> ImageBatch:
+        rows = self.rows(step, micro, update)
         x0 = torch.from_numpy(self.x0[rows]).to(self.device).float()
         return ImageBatch(x0, self._labels(rows), step, self._real(step, micro))

@@ -20,7 +20,7 @@ def open_student(root: Path, device: torch.device) -> Any:
         raise InputError(f"data/student cannot be opened ({first}); run python -m tasks.stages.student again") from error
 
 
-def student_facts(root: Path) -> dict[str, Any]:
+def student_diagnostics(root: Path) -> dict[str, Any]:
     """What the student stage measured before training; {} where it kept nothing."""
     record = root / "data" / "student" / "student.json"
-    return dict(json.loads(record.read_text()).get("facts") or {}) if record.is_file() else {}
+    return dict(json.loads(record.read_text()).get("diagnostics") or {}) if record.is_file() else {}

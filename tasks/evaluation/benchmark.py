@@ -34,7 +34,7 @@ LATENCY_CALLS = 5
 logger = logging.getLogger("tasks.evaluation.benchmark")
 
 
-class Judge:
+class Evaluator:
     """Measures sets of images against one real set; everything about the real set is computed once.
 
     ``few``: images of each set for the figures that depend on their number; None for all.
@@ -51,8 +51,8 @@ class Judge:
         self.real = extract(extractor, real)
         self.kid = Kid(self.real, settings.bootstrap, settings.seed)
 
-    def pilot(self, images: Tensor) -> float:
-        return Kid(self.real).add("pilot", extract(self.extractor, images)).value("pilot")
+    def pilot_kid(self, images: Tensor) -> float:
+        return Kid(self.real).add("pilot_kid", extract(self.extractor, images)).value("pilot_kid")
 
     def measure(
         self,
@@ -85,7 +85,7 @@ class Judge:
         )
 
 
-class Studio:
+class SampleGenerator:
     """Makes images batch by batch, always from the same noise, and times the batches."""
 
     def __init__(self, inputs: Inputs, settings: Evaluation, advance: Advance) -> None:
@@ -179,8 +179,8 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
             f"evaluation.neighbours = {settings.neighbours} of each; "
             "raise trajectories.validation or dataset.holdout"
         )
-    judge = Judge(extractor, inputs.real, settings, few)
-    result = Result(extractor.label, samples, len(inputs.real), few, facts=inputs.facts)
+    evaluator = Evaluator(extractor, inputs.real, settings, few)
+    result = Result(extractor.label, samples, len(inputs.real), few, diagnostics=inputs.diagnostics)
     names: list[str] = [
         name for name in settings.baselines if baselines.variants(inputs.teacher, name)
     ]
@@ -190,22 +190,22 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
     with progress(
         "evaluation", _total(inputs, samples, names, settings.batch_size, equal)
     ) as advance:
-        studio = Studio(inputs, settings, advance)
-        _references(result, judge, inputs, studio)
+        sample_generator = SampleGenerator(inputs, settings, advance)
+        _references(result, evaluator, inputs, sample_generator)
         for nfe in inputs.nfe:
             for name in inputs.generators:
-                _generator(result, judge, studio, name, nfe)
+                _generator(result, evaluator, sample_generator, name, nfe)
             for name in names:
-                _baseline(result, judge, studio, name, nfe)
+                _baseline(result, evaluator, sample_generator, name, nfe)
         for name, (_, steps) in inputs.others.items():
             for nfe in steps:
-                _generator(result, judge, studio, name, nfe)
+                _generator(result, evaluator, sample_generator, name, nfe)
         for nfe in equal:
             for name in names:
-                _baseline(result, judge, studio, name, nfe)
+                _baseline(result, evaluator, sample_generator, name, nfe)
         if inputs.paths.xi:
             _paths(result, inputs, settings, advance)
-    _compare(result, judge)
+    _compare(result, evaluator)
     return result
 
 
@@ -227,34 +227,38 @@ def _path_count(inputs: Inputs, samples: int) -> int:
     return min([samples, *(len(xi) for xi in inputs.paths.xi.values())]) if inputs.paths.xi else 0
 
 
-def _references(result: Result, judge: Judge, inputs: Inputs, studio: Studio) -> None:
+def _references(
+    result: Result, evaluator: Evaluator, inputs: Inputs, sample_generator: SampleGenerator
+) -> None:
     """The teacher's full run, from the cache, and other real images."""
-    ms = studio.warm_up() * inputs.steps
+    ms = sample_generator.warm_up() * inputs.steps
     with torch.inference_mode():
         full = torch.cat(
-            [inputs.decode(states[:, -1]) for states in studio.paths.states.split(250)]
+            [inputs.decode(states[:, -1]) for states in sample_generator.paths.states.split(250)]
         )
     for sampler, title, group, nfe, images, cost in (
         ("teacher", "Teacher, full run", "teacher", inputs.steps, full, ms),
         ("real", "Real images", "real", None, inputs.other_real, None),
     ):
-        row = judge.measure(sampler, title, group, nfe, images, cost)
+        row = evaluator.measure(sampler, title, group, nfe, images, cost)
         if sampler == "teacher":
             result.flops[row.key] = inputs.steps * teacher_flops(inputs)
         result.rows.append(row)
         result.images[row.key] = to_bytes(images)
 
 
-def _generator(result: Result, judge: Judge, studio: Studio, name: str, nfe: int) -> None:
+def _generator(
+    result: Result, evaluator: Evaluator, sample_generator: SampleGenerator, name: str, nfe: int
+) -> None:
     """The student, the untrained generator or another rollout, on fresh noise."""
-    sampler, inputs = studio.inputs.generator(name, nfe), studio.inputs
-    images, times = studio.make(sampler, studio.batches(), nfe)
+    sampler, inputs = sample_generator.inputs.generator(name, nfe), sample_generator.inputs
+    images, times = sample_generator.make(sampler, sample_generator.batches(), nfe)
     group = name if name in inputs.generators else "other"
     title = inputs.titles.get(name, f"{name.capitalize()} Sig-DEG")
-    row = judge.measure(name, title, group, nfe, images, median(times))
+    row = evaluator.measure(name, title, group, nfe, images, median(times))
     result.flops[row.key] = flops(inputs, sampler)
-    if (name, nfe) in studio.inputs.calls:
-        result.calls[row.key] = studio.inputs.calls[name, nfe]
+    if (name, nfe) in sample_generator.inputs.calls:
+        result.calls[row.key] = sample_generator.inputs.calls[name, nfe]
     _record(result, row, images)
 
 
@@ -270,19 +274,28 @@ def _record(result: Result, row: Row, images: Tensor) -> None:
     )
 
 
-def _baseline(result: Result, judge: Judge, studio: Studio, name: str, nfe: int) -> None:
-    """A training-free sampler in the spacing that a pilot on the first batch finds best."""
-    first, *rest = studio.batches()
-    options = baselines.variants(studio.inputs.teacher, name)
-    made = {v: studio.make(studio.inputs.baseline(v, nfe), [first], nfe) for v in options}
-    best = min(made, key=lambda v: judge.pilot(made[v][0])) if len(made) > 1 else options[0]
+def _baseline(
+    result: Result, evaluator: Evaluator, sample_generator: SampleGenerator, name: str, nfe: int
+) -> None:
+    """A training-free sampler in the spacing that a pilot_kid on the first batch finds best."""
+    first, *rest = sample_generator.batches()
+    options = baselines.variants(sample_generator.inputs.teacher, name)
+    made = {
+        v: sample_generator.make(sample_generator.inputs.baseline(v, nfe), [first], nfe)
+        for v in options
+    }
+    best = min(made, key=lambda v: evaluator.pilot_kid(made[v][0])) if len(made) > 1 else options[0]
     images, times = made[best]
     if rest:
-        more, more_times = studio.make(studio.inputs.baseline(best, nfe), rest, nfe)
+        more, more_times = sample_generator.make(
+            sample_generator.inputs.baseline(best, nfe), rest, nfe
+        )
         images, times = torch.cat([images, more]), times + more_times
-    row = judge.measure(name, baselines.title(name), "baseline", nfe, images, median(times))
+    row = evaluator.measure(name, baselines.title(name), "baseline", nfe, images, median(times))
     result.spacing[row.key] = baselines.split_name(best)[1]
-    result.flops[row.key] = flops(studio.inputs, studio.inputs.baseline(best, nfe))
+    result.flops[row.key] = flops(
+        sample_generator.inputs, sample_generator.inputs.baseline(best, nfe)
+    )
     _record(result, row, images)
 
 
@@ -301,7 +314,7 @@ def _paths(result: Result, inputs: Inputs, settings: Evaluation, advance: Advanc
             advance(len(paths) * nfe)
 
 
-def _compare(result: Result, judge: Judge) -> None:
+def _compare(result: Result, evaluator: Evaluator) -> None:
     """Paired KID differences of the student to what it has to beat."""
     steps = sorted(
         {row.nfe for row in result.rows if row.group == "baseline" and row.nfe}, reverse=True
@@ -320,5 +333,5 @@ def _compare(result: Result, judge: Judge) -> None:
             row.group: row for row in result.rows if row.group == "untrained" and row.nfe == nfe
         }
         for name, rival in rivals.items():
-            gap = judge.kid.difference(f"student.{nfe}", f"{rival.sampler}.{rival.nfe}")
+            gap = evaluator.kid.difference(f"student.{nfe}", f"{rival.sampler}.{rival.nfe}")
             result.differences[f"{name}.nfe{nfe}"] = gap

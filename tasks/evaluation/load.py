@@ -15,7 +15,7 @@ from torch import Tensor
 from models.common.errors import InputError
 from models.methods.export import open_student as load_student
 from models.methods.export import with_network
-from models.methods.sigdeg.method import SigDEGConfig, build_pipeline, make_course
+from models.methods.sigdeg.method import SigDEGConfig, build_pipeline, make_step_schedule
 from models.methods.swd.pipeline import SwDPipeline
 from models.sampling.baselines import BASELINES
 from models.teachers.base import Teacher
@@ -23,7 +23,7 @@ from tasks.config.schema import Params, Reference
 from tasks.data.dataset import load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources import reference_source
-from tasks.data.student import open_student, student_facts
+from tasks.data.student import open_student, student_diagnostics
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import cached_spec, open_trajectories
 from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_float
@@ -76,7 +76,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
             **{name: f"{TITLES[type(pipe).__name__]} in {name}" for name, pipe in rivals.items()},
         },
         lineage=lineage(params, root, teacher),
-        facts=student_facts(root),
+        diagnostics=student_diagnostics(root),
         device=device,
     )
 
@@ -179,7 +179,7 @@ def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...
     labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
     fine = _read(shards, "xi", min(count, PATH_SAMPLES)) if nfe else torch.zeros(0)
     spec, config = cached_spec(params.trajectories, teacher, shards), untrained_config(params, nfe)
-    xi = {n: make_course(spec, n, config).features(fine) for n in nfe}
+    xi = {n: make_step_schedule(spec, n, config).features(fine) for n in nfe}
     return Paths(
         states[:, 0].contiguous(), states, xi, None if teacher.num_classes is None else labels
     )

@@ -48,8 +48,8 @@ class Result:
     of the network where not nfe, `flops` per image (multiplications and additions of matrix
     products and convolutions, as torch counts them); `path_images` are made along the cached paths.
     By (generator, nfe): `path_error` after each coarse step. `differences`: paired KID differences
-    of the student, by "rival.nfe10"; below 0 the student is better. `facts`: what was measured
-    before the student was trained, from student.json.
+    of the student, by "rival.nfe10"; below 0 the student is better. `diagnostics`: what was
+    measured before the student was trained, from student.json.
     """
 
     features: str
@@ -64,7 +64,7 @@ class Result:
     path_error: dict[tuple[str, int], list[Interval]] = field(default_factory=dict)
     path_images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     differences: dict[str, Interval] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
 
     def row(self, key: str) -> Row:
         return next(row for row in self.rows if row.key == key)

@@ -100,7 +100,7 @@ class Inputs:
     others: dict[str, tuple[Rollout, tuple[int, ...]]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     lineage: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def decode(self, x0: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ def format_table(metrics: dict[str, Any]) -> Table:
     """
     info = metrics["evaluation"]
     table = Table(
-        title=f"{info['samples']} images per sampler, {info['features']} features; KID with 95 % interval",
+        title=f"{info['samples']} images per sampler, {info['features']} features; "
+        "KID with 95 % interval",
         title_justify="left",
     )
     table.add_column("Sampler")

@@ -25,7 +25,7 @@ BATCH = 125
 Sample = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 
 
-class Judge:
+class ValidationKID:
     """Scores samplers of a teacher's states by KID; the same noise for every sampler with the same
     number of steps.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from models.common.errors import InputError
-from models.methods.sigdeg.method import SigDEG, SigDEGConfig, Tuning, build_pipeline
+from models.methods.sigdeg.method import SamplerGains, SigDEG, SigDEGConfig, build_pipeline
 from models.methods.swd.build import build_swd_pipeline
 from models.methods.swd.method import SwD
 from models.teachers.base import Teacher
@@ -25,39 +25,39 @@ from tasks.data.dataset import load_split
 from tasks.data.shards import ShardSet
 from tasks.data.trajectories import cached_spec
 from tasks.methods.sigdeg_calibration import calibrate
-from tasks.methods.swd_gate import measure, swd_config
+from tasks.methods.swd_gate import prepare, swd_config
 
-Facts = dict[str, Any]
+Diagnostics = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a method comes from. ``facts``: what the recipe's ``measure`` found, as JSON."""
+class MethodContext:
+    """Where a method comes from. ``diagnostics``: what the recipe's ``prepare`` found, as JSON."""
 
     params: Params
     teacher: Teacher
     shards: ShardSet
-    facts: Facts = field(default_factory=dict)
+    diagnostics: Diagnostics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """``measure(source, root)`` runs once, before any training; the others are deterministic in
+    """``prepare(context, root)`` runs once, before any training; the others are deterministic in
     their arguments.
 
     ``method``: for the training loop, with ``pipeline``, ``teacher`` and ``config.nfe``;
-    ``pipeline``: untrained; ``batches(source, device, rank, world)``; ``rates``: learning rates of
-    players other than the student.
+    ``pipeline``: untrained; ``batches(context, device, rank, world)``; ``rates``: learning rates of
+    networks other than the student.
     """
 
-    method: Callable[[Source], Any]
-    pipeline: Callable[[Source], Any]
-    batches: Callable[[Source, torch.device, int, int], Batches]
-    measure: Callable[[Source, Path], Facts] = lambda source, root: {}
+    method: Callable[[MethodContext], Any]
+    pipeline: Callable[[MethodContext], Any]
+    batches: Callable[[MethodContext, torch.device, int, int], Batches]
+    prepare: Callable[[MethodContext, Path], Diagnostics] = lambda context, root: {}
     rates: Callable[[Params], dict[str, float]] = lambda params: {}
 
 
-def method_config(params: Params, facts: Facts | None = None) -> SigDEGConfig:
+def method_config(params: Params, diagnostics: Diagnostics | None = None) -> SigDEGConfig:
     """Sig-DEG's settings from params.yaml, and what calibration found."""
     method = params.method
     assert isinstance(method, SigDeg)
@@ -66,8 +66,9 @@ def method_config(params: Params, facts: Facts | None = None) -> SigDEGConfig:
         order=method.order,
         look_ahead=method.look_ahead,
         predict_order=method.predict_order,
-        tuned=tuple(
-            (int(nfe), Tuning(**numbers)) for nfe, numbers in (facts or {}).get("tuned", {}).items()
+        gains_by_nfe=tuple(
+            (int(nfe), SamplerGains(**numbers))
+            for nfe, numbers in (diagnostics or {}).get("gains_by_nfe", {}).items()
         ),
         memory=method.memory,
         conditioning_limit=method.conditioning_limit,
@@ -85,40 +86,42 @@ def method_config(params: Params, facts: Facts | None = None) -> SigDEGConfig:
     )
 
 
-def _sigdeg(source: Source) -> SigDEG:
-    spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
-    config = method_config(source.params, source.facts)
-    return SigDEG(source.teacher, spec, config, source.params.student.steps)
+def _sigdeg(context: MethodContext) -> SigDEG:
+    spec = cached_spec(context.params.trajectories, context.teacher, context.shards)
+    config = method_config(context.params, context.diagnostics)
+    return SigDEG(context.teacher, spec, config, context.params.student.steps)
 
 
-def _sigdeg_pipeline(source: Source) -> Any:
-    spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
-    return build_pipeline(source.teacher, spec, method_config(source.params, source.facts))[0]
+def _sigdeg_pipeline(context: MethodContext) -> Any:
+    spec = cached_spec(context.params.trajectories, context.teacher, context.shards)
+    return build_pipeline(
+        context.teacher, spec, method_config(context.params, context.diagnostics)
+    )[0]
 
 
-def _calibrate(source: Source, root: Path) -> Facts:
-    _real_images(source)  # a mistake there should show before the long work
-    method = source.params.method
+def _calibrate(context: MethodContext, root: Path) -> Diagnostics:
+    _real_images(context)  # a mistake there should show before the long work
+    method = context.params.method
     if not (isinstance(method, SigDeg) and method.calibrate):
         return {}
-    spec = cached_spec(source.params.trajectories, source.teacher, source.shards)
-    return calibrate(source.params, root, source.teacher, spec, method_config(source.params))
+    spec = cached_spec(context.params.trajectories, context.teacher, context.shards)
+    return calibrate(context.params, root, context.teacher, spec, method_config(context.params))
 
 
-def _real_images(source: Source) -> np.ndarray | None:
+def _real_images(context: MethodContext) -> np.ndarray | None:
     """The training split, where the distribution term compares with real images; None where it
     takes the teacher's.
 
     Raises InputError if the target ``data`` was asked for and cannot be had.
     """
-    method, teacher = source.params.method, source.teacher
+    method, teacher = context.params.method, context.teacher
     if isinstance(method, SigDeg):
         weight, target, key = method.loss.mmd, method.loss.mmd_target, "method.loss.mmd_target"
     else:
         weight, target, key = method.mmd.weight, method.mmd.target, "method.mmd.target"
     if not weight or target == "teacher":
         return None
-    images = load_split(source.shards.folder.parents[1], "train")[0]
+    images = load_split(context.shards.folder.parents[1], "train")[0]
     if teacher.vae is None and teacher.num_classes is None and images.shape[1:] == teacher.shape:
         return images
     if target == "auto":
@@ -137,34 +140,42 @@ def _real_images(source: Source) -> np.ndarray | None:
     )
 
 
-def _batches(kind: type[Rows]) -> Callable[[Source, torch.device, int, int], Batches]:
-    def make(source: Source, device: torch.device, rank: int, world: int) -> Batches:
-        student = source.params.student
+def _batches(kind: type[Rows]) -> Callable[[MethodContext, torch.device, int, int], Batches]:
+    def make(context: MethodContext, device: torch.device, rank: int, world: int) -> Batches:
+        student = context.params.student
         batches = kind(
-            source.shards, student.batch_size, student.accumulate, student.seed, device, rank, world
+            context.shards,
+            student.batch_size,
+            student.accumulate,
+            student.seed,
+            device,
+            rank,
+            world,
         )
-        batches.images = _real_images(source)
+        batches.images = _real_images(context)
         return batches
 
     return make
 
 
-def _measure_scales(source: Source, root: Path) -> Facts:
-    _real_images(source)
-    return measure(source.params, root, source.teacher, source.shards)
+def _measure_scales(context: MethodContext, root: Path) -> Diagnostics:
+    _real_images(context)
+    return prepare(context.params, root, context.teacher, context.shards)
 
 
 def _swd_rates(params: Params) -> dict[str, float]:
     assert isinstance(params.method, Swd)
     given = params.method.rates.model_dump()
-    return {player: rate for player, rate in given.items() if rate is not None}
+    return {role: rate for role, rate in given.items() if rate is not None}
 
 
 RECIPES = {
     "sigdeg": Recipe(_sigdeg, _sigdeg_pipeline, _batches(PathBatches), _calibrate),
     "swd": Recipe(
-        lambda source: SwD(source.teacher, swd_config(source.params, source.facts)),
-        lambda source: build_swd_pipeline(source.teacher, swd_config(source.params, source.facts)),
+        lambda context: SwD(context.teacher, swd_config(context.params, context.diagnostics)),
+        lambda context: build_swd_pipeline(
+            context.teacher, swd_config(context.params, context.diagnostics)
+        ),
         _batches(ImageBatches),
         _measure_scales,
         _swd_rates,

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.methods.sigdeg.method import SigDEGConfig, Tuning, build_pipeline, coarse_steps
+from models.methods.sigdeg.method import SamplerGains, SigDEGConfig, build_pipeline, coarse_steps
 from models.sampling.trajectories import PathSpec
 from models.teachers.base import Teacher
 from tasks.config.schema import Params
-from tasks.evaluation.validation import Judge
+from tasks.evaluation.validation import ValidationKID
 from tasks.utils.progress import progress
 
 LOOK_AHEAD = (0.0, 0.12, 0.25)
@@ -38,30 +38,30 @@ ROUNDS = (
     (1.0, 3),
     (3.0, 1),
 )  # samples, in student.validation_samples; settings that go on
-LEAST = 2  # samples of a score
+MIN_SAMPLES = 2  # samples of a score
 
 
 def calibrate(
     params: Params, root: Path, teacher: Teacher, spec: PathSpec, config: SigDEGConfig
 ) -> dict[str, Any]:
-    """{"tuned": {nfe: numbers}, "trials": [every score: nfe, tuning, samples, kid]}, as JSON data
-    for student.json.
+    """{"gains_by_nfe": {nfe: numbers}, "trials": [every score: nfe, gains, samples, kid]}, as JSON
+    data for student.json.
 
     The plain setting, gain 1 at ``config.look_ahead``, stays to the last round: the result is no
     worse there.
     """
-    judge = Judge(params, root, teacher)
+    validation_kid = ValidationKID(params, root, teacher)
     pipeline, _ = build_pipeline(teacher, spec, config)
     pipeline.unet.to(teacher.device).eval()
     if teacher.device.type == "cpu":
         pipeline.unet.to(memory_format=torch.channels_last)
-    plain = Tuning(config.look_ahead)
+    plain = SamplerGains(config.look_ahead)
     trials: list[dict[str, Any]] = []
-    tuned: dict[str, Any] = {}
+    gains_by_nfe: dict[str, Any] = {}
 
-    def features(nfe: int, tuning: Tuning, low: int, high: int) -> Tensor:
-        pipeline.set_plan(nfe, coarse_steps(spec, nfe, config, tuning))
-        return judge.features(
+    def features(nfe: int, gains: SamplerGains, low: int, high: int) -> Tensor:
+        pipeline.set_plan(nfe, coarse_steps(spec, nfe, config, gains))
+        return validation_kid.features(
             lambda x, labels, g: pipeline.rollout(x, None, labels, nfe, g)[0], nfe, low, high
         )
 
@@ -70,32 +70,34 @@ def calibrate(
         "calibration", len(config.nfe) * sum(work for *_, work in _rounds(params, len(candidates)))
     ) as advance:
         for nfe in config.nfe:
-            left, seen = candidates, {tuning: torch.zeros(0) for tuning in candidates}
+            left, seen = candidates, {gains: torch.zeros(0) for gains in candidates}
             for low, high, keep, _ in _rounds(params, len(candidates)):
                 kids = {}
-                for tuning in left:
-                    seen[tuning] = torch.cat([seen[tuning], features(nfe, tuning, low, high)])
-                    kids[tuning] = judge.kid_of(seen[tuning])
+                for gains in left:
+                    seen[gains] = torch.cat([seen[gains], features(nfe, gains, low, high)])
+                    kids[gains] = validation_kid.kid_of(seen[gains])
                     trials.append(
-                        {"nfe": nfe, "tuning": asdict(tuning), "samples": high, "kid": kids[tuning]}
+                        {"nfe": nfe, "gains": asdict(gains), "samples": high, "kid": kids[gains]}
                     )
                     advance(high - low)
-                best = sorted(left, key=lambda tuning: kids[tuning])[:keep]
+                best = sorted(left, key=lambda gains: kids[gains])[:keep]
                 left = best if keep == 1 or plain in best else [*best[:-1], plain]
-            tuned[str(nfe)] = asdict(left[0])
-    return {"tuned": tuned, "trials": trials}
+            gains_by_nfe[str(nfe)] = asdict(left[0])
+    return {"gains_by_nfe": gains_by_nfe, "trials": trials}
 
 
-def settings(plain: Tuning) -> list[Tuning]:
+def settings(plain: SamplerGains) -> list[SamplerGains]:
     """The plain setting, then all others."""
-    others = (Tuning(*numbers) for numbers in product(LOOK_AHEAD, GAIN, LAST_GAIN, NOISE_GAIN))
-    return [plain, *(tuning for tuning in others if tuning != plain)]
+    others = (
+        SamplerGains(*numbers) for numbers in product(LOOK_AHEAD, GAIN, LAST_GAIN, NOISE_GAIN)
+    )
+    return [plain, *(gains for gains in others if gains != plain)]
 
 
 def _rounds(params: Params, count: int) -> Iterator[tuple[int, int, int, int]]:
     """First and last sample, settings kept, and samples drawn for all settings, round by round."""
     low = 0
     for share, keep in ROUNDS:
-        high = max(low + LEAST, round(share * params.student.validation_samples))
+        high = max(low + MIN_SAMPLES, round(share * params.student.validation_samples))
         yield low, high, keep, count * (high - low)
         low, count = high, keep

@@ -1,5 +1,5 @@
 """What SwD needs to know before it trains: its schedule, and at which sizes the teacher can
-judge.
+validation_kid.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ FLOOR = 1e-3
 logger = logging.getLogger(__name__)
 
 
-def measure(params: Params, root: Path, teacher: Teacher, shards: ShardSet) -> dict[str, Any]:
-    """The schedule, the data's spectrum, and the teacher's KID at every size: facts that training
-    starts from.
+def prepare(params: Params, root: Path, teacher: Teacher, shards: ShardSet) -> dict[str, Any]:
+    """The schedule, the data's spectrum, and the teacher's KID at every size: diagnostics that
+    training starts from.
     """
     method = _section(params)
     _, height, width = teacher.shape
@@ -58,14 +58,14 @@ def measure(params: Params, root: Path, teacher: Teacher, shards: ShardSet) -> d
     )
     power = radial_power(images)
     schedule = schedule_of(method, teacher, power)
-    facts: dict[str, Any] = {
+    diagnostics: dict[str, Any] = {
         "schedule": [list(scale) for scale in schedule],
         "power": power.tolist(),
         "gate": [],
     }
     if method.dmd.weight and method.dmd.gate == "on":
-        facts["gate"] = _gate(params, root, teacher, schedule, images)
-    return facts
+        diagnostics["gate"] = _gate(params, root, teacher, schedule, images)
+    return diagnostics
 
 
 def schedule_of(method: Swd, teacher: Teacher, power: np.ndarray) -> Schedule:
@@ -80,13 +80,13 @@ def schedule_of(method: Swd, teacher: Teacher, power: np.ndarray) -> Schedule:
     return preset(given.steps, full, stride, given.sigmas)
 
 
-def swd_config(params: Params, facts: dict[str, Any]) -> SwDConfig:
-    """The method's settings from params.yaml and the measured facts."""
+def swd_config(params: Params, diagnostics: dict[str, Any]) -> SwDConfig:
+    """The method's settings from params.yaml and the measured diagnostics."""
     method = _section(params)
     return SwDConfig(
-        schedule=tuple(Scale(sigma, size) for sigma, size in facts["schedule"]),
+        schedule=tuple(Scale(sigma, size) for sigma, size in diagnostics["schedule"]),
         dmd=method.dmd.weight,
-        dmd_off=tuple(row["size"] for row in facts["gate"] if not row["dmd"]),
+        dmd_excluded_sizes=tuple(row["size"] for row in diagnostics["gate"] if not row["dmd"]),
         guidance=params.trajectories.guidance,
         gan=method.gan.weight,
         gan_features=method.gan.features,
@@ -147,7 +147,10 @@ def _passes(row: dict[str, Any], full_size: float, limit: float) -> bool:
     if value <= limit * max(base, full_size, FLOOR):
         logger.info(message, size, value, base, full_size)
         return True
-    off = "; more than %g times worse than both, so DMD is off at this size (method.dmd.gate=off overrides)"
+    off = (
+        "; more than %g times worse than both, so DMD is off at this size "
+        "(method.dmd.gate=off overrides)"
+    )
     logger.warning(message + off, size, value, base, full_size, limit)
     return False
 

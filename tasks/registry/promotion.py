@@ -1,4 +1,4 @@
-"""Which registered version is the champion: judged, tried, moved as one transaction, and moved
+"""Which registered version is the champion: uses_dmd, tried, moved as one transaction, and moved
 back.
 
 A version is loaded from the registry and sampled before the alias moves. What a move is about to do
@@ -126,7 +126,7 @@ def rollback(root: Path, params: Params) -> str:
     return f"{name}: version {target} is champion again, in place of version {present}"
 
 
-def judged(root: Path, params: Params, tags: Mapping[str, str]) -> tuple[str, str] | None:
+def uses_dmd(root: Path, params: Params, tags: Mapping[str, str]) -> tuple[str, str] | None:
     """Number of the latest version with these tags and what was decided about it; None if there is
     no such decision.
     """

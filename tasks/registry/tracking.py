@@ -147,12 +147,14 @@ def _experiment(client: MlflowClient, root: Path, params: Params) -> str:
 
 def _tags(root: Path, hashes: dict[str, str]) -> dict[str, str]:
     student = json.loads((root / "data/student/student.json").read_text())
-    facts = {f"student.{name}": str(value)[:LONGEST_TAG] for name, value in flatten(student)}
+    diagnostics = {f"student.{name}": str(value)[:LONGEST_TAG] for name, value in flatten(student)}
     record = root / "data/teacher/teacher.json"
     if record.is_file():
-        facts["teacher.fingerprint"] = str(json.loads(record.read_text()).get("fingerprint"))
+        diagnostics["teacher.fingerprint"] = str(json.loads(record.read_text()).get("fingerprint"))
     return (
-        lineage.git_state(root) | {f"dvc.{name}": value for name, value in hashes.items()} | facts
+        lineage.git_state(root)
+        | {f"dvc.{name}": value for name, value in hashes.items()}
+        | diagnostics
     )
 
 

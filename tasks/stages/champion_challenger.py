@@ -23,7 +23,7 @@ from models.methods.export import open_student as open_any_student
 from tasks.config.schema import Params, load_params
 from tasks.data.student import open_student
 from tasks.data.teacher import load_teacher
-from tasks.evaluation.benchmark import Judge, Studio
+from tasks.evaluation.benchmark import Evaluator, SampleGenerator
 from tasks.evaluation.extractor import extractor_of
 from tasks.evaluation.load import load_paths, real_images
 from tasks.evaluation.samplers import Inputs
@@ -48,7 +48,7 @@ class Round:
     difference: Interval
 
 
-def hold(params: Params, root: Path, champion: Path) -> list[Round]:
+def compare(params: Params, root: Path, champion: Path) -> list[Round]:
     """One round per number of steps that both are made for, the smallest first.
 
     Raises InputError if there is none, or if the champion makes images of another size.
@@ -89,26 +89,28 @@ def hold(params: Params, root: Path, champion: Path) -> list[Round]:
 def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:
     resamples = max(params.evaluation.bootstrap, FEWEST_RESAMPLES)
     settings = params.evaluation.model_copy(update={"bootstrap": resamples})
-    judge = Judge(extractor_of(params, root), inputs.real, settings)
+    evaluator = Evaluator(extractor_of(params, root), inputs.real, settings)
     rounds = []
     with (
         progress("champion against challenger", 2 * settings.samples * sum(inputs.nfe)) as advance,
         torch.inference_mode(),
     ):
-        studio = Studio(inputs, settings, advance)
+        sample_generator = SampleGenerator(inputs, settings, advance)
         for nfe in inputs.nfe:
             new, old = (f"{name}.{nfe}" for name in SIDES)
             for name, key in zip(SIDES, (new, old), strict=True):
-                images, _ = studio.make(inputs.generator(name, nfe), studio.batches(), nfe)
-                judge.kid.add(key, extract(judge.extractor, images))
-            kid = judge.kid
+                images, _ = sample_generator.make(
+                    inputs.generator(name, nfe), sample_generator.batches(), nfe
+                )
+                evaluator.kid.add(key, extract(evaluator.extractor, images))
+            kid = evaluator.kid
             rounds.append(
                 Round(nfe, kid.interval(new), kid.interval(old), kid.difference(new, old))
             )
     return rounds
 
 
-def verdict(rounds: list[Round]) -> tuple[bool, str]:
+def decide(rounds: list[Round]) -> tuple[bool, str]:
     """Whether the challenger is better beyond chance, and the figures that say so.
 
     The smallest number of steps decides: the whole 95 % interval of the paired difference has to be
@@ -160,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         arguments = parser.parse_args(argv)
         root = Path.cwd()
-        save(hold(load_params(root / "params.yaml"), root, arguments.champion), arguments.result)
+        save(compare(load_params(root / "params.yaml"), root, arguments.champion), arguments.result)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
-from tasks.methods.registry import RECIPES, Source
+from tasks.methods.registry import RECIPES, MethodContext
 from tasks.training.selection import Selection
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json, read_json
@@ -42,8 +42,8 @@ from tasks.utils.progress import followed, told_to
 from tasks.utils.scratch import scratch_for
 
 logger = logging.getLogger(__name__)
-RESULT, FACTS, PROGRESS = "result.json", "facts.json", "progress.json"
-UNSEEN = {"workers", "batch_size", "shard_size", "compile"}
+RESULT, FACTS, PROGRESS = "result.json", "diagnostics.json", "progress.json"
+RUNTIME_ONLY = {"workers", "batch_size", "shard_size", "compile"}
 
 
 def run(params: Params, root: Path) -> None:
@@ -54,8 +54,8 @@ def run(params: Params, root: Path) -> None:
     scratch = _scratch(params, root, shards)
     with scratch_lock(scratch):
         if read_json(scratch / FACTS) is None:
-            source = Source(params, teacher.to(pick_device()), shards)
-            atomic_write_json(scratch / FACTS, RECIPES[params.method.kind].measure(source, root))
+            context = MethodContext(params, teacher.to(pick_device()), shards)
+            atomic_write_json(scratch / FACTS, RECIPES[params.method.kind].prepare(context, root))
         reach("student.measured")
         if read_json(scratch / RESULT) is None:
             _fit(params, root, scratch)
@@ -63,8 +63,8 @@ def run(params: Params, root: Path) -> None:
             _start_over(scratch)
             _fit(params, root, scratch)
         reach("student.trained")
-        facts = json.loads((scratch / FACTS).read_text())
-        _publish(root, scratch, Source(params, teacher.cpu(), shards, facts))
+        diagnostics = json.loads((scratch / FACTS).read_text())
+        _publish(root, scratch, MethodContext(params, teacher.cpu(), shards, diagnostics))
 
 
 def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
@@ -81,7 +81,7 @@ def _check_cache(params: Params, shards: ShardSet, teacher: Teacher) -> None:
     if shards.meta["teacher"] != teacher.fingerprint():
         raise InputError(f"data/trajectories belongs to another teacher; {again}")
     there = shards.meta | {split: shards.rows(split) for split in shards.splits}
-    for key, wanted in params.trajectories.model_dump(mode="json", exclude=UNSEEN).items():
+    for key, wanted in params.trajectories.model_dump(mode="json", exclude=RUNTIME_ONLY).items():
         if there.get(key) != wanted:
             raise InputError(
                 f"data/trajectories was made with {key} = {there.get(key)}, trajectories.{key} is "
@@ -192,17 +192,17 @@ def build_training(
     student = params.student
     teacher = load_teacher(root, device)
     shards = open_trajectories(root)
-    facts = json.loads((scratch / FACTS).read_text()) if (scratch / FACTS).is_file() else {}
+    diagnostics = json.loads((scratch / FACTS).read_text()) if (scratch / FACTS).is_file() else {}
     recipe = RECIPES[params.method.kind]
     torch.manual_seed(student.seed)
-    source = Source(params, teacher, shards, facts)
-    method = recipe.method(source)
+    context = MethodContext(params, teacher, shards, diagnostics)
+    method = recipe.method(context)
     if device.type == "cpu":
         method.pipeline.unet.to(memory_format=torch.channels_last)
     config = LoopConfig(
         steps=student.steps,
         learning_rate=student.learning_rate,
-        player_rates=recipe.rates(params),
+        learning_rates=recipe.rates(params),
         warmup=student.warmup,
         schedule=student.schedule,
         weight_decay=student.weight_decay,
@@ -213,7 +213,7 @@ def build_training(
         seed=student.seed,
     )
     state = TrainState(method, config)
-    batches = recipe.batches(source, device, rank, world)
+    batches = recipe.batches(context, device, rank, world)
     selection = Selection(method, params, root, scratch, device)
     return Training(
         method,
@@ -230,16 +230,16 @@ def build_training(
     )
 
 
-def _publish(root: Path, scratch: Path, source: Source) -> None:
+def _publish(root: Path, scratch: Path, context: MethodContext) -> None:
     result = json.loads((scratch / RESULT).read_text())
-    params, meta = source.params, source.shards.meta
-    pipeline = RECIPES[params.method.kind].pipeline(source)
+    params, meta = context.params, context.shards.meta
+    pipeline = RECIPES[params.method.kind].pipeline(context)
     weights = Selection.best_weights(scratch, result["best_step"])
     record = result | {
         "method": params.method.model_dump(mode="json"),
         "nfe": list(params.method.nfe),
-        "facts": source.facts,
-        "teacher": source.teacher.fingerprint(),
+        "diagnostics": context.diagnostics,
+        "teacher": context.teacher.fingerprint(),
         "trajectories": {
             key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")
         },

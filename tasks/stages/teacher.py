@@ -124,7 +124,7 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     )
     with scratch_lock(scratch):
         training.run("teacher")
-    network.load_state_dict(state.averaged_state("teacher"))
+    network.load_state_dict(state.ema_state("teacher"))
     network.cpu().eval()
     record = {
         "source": "train",
@@ -145,7 +145,7 @@ def _check(spec: TrainedTeacher, labels: np.ndarray) -> None:
 
 
 def _batches(x0: Tensor, labels: Tensor | None, spec: TrainedTeacher) -> Batches:
-    def batch(step: int, micro: int, turn: int) -> Images:
+    def batch(step: int, micro: int, update: int) -> Images:
         rows = torch.randint(
             len(x0), (spec.batch_size,), generator=generator_for("cpu", spec.seed, 1, step, micro)
         )

@@ -28,7 +28,7 @@ from tasks.utils.locks import scratch_lock
 from tasks.utils.progress import Advance, progress
 from tasks.utils.scratch import scratch_for
 
-UNTOLD = {"train", "validation", "workers", "batch_size"}
+RUNTIME_ONLY = {"train", "validation", "workers", "batch_size"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def run(params: Params, root: Path) -> None:
     spec = params.trajectories
     teacher = load_teacher(root)
     _check(spec, teacher)
-    identity = spec.model_dump(mode="json", exclude=UNTOLD)
+    identity = spec.model_dump(mode="json", exclude=RUNTIME_ONLY)
     scratch = scratch_for(root, "trajectories", identity, teacher.fingerprint())
     points = grid_points(spec, teacher.to(pick_device()), scratch)
     jobs = {

@@ -18,12 +18,12 @@ from models.methods.swd.method import SwD
 from models.training.loop import TrainState
 from tasks.config.schema import Params
 from tasks.data.trajectories import open_trajectories
-from tasks.evaluation.validation import Judge
+from tasks.evaluation.validation import ValidationKID
 from tasks.training.checkpoints import Checkpoint, save_checkpoint
 from tasks.utils.failpoints import reach
 
 PATHS = 64
-LEAST = 1e-3
+MIN_KID = 1e-3
 
 
 class Selection:
@@ -52,7 +52,7 @@ class Selection:
         """
         network = self.method.pipeline.unet
         live = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        averaged = state.averaged_state("student")
+        averaged = state.ema_state("student")
         network.load_state_dict(averaged)
         network.eval()
         try:
@@ -74,7 +74,7 @@ class Selection:
     def _keep(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
         kids = {name: value for name, value in figures.items() if name.startswith("kid_")}
         base = self.record.setdefault("untrained", kids)
-        score = float(np.mean([value / max(base[name], LEAST) for name, value in kids.items()]))
+        score = float(np.mean([value / max(base[name], MIN_KID) for name, value in kids.items()]))
         if score < self.record.get("best_score", np.inf):
             save_checkpoint(self.scratch / "best", step, weights, {"scores": kids}, keep=2)
             reach("selection.kept")
@@ -86,11 +86,11 @@ class Selection:
         return Checkpoint(scratch / "best" / f"step-{step:08d}", step).load()[0]
 
     @cached_property
-    def _judge(self) -> Judge:
-        return Judge(self.params, self.root, self.method.teacher)
+    def _validation_kid(self) -> ValidationKID:
+        return ValidationKID(self.params, self.root, self.method.teacher)
 
     def _kid(self, nfe: int) -> float:
-        return self._judge.kid(
+        return self._validation_kid.kid(
             lambda x, labels, g: self.method.sample(x, labels, nfe=nfe, generator=g), nfe
         )
 
@@ -102,14 +102,14 @@ class Selection:
             torch.from_numpy(shards.array("validation", name)[:count]).to(self.device)
             for name in ("Y", "xi", "labels")
         )
-        course = method.courses[nfe]
+        step_schedule = method.step_schedules[nfe]
         given = None if method.teacher.num_classes is None else labels
         pipeline = method.pipeline
         states = rollout(
             lambda s, X, z, h: pipeline.denoise(s, X, z, h, given),
-            course.steps,
+            step_schedule.steps,
             Y[:, 0].float(),
-            course.features(xi.float()),
+            step_schedule.features(xi.float()),
             pipeline._mean(Y.float()[:, 0]),
         )
         return float((states[:, -1] - Y[:, -1].float()).square().mean().sqrt())

@@ -15,10 +15,10 @@ from typing import NoReturn
 from models.common.errors import InputError
 from tasks.config.schema import Params, load_params
 from tasks.utils.locks import scratch_lock
-from tasks.utils.os_errors import trouble
-from tasks.utils.parent_death import end_with_parent
+from tasks.utils.os_errors import os_error_line
+from tasks.utils.parent_death import exit_with_parent
 from tasks.utils.redaction import redact
-from tasks.utils.resource_usage import metered
+from tasks.utils.resource_usage import measure_resources
 
 TROUBLE, INPUT_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -33,7 +33,7 @@ def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None =
     ends when DVC is killed; one that another process is making in this folder is waited for.
     """
     if "DVC_STAGE" in os.environ:
-        end_with_parent()
+        exit_with_parent()
     set_up_logging()
     module = inspect.getmodule(run)
     spec = getattr(module, "__spec__", None)
@@ -43,13 +43,13 @@ def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None =
         arguments = overrides_parser(f"python -m {name}", about).parse_args(argv)
         params, root = load_params(arguments.params, arguments.overrides), Path.cwd()
         stage = name.rpartition(".")[2]
-        with scratch_lock(root / ".fewstep" / "stages" / stage), metered(root, stage):
+        with scratch_lock(root / ".fewstep" / "stages" / stage), measure_resources(root, stage):
             run(params, root)
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn InputError, a trouble of the machine and Ctrl-C into one line on stderr and the exit
+    """Turn InputError, an error of the machine and Ctrl-C into one line on stderr and the exit
     statuses 2, 1, 130.
     """
     try:
@@ -66,12 +66,12 @@ def user_errors() -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> tuple[str, int] | None:
-    """What a user is told of a mistake in the input or a trouble of the machine, and the exit
+    """What a user is told of a mistake in the input or an error of the machine, and the exit
     status; None: a bug.
     """
     if isinstance(error, InputError):
         return str(error), INPUT_ERROR
-    line = trouble(error)
+    line = os_error_line(error)
     return None if line is None else (line, TROUBLE)
 
 

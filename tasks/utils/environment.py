@@ -34,13 +34,16 @@ def settings(root: Path) -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for what this project does not use
+        # Four more processes, for what this project does not use.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # A run whose process was killed is known by its silence; Prefect allows 30 s at least.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_HOME": str(state / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # The server's limits survive its restart only in files.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+            "prefect.server.concurrency.lease_storage.filesystem"
+        ),
         # A first start makes a database, which takes longer than the default 20 s on two cores.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "RAY_AUTH_MODE": "disabled",
@@ -51,8 +54,8 @@ def settings(root: Path) -> dict[str, str]:
 def prepare(root: Path) -> None:
     """Set the variables that the user has not set, and put this interpreter's folder first on PATH.
 
-    Stages are `python -m tasks.stages.NAME`, so that the same command means the same environment in any
-    shell.
+    Stages are `python -m tasks.stages.NAME`, so that the same command means the same environment in
+    any shell.
     """
     for name, value in settings(root).items():
         os.environ.setdefault(name, value)

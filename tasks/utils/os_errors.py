@@ -12,7 +12,9 @@ KEPT = "finished work is kept"
 _ADVICE = {
     errno.ENOSPC: f"no space left on the disk: free some and run again; {KEPT}",
     errno.EDQUOT: f"the disk quota is used up: free some space and run again; {KEPT}",
-    errno.EFBIG: f"a file would exceed the size limit: raise it (`ulimit -f`) and run again; {KEPT}",
+    errno.EFBIG: (
+        f"a file would exceed the size limit: raise it (`ulimit -f`) and run again; {KEPT}"
+    ),
     errno.EROFS: f"the file system is read-only: make it writable and run again; {KEPT}",
     errno.EACCES: f"no permission: make the path accessible and run again; {KEPT}",
     errno.EPERM: f"not permitted: make the path accessible and run again; {KEPT}",
@@ -29,7 +31,7 @@ _WORDS = (
 )
 
 
-def trouble(error: BaseException) -> str | None:
+def os_error_line(error: BaseException) -> str | None:
     """One line about what the machine refused, with the path if it is known; None for any other
     error.
     """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 GRACE_SECONDS = 10.0
 
 
-def end_with_parent(end: Callable[[], None] | None = None) -> None:
+def exit_with_parent(end: Callable[[], None] | None = None) -> None:
     """Call `end` within about a second after this process's parent has died; by default end this
     process.
     """

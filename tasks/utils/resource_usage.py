@@ -29,7 +29,7 @@ MIB = 1024**2
 
 
 @contextmanager
-def metered(root: Path, stage: str) -> Iterator[None]:
+def measure_resources(root: Path, stage: str) -> Iterator[None]:
     """Record the cost of the block that makes data/STAGE; nothing is recorded if it fails."""
     start, ended, peak = time.monotonic(), threading.Event(), [0]
     watcher = threading.Thread(target=_watch, args=(ended, peak), daemon=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.nursery import Nursery
+from tests.chaos.forkserver import Nursery
 from tests.chaos.project import STAGES, copy_until, make_project, record
 from tests.chaos.rows import ROWS, Row
 
@@ -37,7 +37,7 @@ def row_of(item: pytest.Function) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def forkserver() -> Iterator[Nursery]:
     """Runs stages in processes of their own, without the seconds that importing torch takes."""
     parent = Nursery()
     yield parent
@@ -45,10 +45,10 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture(scope="session")
-def made(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(forkserver: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished project, made without interruption; not to be written to."""
     root = make_project(tmp_path_factory.mktemp("reference") / "project")
-    done = nursery.run(root, STAGES)
+    done = forkserver.run(root, STAGES)
     assert done.returncode == 0, done.stdout
     shutil.rmtree(root / ".fewstep")
     return root
@@ -71,12 +71,12 @@ def halfway(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rival(recorded: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rival(recorded: Path, forkserver: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 1 is champion, and a better student is made but not registered; not to be written
     to.
     """
     root = copy_until(recorded, tmp_path_factory.mktemp("rival") / "project")
-    done = nursery.run(root, ["flows.register"])
+    done = forkserver.run(root, ["flows.register"])
     assert done.returncode == 0, done.stdout
     for path, change in (("student/student.json", str), ("evaluation/metrics.json", better)):
         file = root / "data" / path

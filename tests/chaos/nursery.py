@@ -28,7 +28,7 @@ class Nursery:
 
     def __init__(self) -> None:
         env = environ(REPOSITORY) | {"PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "tests.chaos.nursery"]
+        command = [sys.executable, "-m", "tests.chaos.forkserver"]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, env=env, stdin=pipe, stdout=pipe, text=True

@@ -90,7 +90,7 @@ STAGES = (
         "publishes, without the teacher", says="; 0 are new",
     ),
     _kill(
-        "student-measured", "student.measured", "facts about the cache measured, training not begun",
+        "student-measured", "student.measured", "diagnostics about the cache measured, training not begun",
         "trains", says="student: 6/6",
     ),
     _kill(
@@ -225,7 +225,7 @@ MACHINE = (
         "a warning that names the file", "trains anew",
     ),
     Row(
-        "damaged-notes", "grid, facts and result in scratch folders", "training over, nothing published",
+        "damaged-notes", "grid, diagnostics and result in scratch folders", "training over, nothing published",
         "a warning that names each file", "makes them again from the last checkpoint",
     ),
     Row(

@@ -22,7 +22,7 @@ import yaml
 
 from flows.services import daemons
 from tasks.utils.failpoints import release
-from tests.chaos.nursery import Nursery
+from tests.chaos.forkserver import Nursery
 from tests.chaos.project import copy_until, environ, result
 from tests.flows.served import free_port
 
@@ -159,7 +159,7 @@ def site(halfway: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
 
 
 @pytest.fixture
-def expected(made: Path, tmp_path: Path, nursery: Nursery) -> Callable[[int], dict[str, bytes]]:
+def expected(made: Path, tmp_path: Path, forkserver: Nursery) -> Callable[[int], dict[str, bytes]]:
     """The student of an uninterrupted run with another seed."""
 
     def student(seed: int) -> dict[str, bytes]:
@@ -167,7 +167,7 @@ def expected(made: Path, tmp_path: Path, nursery: Nursery) -> Callable[[int], di
         params = yaml.safe_load((root / "params.yaml").read_text())
         params["student"]["seed"] = seed
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        done = nursery.run(root, ["student"])
+        done = forkserver.run(root, ["student"])
         assert done.returncode == 0, done.stdout
         return result(root)
 

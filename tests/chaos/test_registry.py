@@ -13,7 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from tests.chaos.checks import check_registry, digests, flip, one_error, store_of
-from tests.chaos.nursery import Nursery
+from tests.chaos.forkserver import Nursery
 from tests.chaos.project import copy_until
 from tests.chaos.rows import PROMOTION, REGISTRATION, Kill
 
@@ -22,36 +22,38 @@ PROMOTE_NEWEST = "tests.chaos.promote_newest"
 
 
 @pytest.mark.parametrize("row", REGISTRATION, ids=lambda row: row.id)
-def test_killed_registration(row: Kill, recorded: Path, tmp_path: Path, nursery: Nursery) -> None:
+def test_killed_registration(
+    row: Kill, recorded: Path, tmp_path: Path, forkserver: Nursery
+) -> None:
     root = copy_until(recorded, tmp_path / "project")
-    output = killed_and_again(nursery, root, row)
+    output = killed_and_again(forkserver, root, row)
     assert "chaos version 1" in output and re.search(row.says, output)
     check_registry(root, versions=1)
 
 
 @pytest.mark.parametrize("row", PROMOTION, ids=lambda row: row.id)
-def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, nursery: Nursery) -> None:
+def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, forkserver: Nursery) -> None:
     root = copy_until(rival, tmp_path / "project")
     output = killed_and_again(
-        nursery, root, row, champion=1 if row.point == "promotion.announced" else 2
+        forkserver, root, row, champion=1 if row.point == "promotion.announced" else 2
     )
     assert "chaos version 2" in output and re.search(row.says, output)
     check_registry(root, versions=2)
 
 
-def test_damaged_registry(rival: Path, tmp_path: Path, nursery: Nursery) -> None:
+def test_damaged_registry(rival: Path, tmp_path: Path, forkserver: Nursery) -> None:
     """One bit of a version that is about to be promoted is wrong: it is neither promoted nor
     served, and made again.
     """
     root = copy_until(rival, tmp_path / "project")
     params = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(f"{params.rstrip()}\n  promote: false\n")
-    assert nursery.run(root, REGISTER).returncode == 0
+    assert forkserver.run(root, REGISTER).returncode == 0
     (root / "params.yaml").write_text(params)
     client = store_of(root)
     folder = newest_artifacts(root)
     flip(next(folder.glob("unet/*.safetensors")))
-    refused = nursery.run(root, [PROMOTE_NEWEST])
+    refused = forkserver.run(root, [PROMOTE_NEWEST])
     line = one_error(refused.stdout)
     assert (
         refused.returncode == 2
@@ -61,7 +63,7 @@ def test_damaged_registry(rival: Path, tmp_path: Path, nursery: Nursery) -> None
     with pytest.raises(MlflowException, match="they are damaged; use another version"):
         mlflow.pyfunc.load_model(str(folder.parents[1]))
     assert client.get_model_version_by_alias("chaos", "champion").version == 1
-    again = nursery.run(root, REGISTER)
+    again = forkserver.run(root, REGISTER)
     assert again.returncode == 0 and "it is registered again" in again.stdout, again.stdout
     assert "chaos version 3 (registered)" in again.stdout
     assert client.get_model_version_by_alias("chaos", "champion").version == 3
@@ -77,11 +79,13 @@ def newest_artifacts(root: Path) -> Path:
     return max(folders, key=lambda path: path.stat().st_mtime_ns)
 
 
-def killed_and_again(nursery: Nursery, root: Path, row: Kill, champion: int | None = None) -> str:
-    killed = nursery.run(root, REGISTER, kill=row.point)
+def killed_and_again(
+    forkserver: Nursery, root: Path, row: Kill, champion: int | None = None
+) -> str:
+    killed = forkserver.run(root, REGISTER, kill=row.point)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     if champion is not None:
         assert store_of(root).get_model_version_by_alias("chaos", "champion").version == champion
-    again = nursery.run(root, REGISTER, kill=row.point)
+    again = forkserver.run(root, REGISTER, kill=row.point)
     assert again.returncode == 0, again.stdout
     return again.stdout

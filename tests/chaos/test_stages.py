@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.nursery import Nursery
+from tests.chaos.forkserver import Nursery
 from tests.chaos.project import STAGES, leftovers, result
 from tests.chaos.rows import STAGES as ROWS
 from tests.chaos.rows import Kill
@@ -21,17 +21,17 @@ TIMINGS = {"ms_per_image"}
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_killed_stage(
-    row: Kill, made: Path, before: Callable[[str], Path], nursery: Nursery
+    row: Kill, made: Path, before: Callable[[str], Path], forkserver: Nursery
 ) -> None:
     root = before(
         "" if row.point == "atomic.between" else row.stage
     )  # there is an old one to be replaced
-    killed = nursery.run(root, [row.stage], kill=row.point)
+    killed = forkserver.run(root, [row.stage], kill=row.point)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     assert (root.parent / "mark").read_text().startswith(row.point.partition(":")[0])
 
     rest = STAGES[STAGES.index(row.stage) : STAGES.index("student") + 1] or (row.stage,)
-    again = nursery.run(root, rest, kill=row.point)
+    again = forkserver.run(root, rest, kill=row.point)
     assert again.returncode == 0, again.stdout
     assert re.search(row.says, again.stdout, re.M), again.stdout
     assert result(root) == result(made)

@@ -12,7 +12,7 @@ from flows.dvc.worktree import git
 from models.evaluation.metrics import Interval
 from tasks.config.schema import load_params
 from tasks.registry import registration, store
-from tasks.stages import champion_challenger as contest
+from tasks.stages import champion_challenger as comparison
 from tasks.stages.champion_challenger import Round
 from tests.flows.dvc.test_worktree import commit, set_steps
 from tests.flows.project import runs
@@ -39,7 +39,7 @@ def test_only_what_changed_and_is_better_becomes_champion(
         assert (
             Path(command[-2]) / "model_index.json"
         ).is_file()  # the champion, fetched from the registry
-        contest.save(rounds(gap[0]), Path(command[-1]))
+        comparison.save(rounds(gap[0]), Path(command[-1]))
 
     monkeypatch.setattr(module, "run_program", run_program)
     monkeypatch.setattr(

@@ -12,6 +12,7 @@ from models.common.errors import InputError
 from models.evaluation.features import DigitNet
 from scripts import train_digit_features as features
 from tasks.config.schema import Params
+from tasks.data.dataset import load_split
 from tasks.stages import dataset
 
 
@@ -25,7 +26,7 @@ def test_run_learns_and_ships_a_folder(tmp_path: Path) -> None:
         "model.safetensors",
     ]
     dataset.run(params, tmp_path)
-    images, labels = dataset.load_split(tmp_path, "holdout")
+    images, labels = load_split(tmp_path, "holdout")
     accuracy = features.measure(
         DigitNet.load(folder),
         torch.from_numpy(np.array(images)),

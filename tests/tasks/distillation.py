@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tasks.config.schema import Params
+from tasks.data.dataset import load_split
 from tasks.stages import dataset, trajectories
 from tests.models.evaluation.test_features import SHIPPED
 from tests.paths import PROJECT
@@ -58,7 +59,7 @@ def make_root(root: Path, classes: int | None = None, prediction: str = "v_predi
 
 def from_training_split(root: Path, images: torch.Tensor) -> bool:
     """Whether all images (n, C, H, W) in [-1, 1] are of the training split."""
-    known = {image.tobytes() for image in np.asarray(dataset.load_split(root, "train")[0][:])}
+    known = {image.tobytes() for image in np.asarray(load_split(root, "train")[0][:])}
     return all(
         image.tobytes() in known for image in ((images + 1) * 127.5).round().to(torch.uint8).numpy()
     )
@@ -68,7 +69,7 @@ def stage(root: Path, params: Params, code: str = "") -> subprocess.CompletedPro
     """Run the student stage as its own process in ``root``, after ``code``."""
     (root / "params.yaml").write_text(params.model_dump_json())
     program = f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\n{code}\n"
-    program += "from tasks.utils.cli import stage_main\nfrom tasks import student\nstage_main(student.run, [])\n"
+    program += "from tasks.utils.cli import stage_main\nfrom tasks.stages import student\nstage_main(student.run, [])\n"
     script = root / "stage.py"
     script.write_text(program)
     command = [sys.executable, str(script)]

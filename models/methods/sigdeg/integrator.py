@@ -44,7 +44,7 @@ def lagrange_means(points: Sequence[float], at: np.ndarray, weights: np.ndarray)
     return out
 
 
-def asked_index(chain: Chain, lo: int, hi: int, look_ahead: float) -> int:
+def query_index(chain: Chain, lo: int, hi: int, look_ahead: float) -> int:
     """The fine level at which the network is asked: ``look_ahead`` of the interval's half-log-SNR
     further on.
     """
@@ -81,7 +81,7 @@ def make_plan(
     steps = []
     for i, part in enumerate(parts):
         whole = unroll(chain, part.lo, part.hi)
-        k = asked_index(chain, part.lo, part.hi, ahead[i])
+        k = query_index(chain, part.lo, part.hi, ahead[i])
         a, b, m, predict = 1.0, 0.0, np.zeros(part.Q.shape[1]), np.zeros(0)
         if k > part.lo:
             before = unroll(chain, part.lo, k)

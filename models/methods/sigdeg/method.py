@@ -35,9 +35,9 @@ from models.methods.sigdeg.integrator import make_plan
 from models.methods.sigdeg.pipeline import (
     SigDEGPipeline,
     Step,
-    asked_state,
     next_state,
     path_average,
+    query_state,
     rollout,
     steps_as_dicts,
 )
@@ -51,7 +51,7 @@ DATA_STD = 0.5
 
 
 @dataclass(frozen=True)
-class Tuning:
+class SamplerGains:
     """Free numbers of one schedule, see :func:`models.methods.sigdeg.integrator.make_plan`."""
 
     look_ahead: float
@@ -70,7 +70,7 @@ class SigDEGConfig:
     order: int = 2
     look_ahead: float = 0.0
     predict_order: int = 2
-    tuned: tuple[tuple[int, Tuning], ...] = ()
+    gains_by_nfe: tuple[tuple[int, SamplerGains], ...] = ()
     memory: bool = False
     conditioning_limit: float | None = 10.0
     window_start: int = 1
@@ -100,7 +100,7 @@ class PathBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Course:
+class StepSchedule:
     """One number of steps: its plan, Chen's maps from the cached intervals (N, m + 1, r, m + 1),
     loss weights (N,).
     """
@@ -118,7 +118,7 @@ class Course:
         return torch.einsum("iprq,nirqchw->nipchw", self.joins.to(xi), parts)
 
 
-def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, tuning: Tuning) -> list[Step]:
+def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerGains) -> list[Step]:
     """The plan of ``nfe`` steps on the cached grid with these free numbers."""
     depth = spec.parts[0].Q.shape[1] - 1
     parts = bases(spec.chain, subgrid(spec.grid, nfe), depth)
@@ -126,22 +126,24 @@ def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, tuning: Tuning)
         spec.chain,
         parts,
         config.order,
-        tuning.look_ahead,
+        gains.look_ahead,
         config.predict_order,
-        tuning.gain,
-        tuning.last_gain,
-        tuning.noise_gain,
+        gains.gain,
+        gains.last_gain,
+        gains.noise_gain,
     )
 
 
-def make_course(spec: PathSpec, nfe: int, config: SigDEGConfig) -> Course:
+def make_step_schedule(spec: PathSpec, nfe: int, config: SigDEGConfig) -> StepSchedule:
     """Everything about ``nfe`` steps that follows from the cached grid. Raises InputError if nfe
     does not divide it.
     """
     depth = spec.parts[0].Q.shape[1] - 1
     grid = subgrid(spec.grid, nfe)
     every = (len(spec.grid) - 1) // nfe
-    steps = coarse_steps(spec, nfe, config, dict(config.tuned).get(nfe, Tuning(config.look_ahead)))
+    steps = coarse_steps(
+        spec, nfe, config, dict(config.gains_by_nfe).get(nfe, SamplerGains(config.look_ahead))
+    )
     joins = np.stack(
         [chen_join(spec.chain, spec.parts[i * every : (i + 1) * every], depth) for i in range(nfe)]
     )
@@ -151,14 +153,14 @@ def make_course(spec: PathSpec, nfe: int, config: SigDEGConfig) -> Course:
         "uniform": np.ones(nfe),
         "final": np.append(np.zeros(nfe - 1), float(nfe)),
     }[config.weighting]
-    return Course(
+    return StepSchedule(
         steps, torch.as_tensor(joins), torch.as_tensor(weights, dtype=torch.float32), every
     )
 
 
 @torch.no_grad()
 def mean_image(teacher: Teacher, t: float, n: int = 256) -> Tensor:
-    """The teacher's mean image (C, H, W): what it sees in pure noise, averaged; classes in turn
+    """The teacher's mean image (C, H, W): what it sees in pure noise, ema; classes in turn
     where it has them.
     """
     generator = torch.Generator().manual_seed(0)
@@ -171,24 +173,24 @@ def mean_image(teacher: Teacher, t: float, n: int = 256) -> Tensor:
 
 def build_pipeline(
     teacher: Teacher, spec: PathSpec, config: SigDEGConfig
-) -> tuple[SigDEGPipeline, dict[int, Course]]:
-    """The untrained generator as a pipeline, and its courses by number of steps. Weights are
+) -> tuple[SigDEGPipeline, dict[int, StepSchedule]]:
+    """The untrained generator as a pipeline, and its step_schedules by number of steps. Weights are
     copied.
     """
-    courses = {nfe: make_course(spec, nfe, config) for nfe in config.nfe}
+    step_schedules = {nfe: make_step_schedule(spec, nfe, config) for nfe in config.nfe}
     C = teacher.shape[0]
     features = spec.parts[0].Q.shape[1]
     channels = C * (1 + features + int(config.memory)) + 1
     network = student_network(teacher.network, channels, config.trainable, config.lora_rank)
     limit = config.conditioning_limit
     noisy = limit is not None and any(
-        s.sigma > limit * s.alpha for c in courses.values() for s in c.steps
+        s.sigma > limit * s.alpha for c in step_schedules.values() for s in c.steps
     )
     frozen = teacher.network if noisy and teacher.prediction == "epsilon" else None
     mean = mean_image(teacher, float(spec.chain.levels.t[0]))
     pipeline = SigDEGPipeline(
         unet=network,
-        plans=steps_as_dicts({n: c.steps for n, c in courses.items()}),
+        plans=steps_as_dicts({n: c.steps for n, c in step_schedules.items()}),
         prediction=teacher.prediction,
         shape=list(teacher.shape),
         mean_image=mean.mul(1e4).round().div(1e4).tolist(),
@@ -199,28 +201,28 @@ def build_pipeline(
         vae=teacher.vae,
         frozen=frozen,
     )
-    return pipeline, courses
+    return pipeline, step_schedules
 
 
 class SigDEG:
-    """The method: one player, ``student``; see :class:`models.methods.base.Method`.
+    """The method: one role, ``student``; see :class:`models.methods.base.Method`.
 
     ``total_steps`` sets the pace at which windows grow.
     """
 
-    averaged = ("student",)
+    ema = ("student",)
 
     def __init__(self, teacher: Teacher, spec: PathSpec, config: SigDEGConfig, total_steps: int):
         self.teacher, self.config, self.total_steps = teacher, config, total_steps
         self.guidance = spec.guidance
-        self.pipeline, self.courses = build_pipeline(teacher, spec, config)
+        self.pipeline, self.step_schedules = build_pipeline(teacher, spec, config)
         self.pipeline.unet.to(teacher.device)
-        self.players: dict[str, nn.Module] = {"student": self.pipeline.unet}
+        self.networks: dict[str, nn.Module] = {"student": self.pipeline.unet}
         for module in self.pipeline.unet.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
 
-    def active(self, step: int) -> Sequence[str]:
+    def updates(self, step: int) -> Sequence[str]:
         return ("student",)
 
     def window(self, step: int, nfe: int) -> int:
@@ -232,16 +234,16 @@ class SigDEG:
         start = min(self.config.window_start, nfe)
         return round(start + grown * (nfe - start))
 
-    def loss(self, player: str, batch: PathBatch, generator: torch.Generator) -> Losses:
+    def loss(self, role: str, batch: PathBatch, generator: torch.Generator) -> Losses:
         """(8) + (9) on one batch of cached paths; the numbers of steps take turns."""
         nfe = self.config.nfe[batch.step % len(self.config.nfe)]
-        course = self.courses[nfe]
-        Y, xi = batch.Y[:, :: course.every], course.features(batch.xi)
+        step_schedule = self.step_schedules[nfe]
+        Y, xi = batch.Y[:, :: step_schedule.every], step_schedule.features(batch.xi)
         length = self.window(batch.step, nfe)
         first = int(torch.randint(nfe - length + 1, (1,), generator=generator, device=Y.device))
-        states = self._window(course, Y, xi, batch.labels, first, length)
+        states = self._window(step_schedule, Y, xi, batch.labels, first, length)
         last = slice(first + 1, first + length + 1)
-        weights = course.weights.to(Y.device)[first : first + length]
+        weights = step_schedule.weights.to(Y.device)[first : first + length]
         path = path_loss(states.float(), Y[:, last], weights, self.config.power)
         terms = {f"path_{nfe}": path}
         total = self.config.path * path
@@ -252,7 +254,13 @@ class SigDEG:
         return total, terms
 
     def _window(
-        self, course: Course, Y: Tensor, xi: Tensor, labels: Tensor | None, first: int, length: int
+        self,
+        step_schedule: StepSchedule,
+        Y: Tensor,
+        xi: Tensor,
+        labels: Tensor | None,
+        first: int,
+        length: int,
     ) -> Tensor:
         """Student states (n, L, C, H, W) after steps first .. first + L - 1, from the teacher's
         state Y[:, first].
@@ -265,11 +273,12 @@ class SigDEG:
         with torch.no_grad():
             for i in range(max(0, first - self._past()), first):
                 history.insert(
-                    0, self._denoise(course.steps[i], Y[:, i], xi[:, i], history, mean, labels)
+                    0,
+                    self._denoise(step_schedule.steps[i], Y[:, i], xi[:, i], history, mean, labels),
                 )
         state, states = Y[:, first], []
         for i in range(first, first + length):
-            step = course.steps[i]
+            step = step_schedule.steps[i]
             D = self._denoise(step, state, xi[:, i], history, mean, labels)
             state = next_state(step, state, path_average(step, D, history), xi[:, i])
             history = [D, *history]
@@ -291,7 +300,7 @@ class SigDEG:
         def call(X: Tensor, z: Tensor) -> Tensor:
             return self.pipeline.denoise(step, X, z, history, labels)
 
-        X = asked_state(step, state, xi, history, mean)
+        X = query_state(step, state, xi, history, mean)
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(call, X, xi, use_reentrant=False)  # type: ignore[no-any-return]
         return call(X, xi)
@@ -336,7 +345,11 @@ class SigDEG:
 
 
 def untrained_rollout(
-    teacher: Teacher, course: Course, Y: Tensor, xi: Tensor, labels: Tensor | None = None
+    teacher: Teacher,
+    step_schedule: StepSchedule,
+    Y: Tensor,
+    xi: Tensor,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """States (n, N + 1, C, H, W) of the generator with the teacher's own network; a second way to
     the untrained student.
@@ -346,4 +359,4 @@ def untrained_rollout(
     def denoise(step: Step, X: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
         return teacher.denoise(X, step.t, labels)
 
-    return rollout(denoise, course.steps, Y, xi, mean)
+    return rollout(denoise, step_schedule.steps, Y, xi, mean)

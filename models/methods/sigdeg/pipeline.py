@@ -69,7 +69,7 @@ def combine(weights: Sequence[float], xi: Tensor) -> Tensor:
     return total
 
 
-def asked_state(
+def query_state(
     step: Step, Y: Tensor, xi: Tensor, history: Sequence[Tensor], mean: Tensor
 ) -> Tensor:
     """X of (6). ``history``: earlier D, newest first; before there is any, ``mean``, the teacher's
@@ -133,7 +133,7 @@ def rollout(denoise: Denoise, steps: Sequence[Step], Y: Tensor, xi: Tensor, mean
     states: list[Tensor] = [Y]
     history: list[Tensor] = []
     for i, step in enumerate(steps):
-        D = denoise(step, asked_state(step, Y, xi[:, i], history, mean), xi[:, i], history)
+        D = denoise(step, query_state(step, Y, xi[:, i], history, mean), xi[:, i], history)
         Y = next_state(step, Y, path_average(step, D, history), xi[:, i])
         history.insert(0, D)
         states.append(Y)

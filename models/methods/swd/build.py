@@ -24,14 +24,14 @@ MEAN_OF = 256
 
 @dataclass(frozen=True)
 class SwDConfig:
-    """Choices of the method; weights 0 switch a loss off. ``dmd_off``: sizes at which the teacher
-    is no judge; ``compare``: what (16) sets beside each other, "image" or "batch"; ``mmd_levels``:
-    the part of the levels, from the clean end, that it looks at.
+    """Choices of the method; weights 0 switch a loss off. ``dmd_excluded_sizes``: sizes at which
+    the teacher is no judge; ``compare``: what (16) sets beside each other, "image" or "batch";
+    ``mmd_levels``: the part of the levels, from the clean end, that it looks at.
     """
 
     schedule: Schedule
     dmd: float = 1.0
-    dmd_off: tuple[int, ...] = ()
+    dmd_excluded_sizes: tuple[int, ...] = ()
     guidance: float = 1.0
     gan: float = 5e-3
     gan_features: float = 1e-2
@@ -52,16 +52,16 @@ class SwDConfig:
     def nfe(self) -> tuple[int, ...]:
         return (len(self.schedule),)
 
-    def judged(self, i: int) -> bool:
+    def uses_dmd(self, i: int) -> bool:
         """Whether (13) applies at step i."""
-        return self.dmd > 0 and self.schedule[i].size not in self.dmd_off
+        return self.dmd > 0 and self.schedule[i].size not in self.dmd_excluded_sizes
 
     @property
     def needs_fake(self) -> bool:
-        return self.gan > 0 or any(self.judged(i) for i in range(len(self.schedule)))
+        return self.gan > 0 or any(self.uses_dmd(i) for i in range(len(self.schedule)))
 
 
-def make_ladder(
+def make_scale_schedule(
     teacher: Teacher, schedule: Schedule, limit: float | None = None
 ) -> list[ScaleStep]:
     """The sampler's steps; for epsilon networks those with sigma / alpha > ``limit`` are damped to
@@ -96,10 +96,10 @@ def _mean_image(teacher: Teacher, step: ScaleStep) -> Any:
 def build_swd_pipeline(teacher: Teacher, config: SwDConfig) -> SwDPipeline:
     """The untrained student: the teacher's weights in the scale-wise sampler."""
     network = student_network(teacher.network, teacher.shape[0], config.trainable, config.lora_rank)
-    ladder = make_ladder(teacher, config.schedule, config.conditioning_limit)
+    scale_schedule = make_scale_schedule(teacher, config.schedule, config.conditioning_limit)
     return SwDPipeline(
         unet=network,
-        ladder=[asdict(step) for step in ladder],
+        scale_schedule=[asdict(step) for step in scale_schedule],
         prediction=teacher.prediction,
         shape=list(teacher.shape),
         clip=teacher.clip,

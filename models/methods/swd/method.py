@@ -19,7 +19,7 @@ reduced by area to s_i and y' the same to s_{i-1},
     L = mmd (16) + dmd (13) + gan (15)
 
 with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of levels for all but (14), T the frozen
-teacher, F the fake network (a denoiser of the student's samples), f F's middle block averaged over
+teacher, F the fake network (a denoiser of the student's samples), f F's middle block ema over
 space, phi T's middle block, whose places are patches. (16) compares batches within each class, or
 an image with its own target (``compare``: image; its first term alone). The latter would regress to
 the mean where the input is pure noise, so the first step always compares batches; with few steps
@@ -55,7 +55,7 @@ from models.methods.swd.losses import (
 from models.methods.swd.pipeline import ScaleStep, renoise, upscale
 from models.teachers.base import Teacher, capture_middle
 
-LOWER = 0.6
+RENOISE_FRACTION = 0.6
 
 
 class ImageBatch(NamedTuple):
@@ -71,23 +71,23 @@ class ImageBatch(NamedTuple):
 
 
 class SwD:
-    """The method: players ``student``, and where a loss needs them ``fake`` and
+    """The method: networks ``student``, and where a loss needs them ``fake`` and
     ``discriminator``.
     """
 
-    averaged: tuple[str, ...] = ("student",)
+    ema: tuple[str, ...] = ("student",)
 
     def __init__(self, teacher: Teacher, config: SwDConfig):
         self.teacher, self.config = teacher, config
         self.pipeline = build_swd_pipeline(teacher, config)
         self.pipeline.unet.to(teacher.device)
-        self.ladder = self.pipeline.ladder
-        players: dict[str, nn.Module] = {"student": self.pipeline.unet}
+        self.scale_schedule = self.pipeline.scale_schedule
+        networks: dict[str, nn.Module] = {"student": self.pipeline.unet}
         self.fake: Teacher | None = None
         self.critic: Critic | None = None
         if config.needs_fake:
             self.fake = self._fake_network()
-            players["fake"] = self.fake.network
+            networks["fake"] = self.fake.network
         if config.gan > 0:
             probe = torch.zeros((1, *teacher.shape), device=teacher.device)
             label = (
@@ -96,10 +96,10 @@ class SwD:
                 else torch.zeros(1, dtype=torch.long, device=probe.device)
             )
             self.critic = Critic(teacher.features(probe, 0.0, label).shape[1]).to(teacher.device)
-            players["discriminator"] = self.critic
-        self.players: Mapping[str, nn.Module] = players
+            networks["discriminator"] = self.critic
+        self.networks: Mapping[str, nn.Module] = networks
         self._check()
-        for name, network in self.players.items():
+        for name, network in self.networks.items():
             for module in network.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
@@ -125,7 +125,7 @@ class SwD:
         """
         c = self.config
         for i, scale in enumerate(c.schedule):
-            if not (c.mmd or c.judged(i)):
+            if not (c.mmd or c.uses_dmd(i)):
                 why = "method.dmd is gated off there" if c.dmd else "method.dmd.weight is 0"
                 gan = " but the GAN, which does not converge alone," if c.gan else ""
                 raise InputError(
@@ -134,37 +134,37 @@ class SwD:
                 )
 
     def index(self, step: int) -> int:
-        """The scale of an optimizer step, the same for all its players, micro-batches and workers.
+        """The scale of an optimizer step, the same for all its networks, micro-batches and workers.
 
         Every N steps take each scale once, in an order that rotates, so that figures logged every
         so many steps are not always those of the same scale.
         """
-        return (step + step // len(self.ladder)) % len(self.ladder)
+        return (step + step // len(self.scale_schedule)) % len(self.scale_schedule)
 
-    def active(self, step: int) -> Sequence[str]:
+    def updates(self, step: int) -> Sequence[str]:
         i = self.index(step)
         turns: list[str] = []
-        if self.fake is not None and (self.critic is not None or self.config.judged(i)):
+        if self.fake is not None and (self.critic is not None or self.config.uses_dmd(i)):
             turns += ["fake"] * self.config.fake_updates
         if self.critic is not None:
             turns.append("discriminator")
         return (*turns, "student")
 
-    def loss(self, player: str, batch: ImageBatch, generator: torch.Generator) -> Losses:
+    def loss(self, role: str, batch: ImageBatch, generator: torch.Generator) -> Losses:
         """(13) + (15) + (16) for the student, (14) + (15) for the fake network, (15) for the
         discriminator.
         """
         i = self.index(batch.step)
         target, x = self.pair(batch, i, generator)
-        step, labels = self.ladder[i], batch.labels
-        if player == "student":
+        step, labels = self.scale_schedule[i], batch.labels
+        if role == "student":
             x0 = self.pipeline.denoise(step, x, labels).float()
             if batch.real is not None and self._batchwise(i):
                 target = shrink(self.teacher, batch.real, step.size)
             return self._student_loss(i, x0, target, labels, generator)
         with torch.no_grad():
             x0 = self.pipeline.denoise(step, x, labels).float()
-        if player == "fake":
+        if role == "fake":
             return self._fake_loss(step, x0, target, labels, generator)
         return self._critic_loss(step, x0, target, labels, generator)
 
@@ -173,41 +173,41 @@ class SwD:
         """(target, x_i) of (12), both (n, C, s_i, s_i); with backward simulation x_i comes from
         noise alone.
         """
-        step = self.ladder[i]
+        step = self.scale_schedule[i]
         target = shrink(self.teacher, batch.x0, step.size)
         if i == 0 or self.config.backward_simulation:
             return target, self._simulated(batch, i, generator)
         eps = torch.randn(target.shape, generator=generator, device=target.device)
-        previous = shrink(self.teacher, batch.x0, self.ladder[i - 1].size)
+        previous = shrink(self.teacher, batch.x0, self.scale_schedule[i - 1].size)
         return target, renoise(step, upscale(previous, step.size), eps)
 
     def _simulated(self, batch: ImageBatch, i: int, generator: torch.Generator) -> Tensor:
         """x_i (n, C, s_i, s_i) as in sampling: noise, and the student's own steps before i."""
-        step, x0 = self.ladder[i], batch.x0
+        step, x0 = self.scale_schedule[i], batch.x0
         eps = torch.randn(
             (*x0.shape[:2], step.size, step.size), generator=generator, device=x0.device
         )
         if i == 0:
             return eps
         x = self._simulated(batch, i - 1, generator)
-        previous = self.pipeline.denoise(self.ladder[i - 1], x, batch.labels).float()
+        previous = self.pipeline.denoise(self.scale_schedule[i - 1], x, batch.labels).float()
         return renoise(step, upscale(previous, step.size), eps)
 
     def _student_loss(
         self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator
     ) -> Losses:
-        c, size = self.config, self.ladder[i].size
+        c, size = self.config, self.scale_schedule[i].size
         total, terms = x0.new_zeros(()), {}
-        if self.fake is not None and (c.judged(i) or self.critic is not None):
-            t, x_u, _ = self._renoised(x0, generator, LOWER)
+        if self.fake is not None and (c.uses_dmd(i) or self.critic is not None):
+            t, x_u, _ = self._renoised(x0, generator, RENOISE_FRACTION)
             with (
                 frozen(self.fake.network),
                 frozen(self.critic),
                 torch.set_grad_enabled(self.critic is not None),
             ):
-                fake_x0, middle = _looked_at(self.fake, x_u, t, labels)
+                fake_x0, middle = _denoise_with_features(self.fake, x_u, t, labels)
                 logits = None if self.critic is None else self.critic(pool(middle))
-            if c.judged(i):
+            if c.uses_dmd(i):
                 with torch.no_grad():
                     real_x0 = self.teacher.denoise(x_u, t, labels, c.guidance)
                 terms[f"dmd_{size}"] = dmd_loss(x0, real_x0, fake_x0.detach())
@@ -230,7 +230,7 @@ class SwD:
     ) -> Losses:
         assert self.fake is not None
         t, x_u, y_u = self._renoised(x0, generator, 1.0, target)
-        fake_x0, middle = _looked_at(self.fake, x_u, t, labels)
+        fake_x0, middle = _denoise_with_features(self.fake, x_u, t, labels)
         error = (fake_x0.float() - x0).square().mean((1, 2, 3))
         limit = self.config.conditioning_limit
         if self.teacher.prediction == "epsilon" and limit is not None:
@@ -239,7 +239,7 @@ class SwD:
         total = error.mean()
         terms = {f"mse_{step.size}": total}
         if self.critic is not None:
-            seen = t < LOWER * self.teacher.train_steps
+            seen = t < RENOISE_FRACTION * self.teacher.train_steps
             if seen.any():
                 real = self._pooled(y_u[seen], t[seen], None if labels is None else labels[seen])
                 with frozen(self.critic):
@@ -258,7 +258,7 @@ class SwD:
         generator: torch.Generator,
     ) -> Losses:
         assert self.critic is not None
-        t, x_u, y_u = self._renoised(x0, generator, LOWER, target)
+        t, x_u, y_u = self._renoised(x0, generator, RENOISE_FRACTION, target)
         with torch.no_grad():
             real, fake = self._pooled(y_u, t, labels), self._pooled(x_u, t, labels)
         loss = discriminator_loss(self.critic(real), self.critic(fake))
@@ -273,9 +273,9 @@ class SwD:
         c = self.config
         batches = self._batchwise(i)
         t, x_u, y_u = self._renoised(x0, generator, c.mmd_levels, target, together=batches)
-        image, middle = _looked_at(self.teacher, x_u, t, labels)
+        image, middle = _denoise_with_features(self.teacher, x_u, t, labels)
         with torch.no_grad():
-            wanted_image, wanted_middle = _looked_at(self.teacher, y_u, t, labels)
+            wanted_image, wanted_middle = _denoise_with_features(self.teacher, y_u, t, labels)
         seen, wanted = _tokens(middle), _tokens(wanted_middle)
         if batches:
             pairs = ((seen, wanted), (image.float(), wanted_image.float()))
@@ -330,14 +330,14 @@ class SwD:
         )[0]
 
 
-def _looked_at(
-    judge: Teacher, x_u: Tensor, t: Tensor, labels: Tensor | None
+def _denoise_with_features(
+    denoiser: Teacher, x_u: Tensor, t: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """A network's denoised image of x_u and the output of its middle block, from one forward
     pass.
     """
-    with capture_middle(judge.network) as seen:
-        x0 = judge.denoise(x_u, t, labels)
+    with capture_middle(denoiser.network) as seen:
+        x0 = denoiser.denoise(x_u, t, labels)
     return x0, seen[0]
 
 

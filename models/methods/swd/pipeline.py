@@ -86,9 +86,9 @@ class StudentOutput(BaseOutput):  # type: ignore[misc]
 class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Samples of a scale-wise student.
 
-    ``ladder``: the steps as dicts; ``prediction``: the network's parametrization; ``shape``: (C, H,
-    W) of the last step; ``clip``: bound on x0 or None; ``num_classes``: None for unconditional
-    students.
+    ``scale_schedule``: the steps as dicts; ``prediction``: the network's parametrization;
+    ``shape``: (C, H, W) of the last step; ``clip``: bound on x0 or None; ``num_classes``: None for
+    unconditional students.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -97,7 +97,7 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(
         self,
         unet: Any,
-        ladder: list[dict[str, Any]] | None = None,
+        scale_schedule: list[dict[str, Any]] | None = None,
         prediction: str = "epsilon",
         shape: list[int] | None = None,
         clip: float | None = None,
@@ -107,18 +107,18 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__init__()
         self.register_modules(unet=unet, vae=vae)
         self.register_to_config(
-            ladder=ladder,
+            scale_schedule=scale_schedule,
             prediction=prediction,
             shape=list(shape or (1, 16, 16)),
             clip=clip,
             num_classes=num_classes,
         )
-        self.ladder = [ScaleStep.from_dict(step) for step in ladder or []]
+        self.scale_schedule = [ScaleStep.from_dict(step) for step in scale_schedule or []]
 
     @property
     def nfe(self) -> list[int]:
         """Numbers of steps this student was made for: one."""
-        return [len(self.ladder)]
+        return [len(self.scale_schedule)]
 
     def network_calls(self, steps: int) -> int:
         """Network evaluations of one sample with ``steps`` steps."""
@@ -152,10 +152,10 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         which is wrong (the upscaled noise is no longer white) and there to show it.
         """
         self._check(nfe)
-        first = self.ladder[0]
+        first = self.scale_schedule[0]
         x0 = self.denoise(first, noise[..., : first.size, : first.size].contiguous(), labels)
         seen = [x0]
-        for i, step in enumerate(self.ladder[1:]):
+        for i, step in enumerate(self.scale_schedule[1:]):
             x0 = x0 if noise_first else upscale(x0, step.size)
             eps = _randn(x0.shape, x0, generator) if xi is None else xi[i]
             x0 = self.denoise(step, upscale(renoise(step, x0, eps), step.size), labels)
@@ -182,7 +182,7 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         self._check(num_inference_steps)
         device = self._execution_device
         labels = self._labels(class_labels, batch_size, device)
-        channels, size = self.config.shape[0], self.ladder[0].size
+        channels, size = self.config.shape[0], self.scale_schedule[0].size
         like = torch.empty(0, device=device, dtype=torch.float32)
         noise = _randn((batch_size, channels, size, size), like, generator)
         x0, _ = self.rollout(noise, None, labels, num_inference_steps, generator)

@@ -101,8 +101,8 @@ def auto_schedule(
     """The smallest sizes that (10) allows for ``sigmas``, none below ``smallest`` (null: a quarter
     of ``full``).
     """
-    least = full // 4 if smallest is None else smallest
-    sizes = [size for size in range(stride, full + 1, stride) if size >= least]
+    smallest_allowed = full // 4 if smallest is None else smallest
+    sizes = [size for size in range(stride, full + 1, stride) if size >= smallest_allowed]
     radii = np.arange(len(power))
     chosen = []
     for sigma in sigmas:

@@ -102,8 +102,8 @@ def figures_of(result: Result, curve: pd.DataFrame | None) -> dict[str, Callable
     }
     if result.path_error:
         found["path_error"] = lambda theme: path_error(result, theme)
-    if result.facts.get("schedule"):
-        found["scales"] = lambda theme: scales(result.facts, theme)
+    if result.diagnostics.get("schedule"):
+        found["scales"] = lambda theme: scales(result.diagnostics, theme)
     if curve is not None and "step" in curve and len(curve) > 1:
         found["training"] = lambda theme: training_curve(curve, theme)
     return found
@@ -211,20 +211,20 @@ def path_error(result: Result, theme: Theme) -> Figure:
     return figure
 
 
-def scales(facts: dict[str, Any], theme: Theme) -> Figure:
+def scales(diagnostics: dict[str, Any], theme: Theme) -> Figure:
     """Left: power of the data by frequency, and of the noise at each step with the size the step
     runs at. Right: KID of the teacher's own samples at each size beside its full-size images
     reduced.
     """
-    gate = facts.get("gate") or []
+    gate = diagnostics.get("gate") or []
     figure = Figure(figsize=(10.4, 3.6), layout="constrained", facecolor=theme.paper)
     panels = figure.subplots(1, 2 if gate else 1, squeeze=False)[0]
-    left, power = panels[0], np.array(facts["power"])
+    left, power = panels[0], np.array(diagnostics["power"])
     left.plot(np.arange(1, len(power)), power[1:], color=theme.line("student"), linewidth=2.2)
     left.set_yscale("log")
     _style(left, theme, "power per frequency", "frequency, cycles per image")
     labels = [(float(power[-1]), "data", theme.line("student"), True)]
-    for sigma, size in facts["schedule"]:
+    for sigma, size in diagnostics["schedule"]:
         if sigma < 1:
             noise = (sigma / (1 - sigma)) ** 2
             left.plot([1, size / 2], [noise, noise], color=theme.line("untrained"), linewidth=1.6)

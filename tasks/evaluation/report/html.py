@@ -99,7 +99,7 @@ def verdict(result: Result, nfe: int) -> dict[str, str]:
     words = {
         "better": "beats every training-free sampler",
         "worse": "does not reach the best training-free sampler",
-        "even": "is level with the best training-free sampler: the difference is within the uncertainty",
+        "even": "is not significantly different from the best training-free sampler",
     }[kind]
     text = (
         f"The student {words}. KID {fixed(student.kid.value)} against {fixed(best.kid.value)} for "
@@ -138,7 +138,9 @@ def to_teacher(result: Result, nfe: int) -> str:
     """The student's distance to the teacher's full run in one sentence."""
     gap, teacher = result.differences[f"teacher.nfe{nfe}"], result.teacher
     if _kind(gap) == "even":
-        return f"It cannot be told from the teacher's {teacher.nfe} calls (KID {fixed(teacher.kid.value)})."
+        value = fixed(teacher.kid.value)
+        full = f"the teacher's {teacher.nfe} calls"
+        return f"It is not significantly different from {full} (KID {value})."
     where = f"{fixed(abs(gap.value))} {'above' if gap.value > 0 else 'below'}"
     return f"That is {where} the teacher's {teacher.nfe} calls (KID {fixed(teacher.kid.value)})."
 

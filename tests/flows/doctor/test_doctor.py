@@ -95,7 +95,7 @@ def test_packages(
     versions(monkeypatch, **changed)
     found = machine_checks.packages(REPOSITORY)
     assert found.state == state and told in found.found
-    assert bool(found.mend) == (state != "ok")
+    assert bool(found.fix) == (state != "ok")
 
 
 def test_bare_ray_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_ports(tmp_path: Path) -> None:
         number = other.getsockname()[1]
         taken = machine_checks.port(tmp_path, "prefect", number, "PORT")
         assert taken.state == "warn" and str(os.getpid()) in taken.found
-        assert f"make up PORT={number + 10}" in taken.mend
+        assert f"make up PORT={number + 10}" in taken.fix
     assert machine_checks.port(tmp_path, "prefect", number, "PORT").state == "ok"
 
 
@@ -231,9 +231,7 @@ def test_services_that_ended_by_themselves(project: Path) -> None:
         pass
     found = project_checks.services(project)
     assert (
-        found.state == "warn"
-        and "worker ended by itself" in found.found
-        and "make up" in found.mend
+        found.state == "warn" and "worker ended by itself" in found.found and "make up" in found.fix
     )
 
 

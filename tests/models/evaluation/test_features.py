@@ -85,7 +85,7 @@ def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(
         (tmp_path / "model.safetensors").read_bytes()[:-100]
     )
-    with pytest.raises(InputError, match=r"python -m tasks\.features"):
+    with pytest.raises(InputError, match=r"python -m scripts\.train_digit_features"):
         load_features("mnist", folder=tmp_path)
 
 

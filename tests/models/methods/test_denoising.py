@@ -33,7 +33,7 @@ def shown(method: Denoising, batch: Images, seed: int = 0) -> tuple[dict[str, An
             }
         )
 
-    handle = method.players["teacher"].register_forward_hook(look, with_kwargs=True)
+    handle = method.networks["teacher"].register_forward_hook(look, with_kwargs=True)
     loss, terms = method.loss("teacher", batch, generator_for("cpu", seed))
     handle.remove()
     assert list(terms) == [f"mse_{seen['x'].shape[-1]}"]
@@ -69,8 +69,8 @@ def test_the_loss_is_the_error_of_the_prediction(prediction: str) -> None:
         "flow": eps - x0,
     }[prediction]
     assert loss == pytest.approx(float((seen["out"].double() - target).square().mean()), rel=1e-3)
-    assert method.players["teacher"].training and all(
-        p.requires_grad for p in method.players["teacher"].parameters()
+    assert method.networks["teacher"].training and all(
+        p.requires_grad for p in method.networks["teacher"].parameters()
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from models.common.errors import InputError
 from models.teachers.base import Teacher, to_x0, training_target
 from tasks.utils.atomic import atomic_write_json
-from tests.tiny import shaken, tiny_dit, tiny_teacher, tiny_unet
+from tests.tiny import perturbed, tiny_dit, tiny_teacher, tiny_unet
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -255,7 +255,7 @@ def test_levels_end_at_clean_data() -> None:
 
 def test_shaken_networks_really_see_their_labels() -> None:
     """Guards the other tests: with adaLN-zero left at zero a DiT would ignore its input."""
-    dit = shaken(tiny_dit())
+    dit = perturbed(tiny_dit())
     x = noise(1, 2, 8, 8)
     with torch.no_grad():
         a, b = (

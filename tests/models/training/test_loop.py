@@ -23,31 +23,33 @@ def small_net(width: int = 6, dropout: float = 0.0) -> nn.Module:
 
 
 class Regression:
-    """A method of one or two players; with ``noisy``, the loss draws from the generator and from
+    """A method of one or two networks; with ``noisy``, the loss draws from the generator and from
     dropout.
     """
 
     def __init__(
-        self, players: Sequence[str] = ("student",), noisy: bool = False, bad_step: int = -1
+        self, networks: Sequence[str] = ("student",), noisy: bool = False, bad_step: int = -1
     ):
         torch.manual_seed(0)
-        self.players: Mapping[str, nn.Module] = {p: small_net(dropout=0.3 * noisy) for p in players}
-        self.averaged: tuple[str, ...] = (players[0],)
+        self.networks: Mapping[str, nn.Module] = {
+            p: small_net(dropout=0.3 * noisy) for p in networks
+        }
+        self.ema: tuple[str, ...] = (networks[0],)
         self.noisy, self.bad_step, self.seen = noisy, bad_step, -1
 
-    def active(self, step: int) -> Sequence[str]:
-        names = list(self.players)
+    def updates(self, step: int) -> Sequence[str]:
+        names = list(self.networks)
         return [names[0]] if len(names) == 1 else [names[1], names[1], names[0]]
 
     def loss(
-        self, player: str, batch: tuple[Tensor, Tensor], generator: torch.Generator
+        self, role: str, batch: tuple[Tensor, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = batch
         if self.noisy:
             x = x + 0.1 * torch.randn(x.shape, generator=generator)
-        out = self.players[player](x)
-        if len(self.players) > 1:
-            other = self.players[next(p for p in self.players if p != player)]
+        out = self.networks[role](x)
+        if len(self.networks) > 1:
+            other = self.networks[next(p for p in self.networks if p != role)]
             out = out + other(x).detach()
         error = (out - y).square().mean()
         self.seen += 1
@@ -91,23 +93,23 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.mark.parametrize("players", [("student",), ("student", "critic")])
-def test_resume_is_exact(tmp_path: Path, players: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("networks", [("student",), ("student", "critic")])
+def test_resume_is_exact(tmp_path: Path, networks: tuple[str, ...]) -> None:
     """2N steps = N, a checkpoint on disk, new objects, N: weights, EMA, optimizers, reports."""
     config = LoopConfig(steps=12, warmup=3, ema=0.9, accumulate=2, weight_decay=0.01, clip=0.5)
-    whole = Regression(players, noisy=True)
+    whole = Regression(networks, noisy=True)
     straight = TrainState(whole, config)
     reports = run(straight, whole)
 
-    first = Regression(players, noisy=True)
+    first = Regression(networks, noisy=True)
     half = TrainState(first, config)
     run(half, first, until=6)
     tensors, tree = flatten(half.state_dict())
     save_checkpoint(tmp_path, 6, tensors, tree)
 
     torch.manual_seed(99)  # a resumed process has another global stream
-    second = Regression(players, noisy=True)
-    for parameter in second.players["student"].parameters():
+    second = Regression(networks, noisy=True)
+    for parameter in second.networks["student"].parameters():
         nn.init.normal_(parameter)
     resumed = TrainState(second, config)
     found = latest_checkpoint(tmp_path)
@@ -145,7 +147,7 @@ def test_accumulation_is_the_big_batch() -> None:
             method,
             lambda _s, m, _t, n=size: (x[m * n : (m + 1) * n], y[m * n : (m + 1) * n]),
         )
-        outcomes.append((method.players["student"].state_dict(), reports[-1].terms))
+        outcomes.append((method.networks["student"].state_dict(), reports[-1].terms))
     for name, value in outcomes[0][0].items():
         torch.testing.assert_close(outcomes[1][0][name], value, rtol=1e-4, atol=1e-5)
     assert outcomes[0][1] == pytest.approx(outcomes[1][1], rel=1e-3)
@@ -161,7 +163,7 @@ def test_clipping() -> None:
         method = Regression()
         state = TrainState(method, LoopConfig(steps=1, clip=clip))
         (report,) = run(state, method)
-        gradients = [p.grad for p in method.players["student"].parameters()]
+        gradients = [p.grad for p in method.networks["student"].parameters()]
         applied = torch.cat([g.flatten() for g in gradients if g is not None])
         norms[clip] = (report.terms["student/grad_norm"], float(applied.norm()))
     assert norms[0.0] == norms[1e3] and norms[0.0][0] == pytest.approx(norms[0.0][1], rel=1e-5)
@@ -170,7 +172,7 @@ def test_clipping() -> None:
 
 def test_ema_follows_its_formula() -> None:
     method = Regression()
-    live = dict(method.players["student"].named_parameters())
+    live = dict(method.networks["student"].named_parameters())
     state = TrainState(method, LoopConfig(steps=30, learning_rate=0.05, ema=0.6))
     expected = {name: p.detach().clone().double() for name, p in live.items()}
     for report in train(method, batches, state):
@@ -178,11 +180,11 @@ def test_ema_follows_its_formula() -> None:
         expected = {
             name: decay * expected[name] + (1 - decay) * p.detach() for name, p in live.items()
         }
-    averaged = state.averaged_state("student")
-    assert set(averaged) == set(method.players["student"].state_dict())
+    ema = state.ema_state("student")
+    assert set(ema) == set(method.networks["student"].state_dict())
     for name, value in expected.items():
-        torch.testing.assert_close(averaged[name], value.float(), rtol=1e-5, atol=1e-6)
-        assert not torch.equal(averaged[name], live[name])
+        torch.testing.assert_close(ema[name], value.float(), rtol=1e-5, atol=1e-6)
+        assert not torch.equal(ema[name], live[name])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -196,7 +198,7 @@ def test_nan_stops_before_the_step_is_applied(accumulate: int) -> None:
         for report in train(method, batches, state):
             reports.append(report.step)
             kept = unflatten(*_copied(state.state_dict()))
-    assert (caught.value.step, caught.value.player, reports, state.step) == (
+    assert (caught.value.step, caught.value.role, reports, state.step) == (
         4,
         "student",
         [1, 2, 3],
@@ -214,7 +216,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_caught() -> None:
     method = Regression()
     x, y = data()
     with torch.no_grad():
-        weight = next(method.players["student"].parameters())
+        weight = next(method.networks["student"].parameters())
     weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(NonFiniteError, match="step 1"):
         run(TrainState(method, LoopConfig(steps=2)), method, lambda *_: (x, y))
@@ -234,10 +236,10 @@ def test_schedule() -> None:
 
 def test_rates_of_players_and_of_single_weights() -> None:
     method = Regression(("student", "critic"))
-    first = next(method.players["student"].parameters())
+    first = next(method.networks["student"].parameters())
     first.rate_scale = 10.0  # type: ignore[attr-defined]
     state = TrainState(
-        method, LoopConfig(steps=4, learning_rate=1e-3, warmup=2, player_rates={"critic": 5e-3})
+        method, LoopConfig(steps=4, learning_rate=1e-3, warmup=2, learning_rates={"critic": 5e-3})
     )
     (report,) = run(state, method, until=1)
     rates = {name: [g["lr"] for g in o.param_groups] for name, o in state.optimizers.items()}
@@ -246,16 +248,16 @@ def test_rates_of_players_and_of_single_weights() -> None:
     )
     assert [p is first for p in state.optimizers["student"].param_groups[1]["params"]] == [True]
     assert report.learning_rate == pytest.approx(5e-4)
-    assert "critic/loss" in report.terms and list(state.averages) == ["student"]
+    assert "critic/loss" in report.terms and list(state.ema_weights) == ["student"]
 
 
 def test_frozen_weights_stay() -> None:
     method = Regression()
-    frozen = method.players["student"].get_parameter("0.weight").requires_grad_(False)
+    frozen = method.networks["student"].get_parameter("0.weight").requires_grad_(False)
     before = frozen.clone()
     state = TrainState(method, LoopConfig(steps=3, weight_decay=0.1))
     run(state, method)
-    assert torch.equal(frozen, before) and "0.weight" not in state.averages["student"]
+    assert torch.equal(frozen, before) and "0.weight" not in state.ema_weights["student"]
 
 
 def test_every_loss_has_its_own_noise() -> None:
@@ -265,7 +267,7 @@ def test_every_loss_has_its_own_noise() -> None:
 
     class Listening(Regression):
         def loss(
-            self, player: str, batch: Any, generator: torch.Generator
+            self, role: str, batch: Any, generator: torch.Generator
         ) -> tuple[Tensor, dict[str, Tensor]]:
             heard.append(
                 (
@@ -273,7 +275,7 @@ def test_every_loss_has_its_own_noise() -> None:
                     round(float(torch.randn(())), 6),
                 )
             )
-            return super().loss(player, batch, generator)
+            return super().loss(role, batch, generator)
 
     heard: list[tuple[float, float]] = []
     for rank in (0, 1, 0):
@@ -332,7 +334,7 @@ def test_two_workers_are_one_with_both_batches(tmp_path: Path) -> None:
         found = latest_checkpoint(tmp_path / str(rank))
         assert found is not None
         states.append(unflatten(*found.load()))
-    assert equal(states[0]["players"], states[1]["players"])
+    assert equal(states[0]["networks"], states[1]["networks"])
     method = Regression()
     state = TrainState(method, LoopConfig(steps=3, learning_rate=0.1, clip=0.1))
     reports = run(state, method, lambda *_: data(12))
@@ -341,7 +343,7 @@ def test_two_workers_are_one_with_both_batches(tmp_path: Path) -> None:
         norms, rel=1e-4
     )  # Adam alone would hide a wrong factor
     assert states[1]["norms"] == states[0]["norms"]
-    for name, value in method.players["student"].state_dict().items():
+    for name, value in method.networks["student"].state_dict().items():
         torch.testing.assert_close(
-            states[0]["players"]["student"][name], value, rtol=1e-4, atol=1e-5
+            states[0]["networks"]["student"][name], value, rtol=1e-4, atol=1e-5
         )

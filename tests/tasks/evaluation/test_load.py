@@ -20,6 +20,7 @@ from models.sampling.trajectories import path_noise
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.base import Teacher
 from tasks.config.schema import FolderReference, NpzReference, Params, Reference
+from tasks.data.dataset import load_split
 from tasks.data.student import open_student
 from tasks.evaluation.load import load_inputs, load_paths, real_images, untrained_config
 from tasks.registry.lineage import stage_sums
@@ -91,7 +92,7 @@ def test_real_images_are_disjoint_and_equally_many(root: Path) -> None:
     assert float(real.min()) == -1 and float(real.max()) <= 1
     assert torch.equal(other, real_images(seeded(0), root)[1])
     assert not torch.equal(other, real_images(seeded(1), root)[1])
-    train, _ = dataset.load_split(root, "train")
+    train, _ = load_split(root, "train")
     known = {image.tobytes() for image in np.asarray(train[:])}
     assert all(
         image.tobytes() in known for image in ((other + 1) * 127.5).round().to(torch.uint8).numpy()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.common.errors import InputError
-from models.methods.sigdeg.method import Tuning, coarse_steps
+from models.methods.sigdeg.method import SamplerGains, coarse_steps
 from models.methods.sigdeg.pipeline import load_student
 from tasks.config.schema import Params
 from tasks.data.teacher import load_teacher
@@ -47,13 +47,13 @@ def root(made: Path, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "p"
 
 
-def source_of(root: Path, params: Params, facts: dict[str, Any] | None = None) -> Source:
-    return Source(params, load_teacher(root), open_trajectories(root), facts or {})
+def source_of(root: Path, params: Params, diagnostics: dict[str, Any] | None = None) -> Source:
+    return Source(params, load_teacher(root), open_trajectories(root), diagnostics or {})
 
 
 def found(root: Path, params: Params) -> dict[str, Any]:
     """What the stage measures before training."""
-    return RECIPES["sigdeg"].measure(source_of(root, params), root)
+    return RECIPES["sigdeg"].prepare(source_of(root, params), root)
 
 
 def record(root: Path) -> dict[str, Any]:
@@ -68,20 +68,23 @@ def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> N
     """
     root: Path = request.getfixturevalue(which)
     params = settings(student=NONE, method={"look_ahead": 0.25})
-    facts = json.loads(json.dumps(found(root, params)))
+    diagnostics = json.loads(json.dumps(found(root, params)))
     start = {"look_ahead": 0.25, "gain": 1.0, "last_gain": 0.0, "noise_gain": 1.0}
-    assert set(facts) == {"tuned", "trials"} and set(facts["tuned"]) == {"4", "2"}
-    source = source_of(root, params, facts)
+    assert set(diagnostics) == {"gains_by_nfe", "trials"} and set(diagnostics["gains_by_nfe"]) == {
+        "4",
+        "2",
+    }
+    source = source_of(root, params, diagnostics)
     judge, pipeline = Judge(params, root, source.teacher), RECIPES["sigdeg"].pipeline(source)
     pipeline.unet.eval()
     rounds = [(low, high) for low, high, *_ in calibration._rounds(params, 1)]
     for nfe in (4, 2):
         kids = {
-            json.dumps(t["tuning"]): t["kid"]
-            for t in facts["trials"]
+            json.dumps(t["gains"]): t["kid"]
+            for t in diagnostics["trials"]
             if (t["nfe"], t["samples"]) == (nfe, rounds[-1][1])
         }
-        best = kids[json.dumps(facts["tuned"][str(nfe)])]
+        best = kids[json.dumps(diagnostics["gains_by_nfe"][str(nfe)])]
         assert best == min(kids.values()) and best <= kids[json.dumps(start)] and len(kids) == 3
 
         def sample(x: Any, labels: Any, g: Any, n: int = nfe) -> Any:
@@ -91,8 +94,10 @@ def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> N
             torch.cat([judge.features(sample, nfe, low, high) for low, high in rounds])
         )
         assert again == pytest.approx(best, abs=1e-4)
-        first = [t for t in facts["trials"] if (t["nfe"], t["samples"]) == (nfe, rounds[0][1])]
-        assert len(first) == len({json.dumps(t["tuning"]) for t in first}) == 36
+        first = [
+            t for t in diagnostics["trials"] if (t["nfe"], t["samples"]) == (nfe, rounds[0][1])
+        ]
+        assert len(first) == len({json.dumps(t["gains"]) for t in first}) == 36
 
 
 def test_it_is_deterministic(made: Path) -> None:
@@ -103,7 +108,7 @@ def test_it_is_deterministic(made: Path) -> None:
     torch.manual_seed(2)
     assert found(made, params) == first
     other = found(made, settings(student=NONE | {"seed": 3}))
-    assert other["trials"][0]["tuning"] == first["trials"][0]["tuning"]
+    assert other["trials"][0]["gains"] == first["trials"][0]["gains"]
     assert other["trials"][0]["kid"] != first["trials"][0]["kid"]
 
 
@@ -111,28 +116,30 @@ def test_numbers_that_act_on_one_another(made: Path, monkeypatch: pytest.MonkeyP
     """Known scores whose best place no single change improves on the way to; ties keep what is
     there.
     """
-    wanted = {4: Tuning(0.12, 1.8, 0.15, 1.03), 2: Tuning(0.0, 1.4, 0.0, 1.0)}
+    wanted = {4: SamplerGains(0.12, 1.8, 0.15, 1.03), 2: SamplerGains(0.0, 1.4, 0.0, 1.0)}
     real, asked = calibration.coarse_steps, []
 
-    def steps(spec: Any, nfe: int, config: Any, tuning: Tuning) -> Any:
-        asked.append((nfe, tuning))
-        return real(spec, nfe, config, tuning)
+    def steps(spec: Any, nfe: int, config: Any, gains: SamplerGains) -> Any:
+        asked.append((nfe, gains))
+        return real(spec, nfe, config, gains)
 
     def kid(self: Judge, features: Any) -> float:
-        nfe, tuning = asked[-1]
-        pairs = zip(asdict(tuning).values(), asdict(wanted[nfe]).values(), strict=True)
+        nfe, gains = asked[-1]
+        pairs = zip(asdict(gains).values(), asdict(wanted[nfe]).values(), strict=True)
         return float(sum(have != want for have, want in pairs)) or -9.0
 
     monkeypatch.setattr(calibration, "coarse_steps", steps)
     monkeypatch.setattr(Judge, "kid_of", kid)
     params = settings(student=NONE)
-    tuned = found(made, params)["tuned"]
-    assert {int(nfe): Tuning(**numbers) for nfe, numbers in tuned.items()} == wanted
+    gains_by_nfe = found(made, params)["gains_by_nfe"]
+    assert {int(nfe): SamplerGains(**numbers) for nfe, numbers in gains_by_nfe.items()} == wanted
     counts = [sum(1 for nfe, _ in asked if nfe == n) for n in (4, 2)]
     assert counts == [36 + 10 + 3] * 2  # fewer settings in every round
     monkeypatch.setattr(Judge, "kid_of", lambda self, features: 0.5)
-    start = Tuning(method_config(params).look_ahead)
-    assert [Tuning(**numbers) for numbers in found(made, params)["tuned"].values()] == [
+    start = SamplerGains(method_config(params).look_ahead)
+    assert [
+        SamplerGains(**numbers) for numbers in found(made, params)["gains_by_nfe"].values()
+    ] == [
         start,
         start,
     ]
@@ -141,10 +148,15 @@ def test_numbers_that_act_on_one_another(made: Path, monkeypatch: pytest.MonkeyP
 def test_the_published_student_has_the_tuned_plans(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Facts in student.json, the plans of exactly these numbers in the folder, in training too."""
-    numbers = {"4": Tuning(0.4, 1.8, 0.1), "2": Tuning(0.12, 2.4, 0.2)}
-    facts = {"tuned": {nfe: tuning.__dict__ for nfe, tuning in numbers.items()}, "trials": []}
-    monkeypatch.setattr(methods, "calibrate", lambda *arguments: facts)
+    """Diagnostics in student.json, the plans of exactly these numbers in the folder, in training
+    too.
+    """
+    numbers = {"4": SamplerGains(0.4, 1.8, 0.1), "2": SamplerGains(0.12, 2.4, 0.2)}
+    diagnostics = {
+        "gains_by_nfe": {nfe: gains.__dict__ for nfe, gains in numbers.items()},
+        "trials": [],
+    }
+    monkeypatch.setattr(methods, "calibrate", lambda *arguments: diagnostics)
     params = settings(student={"steps": 2})
     used, real = [], student.build_training
 
@@ -154,27 +166,27 @@ def test_the_published_student_has_the_tuned_plans(
 
     monkeypatch.setattr(student, "build_training", build)
     student.run(params, root)
-    assert record(root)["facts"] == facts and record(root)["steps"] == 2
+    assert record(root)["diagnostics"] == diagnostics and record(root)["steps"] == 2
     source, config = source_of(root, params), method_config(params)
     spec = cached_spec(params.trajectories, source.teacher, source.shards)
     pipeline = load_student(root / "data/student")
     for nfe in (4, 2):
         expected = coarse_steps(spec, nfe, config, numbers[str(nfe)])
-        assert pipeline.plan(nfe) == expected == used[0].method.courses[nfe].steps
-        assert expected != coarse_steps(spec, nfe, config, Tuning(config.look_ahead))
+        assert pipeline.plan(nfe) == expected == used[0].method.step_schedules[nfe].steps
+        assert expected != coarse_steps(spec, nfe, config, SamplerGains(config.look_ahead))
 
 
 def test_facts_of_the_real_search_are_published(root: Path) -> None:
     params = settings(student=NONE)
     student.run(params, root)
-    facts = record(root)["facts"]
-    assert facts == found(root, params)
+    diagnostics = record(root)["diagnostics"]
+    assert diagnostics == found(root, params)
     source = source_of(root, params)
     spec = cached_spec(params.trajectories, source.teacher, source.shards)
     pipeline = load_student(root / "data/student")
     for nfe in (4, 2):
         assert pipeline.plan(nfe) == coarse_steps(
-            spec, nfe, method_config(params), Tuning(**facts["tuned"][str(nfe)])
+            spec, nfe, method_config(params), SamplerGains(**diagnostics["gains_by_nfe"][str(nfe)])
         )
     judge = Judge(params, root, source.teacher)
     pipeline.unet.eval()
@@ -186,20 +198,20 @@ def test_facts_of_the_real_search_are_published(root: Path) -> None:
     }
     assert record(root)["scores"] == pytest.approx(
         kids, abs=1e-4
-    )  # training starts from the tuned plans
+    )  # training starts from the gains_by_nfe plans
 
 
 def test_without_calibration_the_plan_is_plain(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "calibrate", lambda *arguments: pytest.fail("calibrated"))
     params = settings(student=NONE, method={"calibrate": False, "look_ahead": 0.4})
     student.run(params, root)
-    assert record(root)["facts"] == {}
+    assert record(root)["diagnostics"] == {}
     source, config = source_of(root, params), method_config(params)
     spec = cached_spec(params.trajectories, source.teacher, source.shards)
     pipeline = load_student(root / "data/student")
     for nfe in (4, 2):
         assert pipeline.plan(nfe) == coarse_steps(
-            spec, nfe, replace(config, tuned=()), Tuning(0.4, 1.0, 0.0)
+            spec, nfe, replace(config, gains_by_nfe=()), SamplerGains(0.4, 1.0, 0.0)
         )
 
 
@@ -213,13 +225,13 @@ def test_a_rerun_takes_the_facts_that_are_there(
     )
     with pytest.raises(RuntimeError, match="stopped"):
         student.run(params, root)
-    kept = next((root / ".fewstep/scratch/student").glob("*/facts.json"))
+    kept = next((root / ".fewstep/scratch/student").glob("*/diagnostics.json"))
     before = json.loads(kept.read_text())
-    assert set(before["tuned"]) == {"4", "2"}
+    assert set(before["gains_by_nfe"]) == {"4", "2"}
     monkeypatch.setattr(student, "_fit", fit)
     monkeypatch.setattr(methods, "calibrate", lambda *arguments: pytest.fail("calibrated again"))
     student.run(params, root)
-    assert record(root)["facts"] == before and record(root)["steps"] == 2
+    assert record(root)["diagnostics"] == before and record(root)["steps"] == 2
 
 
 def test_a_teacher_unlike_the_images_takes_its_own(root: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from models.common.errors import InputError
 from tasks.config.schema import Params, load_params
 from tasks.registry import lineage, store, tracking
-from tasks.utils.resource_usage import metered
+from tasks.utils.resource_usage import measure_resources
 from tests.tasks.results import write_kid, write_lock, write_results
 
 
@@ -23,7 +23,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params, tra
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "start"]):
         subprocess.run(["git", *command], cwd=root, check=True)
     params = load_params(root / "params.yaml", ["student.steps=321"])
-    with metered(root, "student"):
+    with measure_resources(root, "student"):
         pass
     return root, params, tracking.track_run(root, params, prefect_run="flow-1")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from models.common.errors import InputError
 from models.evaluation.metrics import Interval
-from tasks.stages import champion_challenger as contest
+from tasks.stages import champion_challenger as comparison
 from tasks.stages import student
 from tasks.stages.champion_challenger import Round, verdict
 from tests.tasks.distillation import make_root, settings
@@ -45,7 +45,7 @@ def other(root: Path, folder: Path, spoil: float = 0.0, **config: object) -> Pat
 
 
 def test_equal_students_draw_exactly(root: Path, tmp_path: Path) -> None:
-    rounds = contest.hold(PARAMS, root, other(root, tmp_path / "same"))
+    rounds = comparison.compare(PARAMS, root, other(root, tmp_path / "same"))
     assert [each.nfe for each in rounds] == [2, 4]
     for each in rounds:
         assert each.challenger == each.champion and each.challenger.low < each.challenger.high
@@ -56,17 +56,17 @@ def test_equal_students_draw_exactly(root: Path, tmp_path: Path) -> None:
         and reason.startswith("not better beyond chance: KID ")
         and "at 2 steps" in reason
     )
-    contest.save(rounds, tmp_path / "rounds.json")
-    assert contest.load(tmp_path / "rounds.json") == rounds
+    comparison.save(rounds, tmp_path / "rounds.json")
+    assert comparison.load(tmp_path / "rounds.json") == rounds
 
 
 def test_sides_are_told_apart(root: Path, tmp_path: Path) -> None:
-    (two, _) = contest.hold(PARAMS, root, other(root, tmp_path / "spoiled", spoil=0.3))
+    (two, _) = comparison.compare(PARAMS, root, other(root, tmp_path / "spoiled", spoil=0.3))
     swapped = tmp_path / "p"
     shutil.copytree(root / "data", swapped / "data")
     shutil.rmtree(swapped / "data/student")
     shutil.copytree(tmp_path / "spoiled", swapped / "data/student")
-    (back, _) = contest.hold(PARAMS, swapped, root / "data/student")
+    (back, _) = comparison.compare(PARAMS, swapped, root / "data/student")
     assert two.challenger == back.champion and two.champion == back.challenger != back.champion
     assert two.difference.value == pytest.approx(two.challenger.value - two.champion.value)
     assert two.difference.value == pytest.approx(-back.difference.value)
@@ -77,16 +77,16 @@ def test_students_that_cannot_meet_are_named(root: Path, tmp_path: Path) -> None
     with pytest.raises(
         InputError, match="champion makes states of size 16, this evaluation set has 8"
     ):
-        contest.hold(PARAMS, root, other(root, tmp_path / "large", unet={"sample_size": 16}))
+        comparison.compare(PARAMS, root, other(root, tmp_path / "large", unet={"sample_size": 16}))
     plans = json.loads((root / "data/student/model_index.json").read_text())["plans"]
     with pytest.raises(
         InputError, match=r"made for \[2, 4\] steps, the champion for \[8\]: none in common"
     ):
-        contest.hold(
+        comparison.compare(
             PARAMS, root, other(root, tmp_path / "eight", index={"plans": {"8": plans["4"] * 2}})
         )
     with pytest.raises(InputError, match="the champion cannot be opened"):
-        contest.hold(PARAMS, root, tmp_path / "nothing")
+        comparison.compare(PARAMS, root, tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(

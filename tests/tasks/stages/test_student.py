@@ -88,7 +88,7 @@ def last_state(root: Path) -> Path:
     return max((root / ".fewstep/scratch/student").glob("*/step-*"), key=lambda path: path.name)
 
 
-def trained(root: Path, what: str = ".players.student.") -> dict[str, Tensor]:
+def trained(root: Path, what: str = ".networks.student.") -> dict[str, Tensor]:
     """The student's weights after the last step, or other tensors of the last checkpoint by part of
     name.
     """
@@ -124,7 +124,7 @@ def test_killed_and_rerun_is_uninterrupted(
     root: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
     """SIGKILL after step 5, whose last checkpoint is that of step 4: the rerun gives the same bytes
-    of student, history, optimizer and averages.
+    of student, history, optimizer and ema_weights.
     """
     params = settings(method=method, student={"steps": 8})
     shutil.copytree(root / "data", tmp_path / "q" / "data")
@@ -312,7 +312,7 @@ def together(root: Path, other: Path, steps: int, code: str = "") -> None:
     lost = [line for line in told(result.stderr) if "a training worker was lost" in line]
     assert told(result.stderr) == lost and len(lost) == bool(code)
     assert len(said) == 1 or code  # Ray tells of a worker that dies
-    for what in (".players.student.", ".exp_avg"):
+    for what in (".networks.student.", ".exp_avg"):
         expected, found = trained(root, what), trained(other, what)
         assert expected.keys() == found.keys() and len(found) > 50
         apart = size(found[name] - value for name, value in expected.items())

@@ -89,15 +89,15 @@ def test_real_images_reach_the_batches(root: Path) -> None:
     with pytest.raises(
         InputError, match=r"method.mmd.target = data: images .* conditional teacher"
     ):
-        RECIPES["swd"].measure(given, root)
+        RECIPES["swd"].prepare(given, root)
 
 
 def test_stage_writes_a_student_that_opens_anywhere(root: Path, tmp_path: Path) -> None:
     student.run(swd_settings(), root)
     folder = root / "data/student"
     record = json.loads((folder / "student.json").read_text())
-    assert record["nfe"] == [3] and record["facts"]["schedule"] == PAIRS
-    assert [row["size"] for row in record["facts"]["gate"]] == [4, 6, 8]
+    assert record["nfe"] == [3] and record["diagnostics"]["schedule"] == PAIRS
+    assert [row["size"] for row in record["diagnostics"]["gate"]] == [4, 6, 8]
     curve = pd.read_csv(folder / "history.csv")
     assert curve["step"].iloc[-1] == 4 and np.isfinite(curve["kid_3"]).all()
     pipeline = open_student(folder)
@@ -152,11 +152,11 @@ def test_gate_switches_dmd_off_where_the_teacher_fails(
     )
     given = source(root, params)
     with caplog.at_level(logging.WARNING):
-        facts = RECIPES["swd"].measure(given, root)
-    assert [row["dmd"] for row in facts["gate"]] == [False, True, True]
+        diagnostics = RECIPES["swd"].prepare(given, root)
+    assert [row["dmd"] for row in diagnostics["gate"]] == [False, True, True]
     assert len(caplog.messages) == 1 and "size 4: KID 0.90000" in caplog.messages[0]
-    method = RECIPES["swd"].method(Source(params, given.teacher, given.shards, facts))
-    assert [method.active(i) for i in range(3)] == [
+    method = RECIPES["swd"].method(Source(params, given.teacher, given.shards, diagnostics))
+    assert [method.updates(i) for i in range(3)] == [
         ("student",),
         ("fake", "student"),
         ("fake", "student"),
@@ -164,21 +164,21 @@ def test_gate_switches_dmd_off_where_the_teacher_fails(
     values = iter(
         [0.25, 0.001, 0.31, 0.001, 0.2, 0.1]
     )  # small images look alike; as good as at full size is enough
-    assert [row["dmd"] for row in RECIPES["swd"].measure(given, root)["gate"]] == [
+    assert [row["dmd"] for row in RECIPES["swd"].prepare(given, root)["gate"]] == [
         True,
         False,
         True,
     ]
     off = swd_settings(method={"dmd": {"gate": "off"}})
-    assert RECIPES["swd"].measure(source(root, off), root)["gate"] == []
+    assert RECIPES["swd"].prepare(source(root, off), root)["gate"] == []
 
 
 def test_gate_measures_own_samples_at_each_size_against_reduced_ones(root: Path) -> None:
     params = swd_settings()
-    gate = RECIPES["swd"].measure(source(root, params), root)["gate"]
+    gate = RECIPES["swd"].prepare(source(root, params), root)["gate"]
     assert all(np.isfinite([row["kid"], row["reduced_kid"]]).all() and row["dmd"] for row in gate)
     assert (
-        gate == RECIPES["swd"].measure(source(root, params), root)["gate"]
+        gate == RECIPES["swd"].prepare(source(root, params), root)["gate"]
     )  # the same noise every time
 
 
@@ -200,10 +200,10 @@ def test_auto_schedule_comes_from_the_cached_images(root: Path) -> None:
     params = swd_settings(
         method={"schedule": {"kind": "auto", "sigmas": [1.0, 0.6, 0.3], "smallest": 4}}
     )
-    facts = RECIPES["swd"].measure(source(root, params), root)
-    sizes = [size for _, size in facts["schedule"]]
+    diagnostics = RECIPES["swd"].prepare(source(root, params), root)
+    sizes = [size for _, size in diagnostics["schedule"]]
     assert sizes == sorted(sizes) and sizes[0] == 4 and sizes[-1] == 8
-    power = np.array(facts["power"])
+    power = np.array(diagnostics["power"])
     lost = power[np.arange(len(power)) > sizes[1] / 2]
     assert (lost * 0.4**2 <= 0.6**2).all()
 
@@ -333,16 +333,16 @@ def test_rates_and_guidance_reach_the_training(root: Path) -> None:
     params = swd_settings(
         method={"rates": {"fake": 3e-3, "discriminator": None}}, student={"learning_rate": 1e-3}
     )
-    facts = {"schedule": PAIRS, "gate": [{"size": 4, "dmd": False}, {"size": 6, "dmd": True}]}
-    (root / "facts.json").write_text(json.dumps(facts))
+    diagnostics = {"schedule": PAIRS, "gate": [{"size": 4, "dmd": False}, {"size": 6, "dmd": True}]}
+    (root / "diagnostics.json").write_text(json.dumps(diagnostics))
     state = student.build_training(params, root, root, torch.device("cpu")).state
     rates = {
         name: optimizer.param_groups[0]["base"] for name, optimizer in state.optimizers.items()
     }
     assert rates == {"student": 1e-3, "fake": 3e-3, "discriminator": 1e-3}
     guided = swd_settings(trajectories={"guidance": 2.5})
-    config = scalewise.swd_config(guided, facts)
-    assert config.guidance == 2.5 and config.dmd_off == (4,) and config.nfe == (3,)
+    config = scalewise.swd_config(guided, diagnostics)
+    assert config.guidance == 2.5 and config.dmd_excluded_sizes == (4,) and config.nfe == (3,)
 
 
 def test_rivals_never_take_the_name_of_another_sampler() -> None:
@@ -367,12 +367,12 @@ def work(config):
     import tasks.stages.student
     from models.methods.swd.method import SwD
     kept = SwD.loss
-    def loss(self, player, batch, generator):
+    def loss(self, role, batch, generator):
         from ray.train import get_context
-        rank, size = get_context().get_world_rank(), self.ladder[self.index(batch.step)].size
-        total, terms = kept(self, player, batch, generator)
+        rank, size = get_context().get_world_rank(), self.scale_schedule[self.index(batch.step)].size
+        total, terms = kept(self, role, batch, generator)
         with open(f"{config['root']}/seen.{rank}", "a") as file:
-            row = (batch.step, player, size, sorted(terms)[0], float(batch.x0.sum()))
+            row = (batch.step, role, size, sorted(terms)[0], float(batch.x0.sum()))
             file.write(",".join(map(str, row)) + chr(10))
         return total, terms
     SwD.loss = loss
@@ -383,15 +383,15 @@ tasks.stages.student._work = work
 
 @pytest.mark.slow
 def test_two_workers_take_one_scale_at_a_time(root: Path) -> None:
-    """Every player of both workers is at the same size in the same step, each with images of its
+    """Every role of both workers is at the same size in the same step, each with images of its
     own.
     """
     params = swd_settings(student={"steps": 3, "workers": 2, "accumulate": 2, "validate_every": 10})
     result = stage(root, params, WATCH)
     assert result.returncode == 0, result.stderr
-    names = ["step", "player", "size", "term", "sum"]
+    names = ["step", "role", "size", "term", "sum"]
     first, second = (pd.read_csv(root / f"seen.{rank}", names=names) for rank in (0, 1))
-    assert first[["step", "player", "size"]].equals(second[["step", "player", "size"]])
+    assert first[["step", "role", "size"]].equals(second[["step", "role", "size"]])
     assert first.groupby("step")["size"].nunique().eq(1).all() and sorted(
         first["size"].unique()
     ) == [4, 6, 8]

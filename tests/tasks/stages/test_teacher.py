@@ -101,9 +101,9 @@ def test_what_a_trained_teacher_leaves(tmp_path: Path) -> None:
     assert checkpoint is not None and checkpoint.step == 6
     saved = unflatten(*checkpoint.load())["train"]
     assert equal(
-        weights(found.network), saved["averages"]["teacher"]
+        weights(found.network), saved["ema_weights"]["teacher"]
     )  # the EMA, not the last weights
-    assert not equal(weights(found.network), saved["players"]["teacher"])
+    assert not equal(weights(found.network), saved["networks"]["teacher"])
     moved = train(tmp_path, learning_rate=2e-3)
     assert moved.fingerprint() != found.fingerprint()
 

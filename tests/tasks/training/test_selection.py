@@ -20,7 +20,7 @@ from tasks.training.checkpoints import save_checkpoint
 from tasks.training.selection import Selection
 from tasks.training.trainer import Training
 from tests.tasks.distillation import make_root, settings
-from tests.tiny import shaken, weights
+from tests.tiny import perturbed, weights
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_a_start_that_is_perfect_by_chance(root: Path, tmp_path: Path) -> None:
 def test_validation_looks_at_averages_and_changes_nothing(root: Path, tmp_path: Path) -> None:
     method, state, selection = parts(root, tmp_path)
     network = method.pipeline.unet
-    shaken(network).train()
+    perturbed(network).train()
     assert len(selection._judge.real) > 1000  # loaded before, so that only looking is seen below
     live, noise = weights(network), torch.random.get_rng_state()
     first = selection.validate(0, state)
@@ -95,7 +95,9 @@ def test_validation_looks_at_averages_and_changes_nothing(root: Path, tmp_path: 
     assert all(torch.equal(live[name], value) for name, value in weights(network).items())
     assert set(first) == {"kid_4", "kid_2", "path_rmse_4", "path_rmse_2"}
     kept = Selection.best_weights(tmp_path, 0)
-    assert all(torch.equal(kept[name], value) for name, value in state.averages["student"].items())
+    assert all(
+        torch.equal(kept[name], value) for name, value in state.ema_weights["student"].items()
+    )
     assert (kept["conv_in.bias"] - live["conv_in.bias"]).abs().max() > 0
     assert selection.validate(1, state) == first and selection.record["best_step"] == 0
 

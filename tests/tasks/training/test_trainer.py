@@ -37,7 +37,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
             if step == dies_at:
                 raise KeyboardInterrupt
             validated.append(step)
-            bias = float(state.averages["student"]["0.bias"][0])
+            bias = float(state.ema_weights["student"]["0.bias"][0])
             run.extra["best"] = min(run.extra.get("best", math.inf), bias)
             return {"score": float(step)}
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tasks.utils.os_errors import trouble
+from tasks.utils.os_errors import os_error_line
 
 
 def caught(act: object) -> BaseException:
@@ -40,7 +40,7 @@ def test_a_full_disk_in_the_words_of_each_library() -> None:
         weights,
         sqlite3.OperationalError("database or disk is full"),
     ):
-        told = trouble(error)
+        told = os_error_line(error)
         assert told is not None and told.startswith(
             "no space left on the disk: free some and run again"
         ), error
@@ -48,7 +48,7 @@ def test_a_full_disk_in_the_words_of_each_library() -> None:
 
 def test_safetensors_names_the_number(tmp_path: Path) -> None:
     error = caught(lambda: save_file({"x": torch.zeros(3)}, tmp_path / "none" / "x"))
-    assert isinstance(error, SafetensorError | OSError) and trouble(error) is None
+    assert isinstance(error, SafetensorError | OSError) and os_error_line(error) is None
 
 
 def test_the_path_is_named_and_causes_are_looked_at() -> None:
@@ -58,11 +58,11 @@ def test_the_path_is_named_and_causes_are_looked_at() -> None:
         except OSError as error:
             raise RuntimeError("a stage failed") from error
     except RuntimeError as error:
-        assert str(trouble(error)).startswith(
+        assert str(os_error_line(error)).startswith(
             "/data/x: the file system is read-only: make it writable"
         )
 
 
 def test_other_errors_are_not_troubles() -> None:
-    assert trouble(ValueError("x")) is None
-    assert trouble(FileNotFoundError(errno.ENOENT, "no such file", "x")) is None
+    assert os_error_line(ValueError("x")) is None
+    assert os_error_line(FileNotFoundError(errno.ENOENT, "no such file", "x")) is None

@@ -12,7 +12,7 @@ import psutil
 
 from tests.flows.project import REPOSITORY
 
-CHILD = "import os, pathlib, time; from tasks.utils.parent_death import end_with_parent; end_with_parent(); "
+CHILD = "import os, pathlib, time; from tasks.utils.parent_death import exit_with_parent; exit_with_parent(); "
 CHILD += "pathlib.Path('child').write_text(str(os.getpid())); time.sleep(60)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
 

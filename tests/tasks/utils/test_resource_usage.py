@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.utils.resource_usage import FOLDER, costs, identity, metered
+from tasks.utils.resource_usage import FOLDER, costs, identity, measure_resources
 
 MIB = 1024**2
 
@@ -21,12 +21,12 @@ def write(root: Path, text: str = "one") -> None:
 
 
 def test_the_cost_of_a_result_comes_back_with_it(tmp_path: Path) -> None:
-    with metered(tmp_path, "student"):
+    with measure_resources(tmp_path, "student"):
         write(tmp_path, "one")
     first = costs(tmp_path, ["student", "teacher"])
     assert set(first) == {"stage_seconds/student", "peak_memory_mib/student"}
     assert 0 < first["stage_seconds/student"] < 60 and first["peak_memory_mib/student"] > 10
-    with metered(tmp_path, "student"):
+    with measure_resources(tmp_path, "student"):
         write(tmp_path, "two")
     write(tmp_path, "one")  # restored from a cache
     assert costs(tmp_path, ["student"]) == first
@@ -37,10 +37,10 @@ def test_the_cost_of_a_result_comes_back_with_it(tmp_path: Path) -> None:
 def test_nothing_is_written_among_the_results_or_for_a_failure(tmp_path: Path) -> None:
     write(tmp_path)
     before = identity(tmp_path / "data/student")
-    with pytest.raises(RuntimeError), metered(tmp_path, "student"):
+    with pytest.raises(RuntimeError), measure_resources(tmp_path, "student"):
         raise RuntimeError
     assert not (tmp_path / FOLDER).exists()
-    with metered(tmp_path, "student"):
+    with measure_resources(tmp_path, "student"):
         pass
     assert identity(tmp_path / "data/student") == before
     assert [path.name for path in (tmp_path / FOLDER / "student").iterdir()] == [f"{before}.json"]
@@ -48,7 +48,7 @@ def test_nothing_is_written_among_the_results_or_for_a_failure(tmp_path: Path) -
 
 def test_memory_of_children_counts(tmp_path: Path) -> None:
     code = "import time; held = bytearray(300 * 1024**2); time.sleep(2)"
-    with metered(tmp_path, "student"):
+    with measure_resources(tmp_path, "student"):
         write(tmp_path)
         subprocess.run([sys.executable, "-c", code], check=True)
     with_child = costs(tmp_path, ["student"])["peak_memory_mib/student"]

@@ -12,8 +12,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from models.methods.sigdeg.integrator import asked_index, lagrange_means, make_plan
-from models.methods.sigdeg.pipeline import Step, asked_state, rollout
+from models.methods.sigdeg.integrator import lagrange_means, make_plan, query_index
+from models.methods.sigdeg.pipeline import Step, query_state, rollout
 from models.sampling.chain import Chain, unroll
 from models.sampling.signature import bases
 from models.teachers.base import Levels, Teacher
@@ -164,14 +164,14 @@ def test_look_ahead_finds_the_path_itself(look_ahead: float, depth: int) -> None
     plan = make_plan(chain, spec.parts, 2, look_ahead=look_ahead, predict_order=2)
     asked = [int(np.flatnonzero(chain.levels.t == step.t)[0]) for step in plan]
     for i, step in enumerate(plan[:-1]):
-        X = asked_state(step, states[i * length], xi[:, i], [D] * i, D[:1])
+        X = query_state(step, states[i * length], xi[:, i], [D] * i, D[:1])
         torch.testing.assert_close(X, states[asked[i]], rtol=1e-5, atol=1e-5)
     assert any(k > i * length for i, k in enumerate(asked[:-1]))
 
 
 def test_asked_index_goes_along_the_interval() -> None:
     chain = even_chain(1.0)
-    found = [asked_index(chain, 1000, 1100, share) for share in (0.0, 0.25, 0.5, 1.0)]
+    found = [query_index(chain, 1000, 1100, share) for share in (0.0, 0.25, 0.5, 1.0)]
     assert found == [1000, 1025, 1050, 1099]
 
 

@@ -1,4 +1,4 @@
-"""Sig-DEG's training: courses, windows, gradients, and that it learns."""
+"""Sig-DEG's training: step_schedules, windows, gradients, and that it learns."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from models.common.errors import InputError
 from models.methods.sigdeg.integrator import make_plan
 from models.methods.sigdeg.method import (
     PathBatch,
+    SamplerGains,
     SigDEG,
     SigDEGConfig,
-    Tuning,
     coarse_steps,
-    make_course,
+    make_step_schedule,
 )
-from models.methods.sigdeg.pipeline import asked_state, next_state, path_average, rollout
+from models.methods.sigdeg.pipeline import next_state, path_average, query_state, rollout
 from models.sampling.grids import subgrid
 from models.sampling.signature import bases, feature_matrix
 from models.training.loop import LoopConfig, TrainState, train
 from tests.models.tinypaths import batch_of, spec_of, teacher_of
-from tests.tiny import shaken, tiny_teacher, weights
+from tests.tiny import perturbed, tiny_teacher, weights
 
 GENERATOR_SEED = 4
 
@@ -52,17 +52,17 @@ def test_course_joins_the_caches_features(nfe: int, depth: int) -> None:
     """
     teacher = tiny_teacher()
     spec = spec_of(teacher, 16, 8, depth)
-    course = make_course(spec, nfe, SigDEGConfig(nfe=(nfe,)))
+    step_schedule = make_step_schedule(spec, nfe, SigDEGConfig(nfe=(nfe,)))
     z = torch.randn(3, 16, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     own, direct = (
         torch.einsum("ipk,nkchw->nipchw", torch.as_tensor(feature_matrix(parts)), z)
         for parts in (spec.parts, bases(spec.chain, subgrid(spec.grid, nfe), depth))
     )
-    found = course.features(own)
+    found = step_schedule.features(own)
     assert found.shape == (3, nfe, depth + 1, 1, 2, 2)
     torch.testing.assert_close(found, direct, rtol=1e-9, atol=1e-9)
     with pytest.raises(InputError, match="method.nfe 3: must divide trajectories.intervals = 8"):
-        make_course(spec, 3, SigDEGConfig())
+        make_step_schedule(spec, 3, SigDEGConfig())
 
 
 def test_loss_weights() -> None:
@@ -72,7 +72,7 @@ def test_loss_weights() -> None:
     variance = (0.5 * levels.alpha[[6, 12]]) ** 2 + levels.sigma[[6, 12]] ** 2
     expected = {"marginal": 1 / variance, "uniform": [1, 1], "final": [0, 2]}
     for name, values in expected.items():
-        found = make_course(spec, 2, SigDEGConfig(nfe=(2,), weighting=name)).weights
+        found = make_step_schedule(spec, 2, SigDEGConfig(nfe=(2,), weighting=name)).weights
         np.testing.assert_allclose(found, values, rtol=1e-6)
 
 
@@ -85,9 +85,11 @@ def test_the_teachers_own_steps_lose_nothing(kind: str) -> None:
     method = SigDEG(teacher, spec, config, 10)
     batch = batch_of(teacher, spec, 4)
     loss, terms = loss_of(method, batch)
-    scale = float((batch.Y[:, 1:].square().mean((0, 2, 3, 4)) * method.courses[6].weights).mean())
+    scale = float(
+        (batch.Y[:, 1:].square().mean((0, 2, 3, 4)) * method.step_schedules[6].weights).mean()
+    )
     assert float(loss.detach()) < 1e-9 * max(1.0, scale) and set(terms) == {"path_6"}
-    shaken(method.pipeline.unet)
+    perturbed(method.pipeline.unet)
     assert float(loss_of(method, batch)[0].detach()) > 1e-3
 
 
@@ -95,13 +97,13 @@ def test_loss_is_the_weighted_error_of_the_rollout() -> None:
     """Full windows: (8) from the pipeline's own rollout; the numbers of steps take turns."""
     method = method_of(window_until=0.0, mmd=0.0)
     for step, nfe in ((0, 4), (1, 2), (2, 4)):
-        batch, course = paths_of(method, step=step), method.courses[nfe]
-        xi, Y = course.features(batch.xi), batch.Y[:, :: course.every]
+        batch, step_schedule = paths_of(method, step=step), method.step_schedules[nfe]
+        xi, Y = step_schedule.features(batch.xi), batch.Y[:, :: step_schedule.every]
         states = method.pipeline.rollout(Y[:, 0], xi, None, nfe)[1]
         error = (states - Y)[:, 1:].square().mean((0, 2, 3, 4))
         loss, terms = loss_of(method, batch)
         assert float(loss.detach()) == pytest.approx(
-            float((error * course.weights).mean()), rel=1e-5
+            float((error * step_schedule.weights).mean()), rel=1e-5
         )
         assert list(terms) == [f"path_{nfe}"]
 
@@ -122,24 +124,24 @@ def test_windows_start_from_teacher_states(first: int, look_ahead: float) -> Non
     gradient.
     """
     method = method_of(order=3, memory=True, look_ahead=look_ahead, predict_order=2)
-    shaken(method.pipeline.unet)
-    batch, steps, pipeline = paths_of(method), method.courses[4].steps, method.pipeline
+    perturbed(method.pipeline.unet)
+    batch, steps, pipeline = paths_of(method), method.step_schedules[4].steps, method.pipeline
     mean, history = pipeline._mean(batch.Y[:, 0]), []
     with torch.no_grad():
         for i in range(first):
-            X = asked_state(steps[i], batch.Y[:, i], batch.xi[:, i], history, mean)
+            X = query_state(steps[i], batch.Y[:, i], batch.xi[:, i], history, mean)
             history.insert(0, pipeline.denoise(steps[i], X, batch.xi[:, i], history))
         state, expected = batch.Y[:, first], []
         for i in (first, first + 1):
-            X = asked_state(steps[i], state, batch.xi[:, i], history, mean)
+            X = query_state(steps[i], state, batch.xi[:, i], history, mean)
             D = pipeline.denoise(steps[i], X, batch.xi[:, i], history)
             state = next_state(steps[i], state, path_average(steps[i], D, history), batch.xi[:, i])
             history.insert(0, D)
             expected.append(state)
-    found = method._window(method.courses[4], batch.Y, batch.xi, None, first, 2)
+    found = method._window(method.step_schedules[4], batch.Y, batch.xi, None, first, 2)
     torch.testing.assert_close(found, torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
     given = batch.Y.clone().requires_grad_()
-    method._window(method.courses[4], given, batch.xi, None, first, 2).sum().backward()
+    method._window(method.step_schedules[4], given, batch.xi, None, first, 2).sum().backward()
     assert given.grad is not None
     reached = given.grad.abs().sum((0, 2, 3, 4)) > 0
     assert reached.tolist() == [i == first for i in range(5)]
@@ -148,12 +150,14 @@ def test_windows_start_from_teacher_states(first: int, look_ahead: float) -> Non
 def test_teacher_forcing_covers_every_step() -> None:
     """One-step windows start anywhere; the place depends on the generator alone."""
     method = method_of(window_start=1, window_until=1.0, order=1, nfe=(4,))
-    batch, course = paths_of(method), method.courses[4]
+    batch, step_schedule = paths_of(method), method.step_schedules[4]
     errors = []
     for i in range(4):
-        one = method._window(course, batch.Y, batch.xi, None, i, 1)
+        one = method._window(step_schedule, batch.Y, batch.xi, None, i, 1)
         errors.append(
-            float((one[:, 0] - batch.Y[:, i + 1]).square().mean().detach() * course.weights[i])
+            float(
+                (one[:, 0] - batch.Y[:, i + 1]).square().mean().detach() * step_schedule.weights[i]
+            )
         )
     seen = {}
     for seed in range(30):
@@ -178,7 +182,7 @@ def test_gradient_checkpointing_changes_nothing(kind: str) -> None:
         method_of(kind, **choices),
         method_of(kind, gradient_checkpointing=True, **choices),
     )
-    saving.pipeline.unet.load_state_dict(shaken(plain.pipeline.unet).state_dict())
+    saving.pipeline.unet.load_state_dict(perturbed(plain.pipeline.unet).state_dict())
     batch = paths_of(plain)
     expected, found = gradients(plain, batch), gradients(saving, batch)
     assert expected.keys() == found.keys() and len(found) > 20
@@ -204,9 +208,9 @@ def test_gradient_is_that_of_finite_differences() -> None:
     def at(distance: float) -> float:
         moved = {name: start[name] + distance * direction[name] for name in direction}
         method.pipeline.unet.load_state_dict({**start, **moved})
-        states = method._window(method.courses[4], batch.Y, batch.xi, None, 0, 4)
+        states = method._window(method.step_schedules[4], batch.Y, batch.xi, None, 0, 4)
         error = (states - batch.Y[:, 1:]).square().mean((0, 2, 3, 4)).detach()
-        return float((error * method.courses[4].weights).mean())
+        return float((error * method.step_schedules[4].weights).mean())
 
     assert (at(1e-5) - at(-1e-5)) / 2e-5 == pytest.approx(slope, rel=2e-3)
 
@@ -284,20 +288,26 @@ def test_real_images_take_the_teachers_place_in_the_mmd() -> None:
 
 
 def test_tuned_numbers_are_of_their_own_schedule() -> None:
-    """``tuned`` replaces the free numbers of the schedules that it names; others keep the
+    """``gains_by_nfe`` replaces the free numbers of the schedules that it names; others keep the
     configured look-ahead.
     """
     spec = spec_of(tiny_teacher())
-    numbers = Tuning(0.5, 1.6, 0.2)
-    config = SigDEGConfig(nfe=(4, 2), look_ahead=0.3, tuned=((2, numbers),))
+    numbers = SamplerGains(0.5, 1.6, 0.2)
+    config = SigDEGConfig(nfe=(4, 2), look_ahead=0.3, gains_by_nfe=((2, numbers),))
     parts = bases(spec.chain, subgrid(spec.grid, 2), 2)
     expected = make_plan(spec.chain, parts, 2, 0.5, 2, gain=1.6, last_gain=0.2)
-    assert coarse_steps(spec, 2, config, numbers) == expected == make_course(spec, 2, config).steps
-    plain = make_course(spec, 4, replace(config, tuned=())).steps
     assert (
-        make_course(spec, 4, config).steps == plain == make_plan(spec.chain, spec.parts, 2, 0.3, 2)
+        coarse_steps(spec, 2, config, numbers)
+        == expected
+        == make_step_schedule(spec, 2, config).steps
     )
-    assert make_course(spec, 2, replace(config, tuned=())).steps != expected
+    plain = make_step_schedule(spec, 4, replace(config, gains_by_nfe=())).steps
+    assert (
+        make_step_schedule(spec, 4, config).steps
+        == plain
+        == make_plan(spec.chain, spec.parts, 2, 0.3, 2)
+    )
+    assert make_step_schedule(spec, 2, replace(config, gains_by_nfe=())).steps != expected
 
 
 @pytest.mark.parametrize("trainable", ["full", "lora", "input"])
@@ -324,9 +334,9 @@ def test_dropped_features_reach_nothing() -> None:
     not see it.
     """
     method = method_of(window_until=0.0)
-    shaken(method.pipeline.unet)
+    perturbed(method.pipeline.unet)
     batch = paths_of(method)
-    assert method.courses[4].steps[-1].kept[0] == 0
+    assert method.step_schedules[4].steps[-1].kept[0] == 0
     other = batch.xi.clone()
     other[:, -1, 0] = 7.0
     expected, found = (
@@ -341,10 +351,10 @@ def test_conditioning_limit_bounds_the_start() -> None:
     """
     limit = 5.0
     free, limited = method_of("epsilon"), method_of("epsilon", conditioning_limit=limit)
-    batch, step = paths_of(free), free.courses[4].steps[0]
+    batch, step = paths_of(free), free.step_schedules[4].steps[0]
     amplification = step.sigma / step.alpha
     assert amplification > 100
-    change = shaken(free.pipeline.unet).state_dict()
+    change = perturbed(free.pipeline.unet).state_dict()
     limited.pipeline.unet.load_state_dict(change)
     shifts = []
     with torch.no_grad():
@@ -365,7 +375,7 @@ def test_labels_and_samples() -> None:
     wrong = batch._replace(labels=(batch.labels + 1) % 3)
     assert float(loss_of(method, wrong)[0].detach()) != pytest.approx(right, rel=1e-3)
     x0 = method.sample(batch.Y[:, 0], batch.labels, nfe=4, xi=batch.xi)
-    steps, pipeline = method.courses[4].steps, method.pipeline
+    steps, pipeline = method.step_schedules[4].steps, method.pipeline
     with torch.no_grad():
         states = rollout(
             lambda s, X, z, h: pipeline.denoise(s, X, z, h, batch.labels),
@@ -375,7 +385,7 @@ def test_labels_and_samples() -> None:
             pipeline._mean(batch.Y[:, 0]),
         )
     assert torch.equal(x0, states[:, -1])
-    assert method.averaged == ("student",) and set(method.players) == {"student"}
+    assert method.ema == ("student",) and set(method.networks) == {"student"}
 
 
 def test_dropout_is_off() -> None:

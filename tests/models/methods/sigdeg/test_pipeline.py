@@ -18,9 +18,9 @@ from torch import Tensor
 
 from models.methods.export import export_pipeline
 from models.methods.sigdeg.method import (
-    Course,
+    SamplerGains,
     SigDEGConfig,
-    Tuning,
+    StepSchedule,
     build_pipeline,
     coarse_steps,
     mean_image,
@@ -29,9 +29,9 @@ from models.methods.sigdeg.method import (
 from models.methods.sigdeg.pipeline import SigDEGPipeline, load_student, save_student
 from models.teachers.base import Teacher
 from tests.models.tinypaths import KINDS, spec_of, teacher_of
-from tests.tiny import shaken, tiny_unet
+from tests.tiny import perturbed, tiny_unet
 
-Built = tuple[Teacher, SigDEGPipeline, dict[int, Course]]
+Built = tuple[Teacher, SigDEGPipeline, dict[int, StepSchedule]]
 
 
 def built(kind: str = "v_prediction", **choices: Any) -> Built:
@@ -61,15 +61,15 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
     "choices", [{}, {"memory": True, "order": 3}, {"trainable": "lora", "lora_rank": 2}]
 )
 def test_untrained_is_the_teachers_own_network(kind: str, choices: dict[str, Any]) -> None:
-    teacher, pipeline, courses = built(kind, **choices)
+    teacher, pipeline, step_schedules = built(kind, **choices)
     for count in (2, 4):
         Y, xi, labels = start(teacher, count)
         x0, states = pipeline.rollout(Y, xi, labels, count)
         with torch.no_grad():
-            expected = untrained_rollout(teacher, courses[count], Y, xi, labels)
+            expected = untrained_rollout(teacher, step_schedules[count], Y, xi, labels)
         close(states, expected)
         assert torch.equal(x0, states[:, -1]) and torch.equal(states[:, 0], Y)
-        steps = courses[count].steps
+        steps = step_schedules[count].steps
         with torch.no_grad():
             D = teacher.denoise(Y, steps[0].t, labels)
         n = torch.tensor(steps[0].n, dtype=torch.float32)
@@ -84,13 +84,13 @@ def test_look_ahead_starts_from_the_mean_image(kind: str) -> None:
     """Before there is a history the teacher's mean image stands in; the pipeline keeps it to
     1e-4.
     """
-    teacher, pipeline, courses = built(kind, look_ahead=0.5)
+    teacher, pipeline, step_schedules = built(kind, look_ahead=0.5)
     Y, xi, labels = start(teacher, 4)
-    assert courses[4].steps[0].b != 0
+    assert step_schedules[4].steps[0].b != 0
     with torch.no_grad():
         close(
             pipeline.rollout(Y, xi, labels, 4)[1],
-            untrained_rollout(teacher, courses[4], Y, xi, labels),
+            untrained_rollout(teacher, step_schedules[4], Y, xi, labels),
             1e-3,
         )
     mean = mean_image(teacher, float(teacher.levels(1).t[0]))
@@ -104,7 +104,7 @@ def test_round_trip(tmp_path: Path, kind: str) -> None:
     pickle.
     """
     _, pipeline, _ = built(kind, trainable="lora", lora_rank=2, memory=True)
-    shaken(pipeline.unet)
+    perturbed(pipeline.unet)
     exported = export_pipeline(pipeline)
     save_student(exported, tmp_path / "s")
     labels = [0, 2, 1, 1] if pipeline.config.num_classes else None
@@ -142,7 +142,7 @@ def test_folder_opens_without_the_project(tmp_path: Path) -> None:
     :func:`load_student`.
     """
     _, pipeline, _ = built("epsilon", conditioning_limit=2.0)
-    shaken(pipeline.unet)
+    perturbed(pipeline.unet)
     folder = tmp_path / "student"
     save_student(export_pipeline(pipeline), folder)
     (tmp_path / "elsewhere").mkdir()
@@ -229,14 +229,14 @@ def test_conditioning_limit_damps_the_correction() -> None:
     """Where sigma > limit alpha: D = base + (limit alpha / sigma) (D - base), and one more call
     counts.
     """
-    teacher, free, courses = built("epsilon")
+    teacher, free, step_schedules = built("epsilon")
     limited = built("epsilon", conditioning_limit=2.0)[1]
     torch.manual_seed(0)
-    change = shaken(free.unet).state_dict()
+    change = perturbed(free.unet).state_dict()
     limited.unet.load_state_dict(change)
     Y, xi, _ = start(teacher, 4)
     hit = []
-    for step in courses[4].steps:
+    for step in step_schedules[4].steps:
         with torch.no_grad():
             base = teacher.denoise(Y, step.t)
             student, found = (pipe.denoise(step, Y, xi[:, 0], []) for pipe in (free, limited))
@@ -279,14 +279,17 @@ def test_another_plan_travels_with_the_folder(tmp_path: Path) -> None:
     """A plan set later is the one that samples, here and after saving; the other schedule stays."""
     teacher, pipeline, _ = built()
     spec, config = spec_of(teacher), SigDEGConfig(nfe=(4, 2))
-    kept, tuned = pipeline.plan(2), coarse_steps(spec, 4, config, Tuning(0.5, 1.8, 0.3))
+    kept, gains_by_nfe = (
+        pipeline.plan(2),
+        coarse_steps(spec, 4, config, SamplerGains(0.5, 1.8, 0.3)),
+    )
     Y, xi, _ = start(teacher, 4)
     before = pipeline.rollout(Y, xi, None, 4)[0]
-    pipeline.set_plan(4, tuned)
+    pipeline.set_plan(4, gains_by_nfe)
     found = pipeline.rollout(Y, xi, None, 4)[0]
-    assert pipeline.plan(4) == tuned and pipeline.plan(2) == kept and pipeline.nfe == [2, 4]
+    assert pipeline.plan(4) == gains_by_nfe and pipeline.plan(2) == kept and pipeline.nfe == [2, 4]
     assert (found - before).abs().max() > 1e-3
     save_student(pipeline, tmp_path / "student")
     opened = load_student(tmp_path / "student")
-    assert opened.plan(4) == tuned and opened.plan(2) == kept
+    assert opened.plan(4) == gains_by_nfe and opened.plan(2) == kept
     assert torch.equal(opened.rollout(Y, xi, None, 4)[0], found)

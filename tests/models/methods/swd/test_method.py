@@ -1,4 +1,4 @@
-"""SwD on tiny networks: sampler against diffusers, players, training pairs, resume, and a training
+"""SwD on tiny networks: sampler against diffusers, networks, training pairs, resume, and a training
 that improves.
 """
 
@@ -51,44 +51,46 @@ def test_mmd_alone_never_builds_the_fake_network(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(SwD, "_fake_network", refuse)
     method = SwD(tiny_teacher(), MMD_ONLY)
-    assert set(method.players) == {"student"} and method.active(3) == ("student",)
-    gated = SwD(tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, dmd_off=(4, 6, 8)))
-    assert set(gated.players) == {"student"}
+    assert set(method.networks) == {"student"} and method.updates(3) == ("student",)
+    gated = SwD(tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, dmd_excluded_sizes=(4, 6, 8)))
+    assert set(gated.networks) == {"student"}
     with pytest.raises(AssertionError, match="built"):
         SwD(tiny_teacher(), CONFIG)
 
 
 def test_turns_follow_the_gate() -> None:
-    method = SwD(tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, fake_updates=3, dmd_off=(4,)))
-    assert [method.active(i) for i in range(4)] == [("student",)] * 2 + [
+    method = SwD(
+        tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, fake_updates=3, dmd_excluded_sizes=(4,))
+    )
+    assert [method.updates(i) for i in range(4)] == [("student",)] * 2 + [
         ("fake",) * 3 + ("student",)
     ] * 2
     both = SwD(
         tiny_teacher(), replace(CONFIG, dmd=0.0)
     )  # a GAN trains the fake network for its features
-    assert both.active(0) == ("fake", "fake", "discriminator", "student")
+    assert both.updates(0) == ("fake", "fake", "discriminator", "student")
     with pytest.raises(InputError, match="no loss is left at size 4"):
-        SwD(tiny_teacher(), SwDConfig(SCHEDULE, mmd=0.0, gan=0.0, dmd_off=(4,)))
+        SwD(tiny_teacher(), SwDConfig(SCHEDULE, mmd=0.0, gan=0.0, dmd_excluded_sizes=(4,)))
     with pytest.raises(
         InputError, match="no loss but the GAN, which does not converge alone, is left at size 4"
     ):
-        SwD(tiny_teacher(), SwDConfig(SCHEDULE, mmd=0.0, dmd_off=(4,)))
+        SwD(tiny_teacher(), SwDConfig(SCHEDULE, mmd=0.0, dmd_excluded_sizes=(4,)))
 
 
 def test_players_touch_their_own_weights_only() -> None:
     method = SwD(tiny_teacher(), CONFIG)
-    for player in ("fake", "discriminator", "student"):
-        for network in method.players.values():
+    for role in ("fake", "discriminator", "student"):
+        for network in method.networks.values():
             network.zero_grad(set_to_none=True)
-        loss, _ = method.loss(player, batch(2), stream())
+        loss, _ = method.loss(role, batch(2), stream())
         torch.autograd.backward(loss)
         touched = {
             name
-            for name, net in method.players.items()
+            for name, net in method.networks.items()
             if any(p.grad is not None for p in net.parameters())
         }
-        assert touched == {player}
-        assert all(p.grad is not None for p in method.players[player].parameters())
+        assert touched == {role}
+        assert all(p.grad is not None for p in method.networks[role].parameters())
     assert all(p.grad is None for p in method.teacher.network.parameters())
 
 
@@ -119,13 +121,13 @@ def test_backward_simulation_feeds_the_students_own_steps() -> None:
     method = SwD(tiny_teacher("flow"), replace(MMD_ONLY, backward_simulation=True))
     target, x = method.pair(batch(3), 3, stream(3))
     generator = stream(3)
-    sizes = [step.size for step in method.ladder]
+    sizes = [step.size for step in method.scale_schedule]
     *later, first = (
         torch.randn((len(x), 1, size, size), generator=generator) for size in reversed(sizes)
     )
     expected = first
     for step, following, eps in zip(
-        method.ladder, method.ladder[1:], reversed(later), strict=False
+        method.scale_schedule, method.scale_schedule[1:], reversed(later), strict=False
     ):
         with torch.no_grad():
             previous = method.pipeline.denoise(step, expected)
@@ -216,7 +218,7 @@ def test_resume_is_exact_with_three_players(tmp_path: Path) -> None:
         torch.manual_seed(1)
         method = SwD(tiny_teacher(), CONFIG)
         rates = {"fake": 2e-4, "discriminator": 5e-4}
-        return method, TrainState(method, LoopConfig(steps=4, player_rates=rates, ema=0.9))
+        return method, TrainState(method, LoopConfig(steps=4, learning_rates=rates, ema=0.9))
 
     method, state = fresh()
     for report in train(method, lambda step, micro, turn: batch(step), state):
@@ -228,12 +230,13 @@ def test_resume_is_exact_with_three_players(tmp_path: Path) -> None:
     resumed.load_state_dict(unflatten(*found.load()))
     for _ in train(again, lambda step, micro, turn: batch(step), resumed):
         pass
-    assert set(method.players) == {"student", "fake", "discriminator"}
-    for name, network in method.players.items():
-        other = weights(again.players[name])
+    assert set(method.networks) == {"student", "fake", "discriminator"}
+    for name, network in method.networks.items():
+        other = weights(again.networks[name])
         assert all(torch.equal(value, other[key]) for key, value in weights(network).items()), name
     assert all(
-        torch.equal(v, resumed.averages["student"][k]) for k, v in state.averages["student"].items()
+        torch.equal(v, resumed.ema_weights["student"][k])
+        for k, v in state.ema_weights["student"].items()
     )
 
 
@@ -251,7 +254,7 @@ def taught() -> Teacher:
     state = TrainState(method, LoopConfig(steps=250, learning_rate=4e-3))
     for _ in train(method, lambda step, *_: Images(two_colours(step, 0, 0).x0, None, step), state):
         pass
-    return Teacher(method.players["teacher"], method.teacher.scheduler)
+    return Teacher(method.networks["teacher"], method.teacher.scheduler)
 
 
 @pytest.mark.parametrize(("mmd", "dmd"), [(1.0, 0.0), (0.0, 1.0)])
@@ -284,7 +287,7 @@ def test_dmd_and_gan_with_a_guided_conditional_teacher_and_lora() -> None:
     )
     config = replace(CONFIG, guidance=2.0, trainable="lora", lora_rank=2, kernel="rbf")
     method = SwD(teacher, config)
-    trained = {n for n, p in method.players["student"].named_parameters() if p.requires_grad}
+    trained = {n for n, p in method.networks["student"].named_parameters() if p.requires_grad}
     assert trained and all("lora" in name or name.startswith("conv_in") for name in trained)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     state = TrainState(method, LoopConfig(steps=4, learning_rate=1e-3))
@@ -301,8 +304,8 @@ def test_dit_students_run_at_every_size() -> None:
     method = SwD(teacher, CONFIG)
     labels = torch.tensor([0, 1, 2, 0])
     given = ImageBatch(0.5 * normals(4, 2, 8, 8), labels, 2)
-    for player in ("fake", "discriminator", "student"):
-        assert torch.isfinite(method.loss(player, given, stream())[0])
+    for role in ("fake", "discriminator", "student"):
+        assert torch.isfinite(method.loss(role, given, stream())[0])
     assert method.sample(normals(4, 2, 8, 8), labels).shape == (4, 2, 8, 8)
 
 
@@ -368,10 +371,10 @@ def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(4):
         method.loss("student", batch(i, 16), stream(i))
     assert asked == [(0.6, True)] + [(0.6, False)] * 3
-    judged = SwD(tiny_teacher(), replace(CONFIG, gan=0.0))
-    monkeypatch.setattr(judged, "_renoised", renoised)
+    uses_dmd = SwD(tiny_teacher(), replace(CONFIG, gan=0.0))
+    monkeypatch.setattr(uses_dmd, "_renoised", renoised)
     asked.clear()
-    judged.loss("fake", batch(3, 16), stream())
+    uses_dmd.loss("fake", batch(3, 16), stream())
     assert asked == [(1.0, False)]
 
 
@@ -399,15 +402,15 @@ def test_dropout_is_off_in_all_players() -> None:
     method = SwD(teacher, CONFIG)
     layers = [
         m
-        for net in method.players.values()
+        for net in method.networks.values()
         for m in net.modules()
         if isinstance(m, torch.nn.Dropout)
     ]
     assert layers and all(layer.p == 0 for layer in layers)
 
 
-@pytest.mark.parametrize("player", ["student", "fake"])
-def test_gradient_checkpointing_changes_nothing_but_memory(player: str) -> None:
+@pytest.mark.parametrize("role", ["student", "fake"])
+def test_gradient_checkpointing_changes_nothing_but_memory(role: str) -> None:
     kept: list[int] = []
 
     def keep(saved: Tensor) -> Tensor:
@@ -419,9 +422,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(player: str) -> None:
         method = SwD(tiny_teacher(), replace(CONFIG, gradient_checkpointing=saving))
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            loss, _ = method.loss(player, batch(3), stream())
+            loss, _ = method.loss(role, batch(3), stream())
         torch.autograd.backward(loss)
-        found.append((sum(kept), {n: p.grad for n, p in method.players[player].named_parameters()}))
+        found.append((sum(kept), {n: p.grad for n, p in method.networks[role].named_parameters()}))
     (whole, expected), (less, again) = found
     assert less < 0.9 * whole
     for name, grad in expected.items():

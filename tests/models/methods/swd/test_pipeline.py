@@ -15,7 +15,7 @@ from diffusers import FlowMatchLCMScheduler
 from torch import Tensor
 
 from models.common.errors import InputError
-from models.methods.swd.build import SwDConfig, build_swd_pipeline, make_ladder
+from models.methods.swd.build import SwDConfig, build_swd_pipeline, make_scale_schedule
 from models.methods.swd.pipeline import ScaleStep, SwDPipeline
 from models.methods.swd.schedule import make_schedule
 from tests.tiny import tiny_teacher
@@ -52,14 +52,16 @@ def test_sampler_is_diffusers_lcm_scheduler_for_flow_matching() -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
 def test_rollout_by_hand_with_the_teachers_own_denoiser(prediction: str) -> None:
     teacher = tiny_teacher(prediction)
-    ladder = make_ladder(teacher, SCHEDULE)
-    pipeline = SwDPipeline(teacher.network, [asdict(s) for s in ladder], prediction, [1, 8, 8])
+    scale_schedule = make_scale_schedule(teacher, SCHEDULE)
+    pipeline = SwDPipeline(
+        teacher.network, [asdict(s) for s in scale_schedule], prediction, [1, 8, 8]
+    )
     noise, xi = (
         normals(2, 1, 8, 8),
-        [normals(2, 1, s.size, s.size, seed=i) for i, s in enumerate(ladder[1:])],
+        [normals(2, 1, s.size, s.size, seed=i) for i, s in enumerate(scale_schedule[1:])],
     )
-    x0 = teacher.denoise(noise[..., :4, :4], ladder[0].t)
-    for step, eps in zip(ladder[1:], xi, strict=True):
+    x0 = teacher.denoise(noise[..., :4, :4], scale_schedule[0].t)
+    for step, eps in zip(scale_schedule[1:], xi, strict=True):
         up = F.interpolate(x0, size=step.size, mode="bicubic", align_corners=False)
         x0 = teacher.denoise(step.alpha * up + step.sigma * eps, step.t)
     assert torch.allclose(pipeline.rollout(noise, xi)[0], x0, rtol=1e-4, atol=1e-4)
@@ -83,11 +85,13 @@ def test_noise_first_puts_correlated_noise_in() -> None:
             self.seen.append(x)
             return (torch.zeros_like(x),)
 
-    ladder = [ScaleStep(9, 0.0, 1.0, 16), ScaleStep(5, 0.0, 1.0, 32)]
+    scale_schedule = [ScaleStep(9, 0.0, 1.0, 16), ScaleStep(5, 0.0, 1.0, 32)]
     for wrong in (False, True):
         network = Zero()
         pipeline = SwDPipeline.__new__(SwDPipeline)
-        SwDPipeline.__init__(pipeline, None, [asdict(s) for s in ladder], "sample", [1, 32, 32])
+        SwDPipeline.__init__(
+            pipeline, None, [asdict(s) for s in scale_schedule], "sample", [1, 32, 32]
+        )
         pipeline.unet = network
         pipeline.rollout(normals(64, 1, 32, 32), generator=stream(1), noise_first=wrong)
         x = network.seen[1]
@@ -97,9 +101,9 @@ def test_noise_first_puts_correlated_noise_in() -> None:
 
 def test_epsilon_networks_are_damped_at_pure_noise_only() -> None:
     teacher = tiny_teacher("epsilon")
-    ladder = make_ladder(teacher, SCHEDULE, limit=10.0)
-    assert [s.damping < 1 for s in ladder] == [True, False, False, False]
-    first = ladder[0]
+    scale_schedule = make_scale_schedule(teacher, SCHEDULE, limit=10.0)
+    assert [s.damping < 1 for s in scale_schedule] == [True, False, False, False]
+    first = scale_schedule[0]
     pipeline = build_swd_pipeline(teacher, CONFIG)
     x = normals(3, 1, 4, 4)
     free, held = teacher.denoise(x, first.t), pipeline.denoise(first, x)
@@ -111,14 +115,15 @@ def test_epsilon_networks_are_damped_at_pure_noise_only() -> None:
         moved = (pipeline.denoise(first, x) - before).abs().max()
     assert float(moved) == pytest.approx(0.1, rel=0.01)  # 10 times the error, not 150
     assert all(
-        s.damping == 1 for s in make_ladder(tiny_teacher("v_prediction"), SCHEDULE, limit=10.0)
+        s.damping == 1
+        for s in make_scale_schedule(tiny_teacher("v_prediction"), SCHEDULE, limit=10.0)
     )
 
 
 def test_levels_that_a_teacher_cannot_tell_apart_are_refused() -> None:
     close = make_schedule([(1.0, 8), (0.5, 8), (0.49999, 8)], 8, 2)
     with pytest.raises(InputError, match="same level"):
-        make_ladder(tiny_teacher("epsilon"), close)
+        make_scale_schedule(tiny_teacher("epsilon"), close)
 
 
 def test_pipeline_folder_round_trip(tmp_path: Path) -> None:
@@ -134,6 +139,6 @@ def test_pipeline_folder_round_trip(tmp_path: Path) -> None:
         and first.shape == (2, 1, 8, 8)
         and again.nfe == [4]
     )
-    assert json.loads((tmp_path / "model_index.json").read_text())["ladder"][0]["size"] == 4
+    assert json.loads((tmp_path / "model_index.json").read_text())["scale_schedule"][0]["size"] == 4
     with pytest.raises(ValueError, match="this student has"):
         again(num_inference_steps=5)
