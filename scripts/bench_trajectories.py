@@ -17,7 +17,8 @@ from rich.table import Table
 from models.sampling.trajectories import path_labels
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.base import Teacher
-from tasks.config.schema import Params, Trajectories
+from tasks.config.schema import Params
+from tasks.config.trajectories import Trajectories
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import path_spec
 from tasks.stages.trajectories import Job, ShardMaker

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.evaluation.features import DigitNet
-from tasks.config.schema import NpzDataset, Params
+from tasks.config.dataset import NpzDataset
+from tasks.config.schema import Params
 from tasks.data.dataset import load_split
 from tasks.stages import dataset
 from tasks.utils.atomic import atomic_dir

@@ -29,8 +29,7 @@ def read_overridden(model: type[BaseModel], path: Path, overrides: Sequence[str]
 
     An override may name any key that `model` knows, in the file or not. One that picks another
     variant of a section (`teacher.source=train`) drops the keys which the new variant lacks or has
-    other defaults for, and sets what it wants in other sections (its `companions`:
-    `method.kind=swd` has other rates than `sigdeg`).
+    other defaults for.
     """
     data = _read_mapping(path)
     parsed = [_parse_override(text) for text in overrides]
@@ -127,9 +126,6 @@ def _apply(model: type[BaseModel], data: dict[str, Any], keys: list[str], value:
             name for name in target if _belongs_to_others(name, chosen, variants, changed)
         ]:
             del target[name]
-        if changed:
-            for section, values in getattr(chosen, "companions", {}).items():
-                data[section] = {**data.get(section, {}), **values}
     target[keys[-1]] = value
 
 

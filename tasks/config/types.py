@@ -1,13 +1,14 @@
-"""Field types of the typed parameters, and the base of their sections."""
+"""Field types of the typed parameters that name files, folders and addresses of the user."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from models.common.config import not_a_flag
 from tasks.utils.redaction import has_credentials
 
 
@@ -31,19 +32,10 @@ def without_credentials(text: str) -> str:
     return text
 
 
-Item = TypeVar("Item")
-
-
 def known_exclusion(name: str) -> str:
     if name not in ("mnist", "digits") and not name.endswith(".npz"):
         raise ValueError("expected mnist, digits, or the path of an .npz")
     return name
-
-
-def distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    if len(set(items)) < len(items):
-        raise ValueError("expected distinct entries")
-    return items
 
 
 def regular(text: str) -> str:
@@ -54,21 +46,6 @@ def regular(text: str) -> str:
     return text
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("expected a whole number")
-    return value
-
-
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-Nonnegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
-Decay = Annotated[float, Field(strict=True, ge=0, lt=1)]
-LearningRate = Annotated[float, Field(strict=True, gt=0, le=1)]
-Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(without_credentials)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(regular)]
 LocalPath = Annotated[
@@ -79,13 +56,4 @@ LocalPath = Annotated[
 ]
 Exclude = Annotated[LocalPath, AfterValidator(known_exclusion)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
-Size = Annotated[int, Field(strict=True, ge=4, le=1024)]
-Channels = Annotated[Literal[1, 3], BeforeValidator(_no_bool)]
-Order = Annotated[Literal[1, 2, 3], BeforeValidator(_no_bool)]
-Precision = Literal["float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, defaults checked too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+Channels = Annotated[Literal[1, 3], BeforeValidator(not_a_flag)]

@@ -16,7 +16,8 @@ import pandas as pd
 from models.common.errors import InputError
 from tasks.data.icons import read_pack, renderer
 from tasks.data.images import SUFFIXES, decode
-from tasks.config.schema import Dataset, DigitsDataset, FolderDataset, FolderReference, IconsDataset, MnistDataset, NpzDataset, NpzReference, Reference
+from tasks.config.dataset import Dataset, DigitsDataset, FolderDataset, IconsDataset, MnistDataset, NpzDataset
+from tasks.config.evaluation import FolderReference, NpzReference, Reference
 
 NO_LABEL = -1
 METADATA = "metadata.csv"

@@ -11,7 +11,7 @@ from models.sampling.trajectories import PathSpec
 from models.sampling.trajectories import movement
 from models.teachers.base import Teacher
 from pathlib import Path
-from tasks.config.schema import Trajectories
+from tasks.config.trajectories import Trajectories
 from tasks.data.shards import ShardSet
 import numpy as np
 

@@ -24,7 +24,7 @@ from models.common.random import generator_for
 from models.evaluation.features import FeatureExtractor, extract
 from models.evaluation.metrics import Kid, frechet_distance, path_rmse, precision_recall
 from models.sampling import baselines
-from tasks.config.schema import Evaluation
+from tasks.config.evaluation import Evaluation
 from tasks.evaluation.results import Result, Row
 from tasks.evaluation.samplers import Inputs, Sampler, to_bytes
 from tasks.utils.progress import Advance, progress

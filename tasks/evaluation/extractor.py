@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.evaluation.features import FeatureExtractor, load_features
-from tasks.config.schema import MnistFeatures, Params
+from tasks.config.evaluation import MnistFeatures
+from tasks.config.schema import Params
 
 FEATURES = Path("data/pretrained/mnist_features")
 

@@ -19,7 +19,8 @@ from models.methods.sigdeg.method import SigDEGConfig, build_pipeline, make_step
 from models.methods.swd.pipeline import SwDPipeline
 from models.sampling.baselines import BASELINES
 from models.teachers.base import Teacher
-from tasks.config.schema import Params, Reference
+from tasks.config.evaluation import Reference
+from tasks.config.schema import Params
 from tasks.data.dataset import load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources import reference_source

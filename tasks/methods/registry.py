@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from models.common.errors import InputError
+from models.methods.sigdeg import config as sigdeg_settings
 from models.methods.sigdeg.method import SamplerGains, SigDEG, SigDEGConfig, build_pipeline
+from models.methods.swd import config as swd_settings
 from models.methods.swd.build import build_swd_pipeline
 from models.methods.swd.method import SwD
 from models.teachers.base import Teacher
 from models.training.loop import Batches
-from tasks.config.schema import Params, SigDeg
-from tasks.config.swd import Swd
+from tasks.config.schema import Params
 from tasks.data.batches import ImageBatches, PathBatches, Rows
 from tasks.data.dataset import load_split
 from tasks.data.shards import ShardSet
@@ -60,7 +61,7 @@ class Recipe:
 def method_config(params: Params, diagnostics: Diagnostics | None = None) -> SigDEGConfig:
     """Sig-DEG's settings from params.yaml, and what calibration found."""
     method = params.method
-    assert isinstance(method, SigDeg)
+    assert isinstance(method, sigdeg_settings.SigDEGConfig)
     return SigDEGConfig(
         nfe=tuple(method.nfe),
         order=method.order,
@@ -102,7 +103,7 @@ def _sigdeg_pipeline(context: MethodContext) -> Any:
 def _calibrate(context: MethodContext, root: Path) -> Diagnostics:
     _real_images(context)  # a mistake there should show before the long work
     method = context.params.method
-    if not (isinstance(method, SigDeg) and method.calibrate):
+    if not (isinstance(method, sigdeg_settings.SigDEGConfig) and method.calibrate):
         return {}
     spec = cached_spec(context.params.trajectories, context.teacher, context.shards)
     return calibrate(context.params, root, context.teacher, spec, method_config(context.params))
@@ -115,7 +116,7 @@ def _real_images(context: MethodContext) -> np.ndarray | None:
     Raises InputError if the target ``data`` was asked for and cannot be had.
     """
     method, teacher = context.params.method, context.teacher
-    if isinstance(method, SigDeg):
+    if isinstance(method, sigdeg_settings.SigDEGConfig):
         weight, target, key = method.loss.mmd, method.loss.mmd_target, "method.loss.mmd_target"
     else:
         weight, target, key = method.mmd.weight, method.mmd.target, "method.mmd.target"
@@ -164,7 +165,7 @@ def _measure_scales(context: MethodContext, root: Path) -> Diagnostics:
 
 
 def _swd_rates(params: Params) -> dict[str, float]:
-    assert isinstance(params.method, Swd)
+    assert isinstance(params.method, swd_settings.SwDConfig)
     given = params.method.rates.model_dump()
     return {role: rate for role, rate in given.items() if rate is not None}
 

@@ -17,6 +17,7 @@ from models.common.errors import InputError
 from models.common.random import generator_for
 from models.evaluation.features import FeatureExtractor, extract
 from models.evaluation.metrics import kid
+from models.methods.swd import config as settings
 from models.methods.swd.build import SwDConfig, shrink
 from models.methods.swd.schedule import (
     Scale,
@@ -30,7 +31,6 @@ from models.methods.swd.schedule import (
 )
 from models.teachers.base import Teacher
 from tasks.config.schema import Params
-from tasks.config.swd import AutoSchedule, GivenSchedule, Swd
 from tasks.data.dataset import load_split
 from tasks.data.shards import ShardSet
 from tasks.utils.progress import Advance, progress
@@ -68,14 +68,14 @@ def prepare(params: Params, root: Path, teacher: Teacher, shards: ShardSet) -> d
     return diagnostics
 
 
-def schedule_of(method: Swd, teacher: Teacher, power: np.ndarray) -> Schedule:
+def schedule_of(method: settings.SwDConfig, teacher: Teacher, power: np.ndarray) -> Schedule:
     """The schedule that `method.schedule` means for a teacher and a spectrum; InputError for one it
     cannot run.
     """
     given, full, stride = method.schedule, teacher.shape[1], network_stride(teacher)
-    if isinstance(given, GivenSchedule):
+    if isinstance(given, settings.GivenSchedule):
         return make_schedule(given.pairs, full, stride)
-    if isinstance(given, AutoSchedule):
+    if isinstance(given, settings.AutoSchedule):
         return auto_schedule(power, given.sigmas, full, stride, given.smallest)
     return preset(given.steps, full, stride, given.sigmas)
 
@@ -105,8 +105,8 @@ def swd_config(params: Params, diagnostics: dict[str, Any]) -> SwDConfig:
     )
 
 
-def _section(params: Params) -> Swd:
-    assert isinstance(params.method, Swd)
+def _section(params: Params) -> settings.SwDConfig:
+    assert isinstance(params.method, settings.SwDConfig)
     return params.method
 
 

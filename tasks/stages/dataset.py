@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from models.common.errors import InputError
-from tasks.config.schema import Dataset, NpzDataset, Params
+from tasks.config.dataset import Dataset, NpzDataset
+from tasks.config.schema import Params
 from tasks.data.dataset import SPLITS
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources import Source, excluded_sources, open_source

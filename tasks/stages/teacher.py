@@ -15,7 +15,8 @@ from models.methods.denoising import Denoising, Images
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.base import Teacher, open_pipeline
 from models.training.loop import Batches, LoopConfig, TrainState
-from tasks.config.schema import Params, PretrainedTeacher, TrainedTeacher
+from tasks.config.schema import Params
+from tasks.config.teacher import PretrainedTeacher, TrainedTeacher
 from tasks.data.dataset import load_manifest, load_split
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json

@@ -16,7 +16,8 @@ import torch
 from models.common.errors import InputError
 from models.sampling.trajectories import teacher_paths
 from models.teachers.base import Teacher
-from tasks.config.schema import Params, Trajectories
+from tasks.config.schema import Params
+from tasks.config.trajectories import Trajectories
 from tasks.data.shards import publish, usable_shard, write_shard
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import path_spec

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from scripts import bench_trajectories as bench
-from tasks.config.schema import Params, Trajectories
+from tasks.config.schema import Params
+from tasks.config.trajectories import Trajectories
 from tests.tiny import save_teacher
 
 

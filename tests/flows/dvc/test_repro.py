@@ -34,7 +34,12 @@ PLUMBING = {
     "tasks.config.schema",
     "tasks.utils.progress",
     "tasks.utils.redaction",
-    "tasks.config.swd",
+    *(f"tasks.config.{name}" for name in ("dataset", "evaluation", "student", "teacher")),
+    "tasks.config.trajectories",
+    "models.common.config",
+    "models.methods.registry",
+    "models.methods.sigdeg.config",
+    "models.methods.swd.config",
 }
 
 # Imported by a stage for other purposes than its results: what another stage is made by (whose
@@ -73,6 +78,10 @@ ELSEWHERE = {
     },
 }
 KEEPING = {
+    "tasks.data.dataset",
+    "tasks.data.student",
+    "tasks.data.teacher",
+    "tasks.data.trajectories",
     "tasks.training.checkpoints",
     "tasks.data.shards",
     "tasks.training.ray_cluster",

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from models.common.errors import InputError
-from tasks.config.schema import Params, TrainedTeacher, load_params, params_dict
+from tasks.config.schema import Params, load_params, params_dict
+from tasks.config.teacher import TrainedTeacher
 from tasks.utils.hashing import fingerprint
 from tests.paths import PROJECT
 
@@ -80,7 +81,7 @@ def test_another_variant_drops_the_keys_of_the_former_one() -> None:
     )
     assert params_dict(swapped.dataset) == {
         "kind": "npz", "path": "/elsewhere/a.npz", "images": "images", "labels": None, "pad": 0,
-        "size": 8, "holdout": load_params(FILE).dataset.holdout, "exclude": None, "seed": 0, "digest": None,
+        "size": 8, "holdout": 1000, "exclude": None, "seed": 0, "digest": None,
     }  # fmt: skip
     base = ["trajectories.steps=100", "trajectories.intervals=1", "method.nfe=[1]"]
     grid = ["trajectories.grid.kind=given", "trajectories.grid.points=[0, 100]"]

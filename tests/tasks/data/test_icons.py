@@ -16,7 +16,8 @@ from tasks.data.sources import icons_source
 from tasks.data.dataset import load_manifest, load_split
 from tasks.data.icons import Icon, read_pack, renderer, svg
 from tasks.data.images import UnreadableImage
-from tasks.config.schema import IconsDataset, Params
+from tasks.config.dataset import IconsDataset
+from tasks.config.schema import Params
 
 RED = '<path d="M0 0h8v16H0z" fill="red"/>'
 PACK: dict[str, Any] = {

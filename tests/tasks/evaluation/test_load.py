@@ -19,7 +19,8 @@ from models.sampling.signature import bases, feature_matrix
 from models.sampling.trajectories import path_noise
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.base import Teacher
-from tasks.config.schema import FolderReference, NpzReference, Params, Reference
+from tasks.config.evaluation import FolderReference, NpzReference, Reference
+from tasks.config.schema import Params
 from tasks.data.dataset import load_split
 from tasks.data.student import open_student
 from tasks.evaluation.load import load_inputs, load_paths, real_images, untrained_config

@@ -17,7 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from models.common.errors import InputError
-from tasks.config.schema import Evaluation, Params
+from tasks.config.evaluation import Evaluation
+from tasks.config.schema import Params
 from tasks.evaluation.benchmark import evaluate
 from tasks.evaluation.extractor import FEATURES
 from tasks.evaluation.metrics_file import read_metrics

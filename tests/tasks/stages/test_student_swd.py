@@ -35,7 +35,6 @@ from tasks.methods import swd_gate as scalewise
 from tasks.methods.registry import RECIPES, Source
 from tasks.stages import evaluation, student
 from tasks.training.selection import Selection
-from tests.paths import PROJECT
 from tests.tasks.distillation import from_training_split, make_root, settings, stage
 
 PAIRS = [[1.0, 4], [0.8, 6], [0.5, 8]]
@@ -217,16 +216,6 @@ def test_batches_are_the_ends_of_the_paths_and_other_players_see_others(root: Pa
     assert torch.equal(seen, last[order]) and sorted(order.tolist()) == list(range(16))
     assert not torch.equal(batches(0, 0, 0).x0, batches(0, 0, 1).x0)
     assert torch.equal(batches(3, 0, 1).x0, batches(3, 0, 1).x0) and batches(3, 0, 1).step == 3
-
-
-def test_choosing_the_method_brings_its_training_settings() -> None:
-    from tasks.config.schema import Student, load_params
-
-    file = PROJECT / "params.yaml"
-    chosen = load_params(file, ["student.ema=0.5", "method.kind=swd"])
-    wanted = type(chosen.method).companions["student"]  # type: ignore[union-attr]
-    assert chosen.student.ema == 0.5 and chosen.student.steps == wanted["steps"] != Student().steps
-    assert load_params(file, ["method.kind=sigdeg"]).student == load_params(file).student
 
 
 @pytest.fixture(scope="module")

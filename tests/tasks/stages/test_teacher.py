@@ -15,7 +15,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteSchedul
 
 from models.common.errors import InputError
 from models.teachers.base import Teacher
-from tasks.config.schema import Params, Trajectories
+from tasks.config.schema import Params
+from tasks.config.trajectories import Trajectories
 from tasks.stages import dataset, teacher, trajectories
 from tasks.training.checkpoints import latest_checkpoint, unflatten
 from tasks.training.trainer import Training

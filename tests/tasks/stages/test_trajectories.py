@@ -18,7 +18,8 @@ from models.sampling.grids import subgrid
 from models.sampling.signature import basis, chen_join
 from models.sampling.trajectories import path_noise
 from models.teachers.base import Teacher
-from tasks.config.schema import Params, Trajectories
+from tasks.config.schema import Params
+from tasks.config.trajectories import Trajectories
 from tasks.data.shards import ShardSet
 from tasks.data.trajectories import open_trajectories, path_spec
 from tasks.stages import trajectories

@@ -1,31 +1,48 @@
-"""The section `method` of params.yaml for `kind: swd`, scale-wise distillation."""
+"""Settings of SwD, scale-wise distillation: every key below `method` with `kind: swd`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tasks.config import types as fields
-from tasks.config.types import Count, Flag, Natural, Section, Size
+from models.common import config as fields
+from models.common.config import Count, Flag, Natural, Section, Size
 
-Level = Annotated[float, Field(strict=True, gt=0, le=1)]
+Level = fields.PositiveFraction
 Levels = Annotated[tuple[Level, ...], Field(min_length=1)]
 
 
 class PresetSchedule(Section):
+    """The paper's sizes for 4 or 6 steps; `sigmas`: noise levels, None for the paper's."""
+
     kind: Literal["preset"] = "preset"
-    steps: Literal[4, 6] = 4
+    steps: Annotated[Literal[4, 6], BeforeValidator(fields.not_a_flag)] = 4
     sigmas: Levels | None = None
+
+    @model_validator(mode="after")
+    def _one_level_a_step(self) -> Self:
+        if self.sigmas is not None and len(self.sigmas) != self.steps:
+            count, steps = len(self.sigmas), self.steps
+            raise ValueError(
+                f"sigmas has {count} entries: expected steps = {steps}, or null for the paper's"
+            )
+        return self
 
 
 class AutoSchedule(Section):
+    """The smallest sizes that the data's spectrum allows at `sigmas`, none below `smallest`
+    (None: a quarter of the full size).
+    """
+
     kind: Literal["auto"] = "auto"
     sigmas: Levels = (1.0, 0.8959, 0.7371, 0.6022)
     smallest: Size | None = None
 
 
 class GivenSchedule(Section):
+    """Pairs of noise level and size, such as [[1.0, 8], [0.6, 16]]."""
+
     kind: Literal["given"] = "given"
     pairs: Annotated[tuple[tuple[Level, Count], ...], Field(min_length=1)]
 
@@ -34,6 +51,10 @@ Schedule = Annotated[PresetSchedule | AutoSchedule | GivenSchedule, Field(discri
 
 
 class Dmd(Section):
+    """(13). `gate`: off at sizes where the teacher's own KID, of `samples` images made in `steps`
+    steps, is more than `limit` times worse than that of its reduced images.
+    """
+
     weight: fields.Nonnegative = 1.0
     gate: Literal["on", "off"] = "on"
     limit: fields.Positive = 3.0
@@ -42,28 +63,38 @@ class Dmd(Section):
 
 
 class Gan(Section):
+    """(15): weights for the student (the paper: 0.005) and for the fake network's features."""
+
     weight: fields.Nonnegative = 0.0
     features: fields.Nonnegative = 1e-2
 
 
 class Mmd(Section):
+    """(16). `compare`: batches within each class, or every image with its own target; `levels`:
+    the part of the noise levels, from the clean end, that it looks at; `target` as mmd_target of
+    Sig-DEG.
+    """
+
     weight: fields.Nonnegative = 1.0
     compare: Literal["image", "batch"] = "batch"
     target: Literal["auto", "teacher", "data"] = "auto"
-    levels: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.4
+    levels: fields.PositiveFraction = 0.4
     kernel: Literal["linear", "rbf"] = "linear"
     huber: fields.Positive = 1e-3
     bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
 
 
 class Rates(Section):
+    """Learning rates of the other networks; None: student.learning_rate."""
+
     fake: fields.LearningRate | None = 7e-4
     discriminator: fields.LearningRate | None = None
 
 
-class Swd(Section):
-    """`nfe` is the schedule's length; the student section's own values suit this method when it is
-    chosen.
+class SwDConfig(Section):
+    """`fake_updates` of the fake network for one of the student (the paper: 5, at the student's
+    rate); `backward_simulation`: inputs from the student's own earlier steps, else from teacher
+    images; `conditioning_limit` as for Sig-DEG.
     """
 
     kind: Literal["swd"] = "swd"
@@ -76,20 +107,7 @@ class Swd(Section):
     backward_simulation: Flag = True
     conditioning_limit: fields.Positive | None = 10.0
     trainable: Literal["full", "lora"] = "full"
-    lora_rank: Annotated[int, Field(strict=True, ge=1, le=1024)] = 64
-
-    companions: ClassVar[dict[str, dict[str, Any]]] = {
-        "student": {
-            "steps": 3000,
-            "batch_size": 32,
-            "learning_rate": 1e-4,
-            "warmup": 100,
-            "ema": 0.999,
-            "validate_every": 250,
-            "validation_samples": 2000,
-            "checkpoint_every": 250,
-        }
-    }
+    lora_rank: fields.Rank = 64
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -98,6 +116,7 @@ class Swd(Section):
 
     @property
     def nfe(self) -> tuple[int, ...]:
+        """The one number of network calls: the schedule's length."""
         given = self.schedule
         if isinstance(given, PresetSchedule):
             return (given.steps,)
@@ -115,7 +134,7 @@ class Swd(Section):
         if self.mmd.weight and self.mmd.compare == "image" and self.backward_simulation:
             raise ValueError(
                 "backward_simulation = true: inputs from noise have no image of their own, which "
-                "mmd.compare = image "
-                "needs; set backward_simulation to false or mmd.compare to batch"
+                "mmd.compare = image needs; set backward_simulation to false or mmd.compare to "
+                "batch"
             )
         return self

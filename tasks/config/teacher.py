@@ -1,0 +1,55 @@
+"""The section `teacher`: a pretrained one, or one to train."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from models.common import config as common
+from models.common.config import Count, Flag, Natural, Precision, Section, Seed, Size
+from tasks.config import types as fields
+from tasks.config.types import LocalPath
+
+
+class PretrainedTeacher(Section):
+    source: Literal["pretrained"] = "pretrained"
+    path: LocalPath = "data/pretrained/mnist16"
+    revision: fields.Text | None = None
+    digest: fields.Digest | None = None
+    trust_remote_code: Flag = False
+
+
+class TrainedTeacher(Section):
+    source: Literal["train"] = "train"
+    steps: Count = 20000
+    batch_size: Count = 256
+    learning_rate: common.LearningRate = 4e-4
+    warmup: Natural = 500
+    ema: common.Decay = 0.9995
+    schedule: Literal["linear", "cosine"] = "cosine"
+    prediction: Literal["v_prediction", "epsilon", "sample", "flow"] = "v_prediction"
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (32, 64, 96)
+    layers_per_block: Annotated[int, Field(strict=True, ge=1, le=8)] = 2
+    dropout: common.Decay = 0.0
+    scales: Annotated[tuple[Size, ...], Field(min_length=1), AfterValidator(common.distinct)] = (
+        8,
+        12,
+        16,
+    )
+    conditional: Flag = False
+    precision: Precision = "float32"
+    checkpoint_every: Count = 1000
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _scales_fit_the_network(self) -> Self:
+        factor = 2 ** (len(self.channels) - 1)
+        if bad := [scale for scale in self.scales if scale % factor]:
+            raise ValueError(
+                f"scales {bad}: {len(self.channels)} channel levels need multiples of {factor}"
+            )
+        return self
+
+
+Teacher = Annotated[PretrainedTeacher | TrainedTeacher, Field(discriminator="source")]
