@@ -115,7 +115,7 @@ class TrainState:
             )
 
     def ema_state(self, role: str) -> dict[str, Tensor]:
-        """Full state dict of a role with its ema weights in place."""
+        """Full state dict of a network with its averaged weights in place."""
         return {**self.networks[role].state_dict(), **self.ema_weights[role]}
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.forkserver import Nursery
+from tests.chaos.forkserver import ForkServer
 from tests.chaos.project import STAGES, copy_until, make_project, record
 from tests.chaos.rows import ROWS, Row
 
@@ -37,15 +37,15 @@ def row_of(item: pytest.Function) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def forkserver() -> Iterator[Nursery]:
+def forkserver() -> Iterator[ForkServer]:
     """Runs stages in processes of their own, without the seconds that importing torch takes."""
-    parent = Nursery()
+    parent = ForkServer()
     yield parent
     parent.close()
 
 
 @pytest.fixture(scope="session")
-def made(forkserver: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(forkserver: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished project, made without interruption; not to be written to."""
     root = make_project(tmp_path_factory.mktemp("reference") / "project")
     done = forkserver.run(root, STAGES)
@@ -71,7 +71,7 @@ def halfway(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rival(recorded: Path, forkserver: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rival(recorded: Path, forkserver: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 1 is champion, and a better student is made but not registered; not to be written
     to.
     """

@@ -90,7 +90,7 @@ STAGES = (
         "publishes, without the teacher", says="; 0 are new",
     ),
     _kill(
-        "student-measured", "student.measured", "diagnostics about the cache measured, training not begun",
+        "student-measured", "student.measured", "diagnostics of the cache measured, training not begun",
         "trains", says="student: 6/6",
     ),
     _kill(

@@ -22,7 +22,7 @@ import yaml
 
 from flows.services import daemons
 from tasks.utils.failpoints import release
-from tests.chaos.forkserver import Nursery
+from tests.chaos.forkserver import ForkServer
 from tests.chaos.project import copy_until, environ, result
 from tests.flows.served import free_port
 
@@ -159,7 +159,9 @@ def site(halfway: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
 
 
 @pytest.fixture
-def expected(made: Path, tmp_path: Path, forkserver: Nursery) -> Callable[[int], dict[str, bytes]]:
+def expected(
+    made: Path, tmp_path: Path, forkserver: ForkServer
+) -> Callable[[int], dict[str, bytes]]:
     """The student of an uninterrupted run with another seed."""
 
     def student(seed: int) -> dict[str, bytes]:

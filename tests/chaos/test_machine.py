@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tests.chaos.checks import check_registry, flip, one_error
 from tests.chaos.disks import filled, read_only, small_disk
-from tests.chaos.forkserver import Nursery
+from tests.chaos.forkserver import ForkServer
 from tests.chaos.project import copy_until, leftovers, result
 
 Before = Callable[[str], Path]
 
 
-def finish(forkserver: Nursery, root: Path, made: Path, *stages: str, says: str = "") -> str:
+def finish(forkserver: ForkServer, root: Path, made: Path, *stages: str, says: str = "") -> str:
     """Run the stages again: they end well, with the student of an uninterrupted run and no
     rubbish.
     """
@@ -29,7 +29,7 @@ def finish(forkserver: Nursery, root: Path, made: Path, *stages: str, says: str 
 
 
 def fills(
-    forkserver: Nursery,
+    forkserver: ForkServer,
     made: Path,
     tmp_path: Path,
     left: int,
@@ -49,21 +49,21 @@ def fills(
         finish(forkserver, root, made, stage, *rest, says=says)
 
 
-def test_full_disk_dataset(forkserver: Nursery, made: Path, tmp_path: Path) -> None:
+def test_full_disk_dataset(forkserver: ForkServer, made: Path, tmp_path: Path) -> None:
     fills(forkserver, made, tmp_path, 60_000, "dataset", "teacher", "trajectories", "student")
 
 
-def test_full_disk_trajectories(forkserver: Nursery, made: Path, tmp_path: Path) -> None:
+def test_full_disk_trajectories(forkserver: ForkServer, made: Path, tmp_path: Path) -> None:
     fills(
         forkserver, made, tmp_path, 80_000, "trajectories", "student", says="; (8|16|24|32) are new"
     )
 
 
-def test_full_disk_checkpoint(forkserver: Nursery, made: Path, tmp_path: Path) -> None:
+def test_full_disk_checkpoint(forkserver: ForkServer, made: Path, tmp_path: Path) -> None:
     fills(forkserver, made, tmp_path, 2_600_000, "student", says="resumed at step [024] of 6")
 
 
-def test_full_disk_registration(forkserver: Nursery, recorded: Path, tmp_path: Path) -> None:
+def test_full_disk_registration(forkserver: ForkServer, recorded: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         root = copy_until(recorded, disk / "project")
         with filled(disk, 1_300_000):
@@ -75,7 +75,9 @@ def test_full_disk_registration(forkserver: Nursery, recorded: Path, tmp_path: P
         check_registry(root, versions=1)
 
 
-def test_read_only_project(forkserver: Nursery, made: Path, before: Before, tmp_path: Path) -> None:
+def test_read_only_project(
+    forkserver: ForkServer, made: Path, before: Before, tmp_path: Path
+) -> None:
     root = before("student")
     with read_only(root):
         failed = forkserver.run(root, ["student"])
@@ -86,7 +88,7 @@ def test_read_only_project(forkserver: Nursery, made: Path, before: Before, tmp_
     finish(forkserver, root, made, "student")
 
 
-def test_damaged_shard(forkserver: Nursery, made: Path, before: Before) -> None:
+def test_damaged_shard(forkserver: ForkServer, made: Path, before: Before) -> None:
     root = before("trajectories")
     assert forkserver.run(root, ["trajectories"], kill="trajectories.shard:3").returncode == -9
     first = min((root / ".fewstep/scratch/trajectories").glob("*/train/*/Y.npy"))
@@ -96,7 +98,7 @@ def test_damaged_shard(forkserver: Nursery, made: Path, before: Before) -> None:
     assert re.search(r"damaged shard will be made again: .*/Y\.npy: 200 bytes, expected", output)
 
 
-def test_damaged_trajectories(forkserver: Nursery, made: Path, before: Before) -> None:
+def test_damaged_trajectories(forkserver: ForkServer, made: Path, before: Before) -> None:
     root = before("student")
     with (root / "data/trajectories/train/00001/xi.npy").open("r+b") as file:
         file.truncate(100)
@@ -105,7 +107,7 @@ def test_damaged_trajectories(forkserver: Nursery, made: Path, before: Before) -
     finish(forkserver, root, made, "trajectories", "student")
 
 
-def test_damaged_checkpoint(forkserver: Nursery, made: Path, before: Before) -> None:
+def test_damaged_checkpoint(forkserver: ForkServer, made: Path, before: Before) -> None:
     root = before("student")
     assert forkserver.run(root, ["student"], kill="training.step:5").returncode == -9
     flip(max((root / ".fewstep/scratch/student").glob("*/step-*")) / "tensors.safetensors")
@@ -116,7 +118,7 @@ def test_damaged_checkpoint(forkserver: Nursery, made: Path, before: Before) -> 
     )
 
 
-def test_damaged_best_weights(forkserver: Nursery, made: Path, before: Before) -> None:
+def test_damaged_best_weights(forkserver: ForkServer, made: Path, before: Before) -> None:
     root = before("student")
     assert forkserver.run(root, ["student"], kill="student.trained").returncode == -9
     flip(max((root / ".fewstep/scratch/student").glob("*/best/step-*")) / "tensors.safetensors")
@@ -126,7 +128,7 @@ def test_damaged_best_weights(forkserver: Nursery, made: Path, before: Before) -
     assert "resumed" not in output
 
 
-def test_damaged_notes(forkserver: Nursery, made: Path, before: Before) -> None:
+def test_damaged_notes(forkserver: ForkServer, made: Path, before: Before) -> None:
     root = before("trajectories")
     assert (
         forkserver.run(root, ["trajectories", "student"], kill="student.trained").returncode == -9
@@ -142,7 +144,7 @@ def test_damaged_notes(forkserver: Nursery, made: Path, before: Before) -> None:
     assert len(notes) == 3 and output.count("is damaged and will be made again") == 3
 
 
-def test_damaged_weights(forkserver: Nursery, made: Path, before: Before) -> None:
+def test_damaged_weights(forkserver: ForkServer, made: Path, before: Before) -> None:
     root = before("evaluation")
     for folder, stage in (("student", "evaluation"), ("teacher", "trajectories")):
         path = root / "data" / folder / "unet/diffusion_pytorch_model.safetensors"

@@ -13,7 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from tests.chaos.checks import check_registry, digests, flip, one_error, store_of
-from tests.chaos.forkserver import Nursery
+from tests.chaos.forkserver import ForkServer
 from tests.chaos.project import copy_until
 from tests.chaos.rows import PROMOTION, REGISTRATION, Kill
 
@@ -23,7 +23,7 @@ PROMOTE_NEWEST = "tests.chaos.promote_newest"
 
 @pytest.mark.parametrize("row", REGISTRATION, ids=lambda row: row.id)
 def test_killed_registration(
-    row: Kill, recorded: Path, tmp_path: Path, forkserver: Nursery
+    row: Kill, recorded: Path, tmp_path: Path, forkserver: ForkServer
 ) -> None:
     root = copy_until(recorded, tmp_path / "project")
     output = killed_and_again(forkserver, root, row)
@@ -32,7 +32,7 @@ def test_killed_registration(
 
 
 @pytest.mark.parametrize("row", PROMOTION, ids=lambda row: row.id)
-def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, forkserver: Nursery) -> None:
+def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, forkserver: ForkServer) -> None:
     root = copy_until(rival, tmp_path / "project")
     output = killed_and_again(
         forkserver, root, row, champion=1 if row.point == "promotion.announced" else 2
@@ -41,7 +41,7 @@ def test_killed_promotion(row: Kill, rival: Path, tmp_path: Path, forkserver: Nu
     check_registry(root, versions=2)
 
 
-def test_damaged_registry(rival: Path, tmp_path: Path, forkserver: Nursery) -> None:
+def test_damaged_registry(rival: Path, tmp_path: Path, forkserver: ForkServer) -> None:
     """One bit of a version that is about to be promoted is wrong: it is neither promoted nor
     served, and made again.
     """
@@ -80,7 +80,7 @@ def newest_artifacts(root: Path) -> Path:
 
 
 def killed_and_again(
-    forkserver: Nursery, root: Path, row: Kill, champion: int | None = None
+    forkserver: ForkServer, root: Path, row: Kill, champion: int | None = None
 ) -> str:
     killed = forkserver.run(root, REGISTER, kill=row.point)
     assert killed.returncode == -signal.SIGKILL, killed.stdout

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.forkserver import Nursery
+from tests.chaos.forkserver import ForkServer
 from tests.chaos.project import STAGES, leftovers, result
 from tests.chaos.rows import STAGES as ROWS
 from tests.chaos.rows import Kill
@@ -21,7 +21,7 @@ TIMINGS = {"ms_per_image"}
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_killed_stage(
-    row: Kill, made: Path, before: Callable[[str], Path], forkserver: Nursery
+    row: Kill, made: Path, before: Callable[[str], Path], forkserver: ForkServer
 ) -> None:
     root = before(
         "" if row.point == "atomic.between" else row.stage

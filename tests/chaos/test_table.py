@@ -27,7 +27,9 @@ def test_every_row_has_one_test() -> None:
 
 def test_every_point_has_a_row() -> None:
     code = "".join(
-        path.read_text() for room in ("tasks", "flows") for path in (REPOSITORY / room).glob("*.py")
+        path.read_text()
+        for room in ("tasks", "flows")
+        for path in (REPOSITORY / room).rglob("*.py")
     )
     points = set(re.findall(r'\breach\("([\w.]+)"\)', code))
     used = {row.point.partition(":")[0] for row in ROWS if isinstance(row, Kill)}

@@ -174,7 +174,7 @@ def mean_image(teacher: Teacher, t: float, n: int = 256) -> Tensor:
 def build_pipeline(
     teacher: Teacher, spec: PathSpec, config: SigDEGConfig
 ) -> tuple[SigDEGPipeline, dict[int, StepSchedule]]:
-    """The untrained generator as a pipeline, and its step_schedules by number of steps. Weights are
+    """The untrained generator as a pipeline, and its step schedules by number of steps. Weights are
     copied.
     """
     step_schedules = {nfe: make_step_schedule(spec, nfe, config) for nfe in config.nfe}

@@ -91,7 +91,7 @@ def test_another_variant_drops_the_keys_of_the_former_one() -> None:
     }
 
 
-# values that the cases below count on, whatever the shipped file is gains_by_nfe to
+# values that the cases below count on, whatever the shipped file is tuned to
 BASE = """
 dataset: {kind: mnist, size: 16}
 teacher: {source: pretrained}

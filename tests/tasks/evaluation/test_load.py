@@ -143,7 +143,7 @@ def test_a_reference_that_cannot_be_read_is_one_line(root: Path, tmp_path: Path)
 
 def test_no_student_is_one_line(root: Path) -> None:
     with pytest.raises(
-        InputError, match=r"data/student cannot be opened .*run python -m tasks\.student"
+        InputError, match=r"data/student cannot be opened .*run python -m tasks\.stages\.student"
     ):
         open_student(root, torch.device("cpu"))
 

@@ -20,10 +20,10 @@ from models.methods.sigdeg.pipeline import load_student
 from tasks.config.schema import Params
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import cached_spec, open_trajectories
-from tasks.evaluation.validation import Judge
+from tasks.evaluation.validation import ValidationKID
 from tasks.methods import registry as methods
 from tasks.methods import sigdeg_calibration as calibration
-from tasks.methods.registry import RECIPES, Source, method_config
+from tasks.methods.registry import RECIPES, MethodContext, method_config
 from tasks.stages import student
 from tests.tasks.distillation import from_training_split, make_root, settings
 
@@ -47,8 +47,10 @@ def root(made: Path, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "p"
 
 
-def source_of(root: Path, params: Params, diagnostics: dict[str, Any] | None = None) -> Source:
-    return Source(params, load_teacher(root), open_trajectories(root), diagnostics or {})
+def source_of(
+    root: Path, params: Params, diagnostics: dict[str, Any] | None = None
+) -> MethodContext:
+    return MethodContext(params, load_teacher(root), open_trajectories(root), diagnostics or {})
 
 
 def found(root: Path, params: Params) -> dict[str, Any]:
@@ -75,7 +77,10 @@ def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> N
         "2",
     }
     source = source_of(root, params, diagnostics)
-    judge, pipeline = Judge(params, root, source.teacher), RECIPES["sigdeg"].pipeline(source)
+    judge, pipeline = (
+        ValidationKID(params, root, source.teacher),
+        RECIPES["sigdeg"].pipeline(source),
+    )
     pipeline.unet.eval()
     rounds = [(low, high) for low, high, *_ in calibration._rounds(params, 1)]
     for nfe in (4, 2):
@@ -123,19 +128,19 @@ def test_numbers_that_act_on_one_another(made: Path, monkeypatch: pytest.MonkeyP
         asked.append((nfe, gains))
         return real(spec, nfe, config, gains)
 
-    def kid(self: Judge, features: Any) -> float:
+    def kid(self: ValidationKID, features: Any) -> float:
         nfe, gains = asked[-1]
         pairs = zip(asdict(gains).values(), asdict(wanted[nfe]).values(), strict=True)
         return float(sum(have != want for have, want in pairs)) or -9.0
 
     monkeypatch.setattr(calibration, "coarse_steps", steps)
-    monkeypatch.setattr(Judge, "kid_of", kid)
+    monkeypatch.setattr(ValidationKID, "kid_of", kid)
     params = settings(student=NONE)
     gains_by_nfe = found(made, params)["gains_by_nfe"]
     assert {int(nfe): SamplerGains(**numbers) for nfe, numbers in gains_by_nfe.items()} == wanted
     counts = [sum(1 for nfe, _ in asked if nfe == n) for n in (4, 2)]
     assert counts == [36 + 10 + 3] * 2  # fewer settings in every round
-    monkeypatch.setattr(Judge, "kid_of", lambda self, features: 0.5)
+    monkeypatch.setattr(ValidationKID, "kid_of", lambda self, features: 0.5)
     start = SamplerGains(method_config(params).look_ahead)
     assert [
         SamplerGains(**numbers) for numbers in found(made, params)["gains_by_nfe"].values()
@@ -188,7 +193,7 @@ def test_facts_of_the_real_search_are_published(root: Path) -> None:
         assert pipeline.plan(nfe) == coarse_steps(
             spec, nfe, method_config(params), SamplerGains(**diagnostics["gains_by_nfe"][str(nfe)])
         )
-    judge = Judge(params, root, source.teacher)
+    judge = ValidationKID(params, root, source.teacher)
     pipeline.unet.eval()
     kids = {
         f"kid_{n}": judge.kid(
@@ -198,7 +203,7 @@ def test_facts_of_the_real_search_are_published(root: Path) -> None:
     }
     assert record(root)["scores"] == pytest.approx(
         kids, abs=1e-4
-    )  # training starts from the gains_by_nfe plans
+    )  # training starts from the calibrated plans
 
 
 def test_without_calibration_the_plan_is_plain(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +245,9 @@ def test_a_teacher_unlike_the_images_takes_its_own(root: Path, tmp_path: Path) -
     teacher.num_classes = 10
     shards = open_trajectories(root)
     losses = [{"mmd": 0.1, "mmd_target": target} for target in ("auto", "data")]
-    given = [methods.Source(settings(method={"loss": loss}), teacher, shards) for loss in losses]
+    given = [
+        methods.MethodContext(settings(method={"loss": loss}), teacher, shards) for loss in losses
+    ]
     assert methods._real_images(given[0]) is None
     with pytest.raises(
         InputError, match="mmd_target = data.*conditional teacher.*use teacher or auto"
@@ -253,7 +260,7 @@ def test_real_images_reach_the_loss(root: Path) -> None:
 
     def batch(**loss: Any) -> Any:
         params = settings(method={"loss": loss})
-        source = methods.Source(params, load_teacher(root), open_trajectories(root))
+        source = methods.MethodContext(params, load_teacher(root), open_trajectories(root))
         return RECIPES["sigdeg"].batches(source, torch.device("cpu"), 0, 1)(0, 0, 0)
 
     assert batch(mmd=0.1, mmd_target="teacher").real is None and batch(mmd=0.1).real is not None

@@ -205,7 +205,7 @@ def test_a_failure_after_the_move_puts_the_alias_back(
 PROMOTE = """
 import sys
 from pathlib import Path
-from tasks import promotion
+from tasks.registry import promotion
 from tasks.config.schema import load_params
 root = Path(sys.argv[1])
 promotion.promote(root, load_params(root / "params.yaml"), "2")

@@ -12,7 +12,7 @@ from models.common.errors import InputError
 from models.evaluation.metrics import Interval
 from tasks.stages import champion_challenger as comparison
 from tasks.stages import student
-from tasks.stages.champion_challenger import Round, verdict
+from tasks.stages.champion_challenger import Round, decide
 from tests.tasks.distillation import make_root, settings
 
 PARAMS = settings(
@@ -50,7 +50,7 @@ def test_equal_students_draw_exactly(root: Path, tmp_path: Path) -> None:
     for each in rounds:
         assert each.challenger == each.champion and each.challenger.low < each.challenger.high
         assert each.difference == Interval(0.0, 0.0, 0.0)
-    better, reason = verdict(rounds)
+    better, reason = decide(rounds)
     assert (
         not better
         and reason.startswith("not better beyond chance: KID ")
@@ -96,4 +96,4 @@ def test_students_that_cannot_meet_are_named(root: Path, tmp_path: Path) -> None
 def test_only_a_whole_interval_below_zero_is_better(low: float, high: float, better: bool) -> None:
     kid = Interval(0.1, 0.0, 0.2)
     clear = Round(10, kid, kid, Interval(-1.0, -1.0, -1.0))  # more steps do not decide
-    assert verdict([clear, Round(5, kid, kid, Interval((low + high) / 2, low, high))])[0] is better
+    assert decide([clear, Round(5, kid, kid, Interval((low + high) / 2, low, high))])[0] is better

@@ -337,7 +337,9 @@ def test_exclude_drops_identical_images_only(tmp_path: Path) -> None:
 
 
 def test_load_before_the_stage_ran(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"manifest\.json: missing; run python -m tasks\.dataset"):
+    with pytest.raises(
+        InputError, match=r"manifest\.json: missing; run python -m tasks\.stages\.dataset"
+    ):
         load_split(tmp_path, "train")
 
 

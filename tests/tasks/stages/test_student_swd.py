@@ -32,7 +32,7 @@ from tasks.evaluation.load import free_name, load_inputs
 from tasks.evaluation.results import Result, Row
 from tasks.evaluation.samplers import to_bytes
 from tasks.methods import swd_gate as scalewise
-from tasks.methods.registry import RECIPES, Source
+from tasks.methods.registry import RECIPES, MethodContext
 from tasks.stages import evaluation, student
 from tasks.training.selection import Selection
 from tests.tasks.distillation import from_training_split, make_root, settings, stage
@@ -68,8 +68,8 @@ def root(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-def source(root: Path, params: Params) -> Source:
-    return Source(params, load_teacher(root), open_trajectories(root))
+def source(root: Path, params: Params) -> MethodContext:
+    return MethodContext(params, load_teacher(root), open_trajectories(root))
 
 
 def test_real_images_reach_the_batches(root: Path) -> None:
@@ -154,7 +154,7 @@ def test_gate_switches_dmd_off_where_the_teacher_fails(
         diagnostics = RECIPES["swd"].prepare(given, root)
     assert [row["dmd"] for row in diagnostics["gate"]] == [False, True, True]
     assert len(caplog.messages) == 1 and "size 4: KID 0.90000" in caplog.messages[0]
-    method = RECIPES["swd"].method(Source(params, given.teacher, given.shards, diagnostics))
+    method = RECIPES["swd"].method(MethodContext(params, given.teacher, given.shards, diagnostics))
     assert [method.updates(i) for i in range(3)] == [
         ("student",),
         ("fake", "student"),

@@ -17,6 +17,7 @@ from models.common.errors import InputError
 from models.teachers.base import Teacher
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
+from tasks.data.teacher import load_teacher
 from tasks.stages import dataset, teacher, trajectories
 from tasks.training.checkpoints import latest_checkpoint, unflatten
 from tasks.training.trainer import Training
@@ -44,7 +45,7 @@ def train(root: Path, **changes: Any) -> Teacher:
     if not (root / "data" / "dataset").exists():
         dataset.run(params, root)
     teacher.run(params, root)
-    return teacher.load_teacher(root)
+    return load_teacher(root)
 
 
 def record(root: Path) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def test_pretrained_is_copied_with_its_null_label(tmp_path: Path) -> None:
     source = save_teacher(tmp_path / "source", classes=3, seed=4)
     relative = Path("source") / "data" / "teacher"
     teacher.run(settings(source="pretrained", path=str(relative)), tmp_path)
-    copy = teacher.load_teacher(tmp_path)
+    copy = load_teacher(tmp_path)
     notes = record(tmp_path)
     assert (copy.num_classes, copy.null_label, notes["null_label"]) == (3, 3, 3)
     assert copy.fingerprint() == source.fingerprint() == notes["fingerprint"]
@@ -170,5 +171,5 @@ def test_classes_need_labels(tmp_path: Path) -> None:
 
 
 def test_training_needs_the_dataset(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"python -m tasks\.dataset"):
+    with pytest.raises(InputError, match=r"python -m tasks\.stages\.dataset"):
         teacher.run(settings(), tmp_path)

@@ -20,6 +20,7 @@ from models.sampling.trajectories import path_noise
 from models.teachers.base import Teacher
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
+from tasks.data import trajectories as loader
 from tasks.data.shards import ShardSet
 from tasks.data.trajectories import open_trajectories, path_spec
 from tasks.stages import trajectories
@@ -360,8 +361,8 @@ def test_adaptive_grid_is_measured_once(root: Path, monkeypatch: pytest.MonkeyPa
     """The grid of a cache is in its scratch folder and manifest; a rerun and a reader take it from
     there.
     """
-    real, calls = trajectories.movement, []
-    monkeypatch.setattr(trajectories, "movement", lambda *given: calls.append(1) or real(*given))
+    real, calls = loader.movement, []
+    monkeypatch.setattr(loader, "movement", lambda *given: calls.append(1) or real(*given))
     shards = make(root, grid={"kind": "adaptive"})
     points = shards.meta["grid_points"]
     assert points[0] == 0 and points[-1] == 12 and len(points) == 5 and np.all(np.diff(points) > 0)
@@ -371,9 +372,7 @@ def test_adaptive_grid_is_measured_once(root: Path, monkeypatch: pytest.MonkeyPa
     assert files(root) == known and calls == [1]
     section = settings(grid={"kind": "adaptive"}).trajectories
     teacher = Teacher.load(root / "data" / "teacher")
-    assert trajectories.cached_spec(section, teacher, shards).grid.tolist() == points and calls == [
-        1
-    ]
+    assert loader.cached_spec(section, teacher, shards).grid.tolist() == points and calls == [1]
     assert path_spec(section, teacher).grid.tolist() == points
 
 
@@ -392,7 +391,7 @@ def test_adaptive_grids_share_the_movement_out_and_are_nested(root: Path) -> Non
     pilot = replace(
         path_spec(settings(steps=64, intervals=8).trajectories, teacher), precision="float32"
     )
-    travelled = np.append(0.0, np.cumsum(trajectories.movement(teacher, pilot) ** 0.25))
+    travelled = np.append(0.0, np.cumsum(loader.movement(teacher, pilot) ** 0.25))
     moved = np.diff(np.append(travelled[grids[8][:-1]], travelled[-1])) / travelled[-1]
     np.testing.assert_allclose(moved, 1 / 8, atol=1.5 * np.diff(travelled).max() / travelled[-1])
     assert grids[8].tolist() != list(range(0, 65, 8))
@@ -404,7 +403,7 @@ def test_more_paths_keep_the_grid(root: Path, monkeypatch: pytest.MonkeyPatch) -
     """
     points = make(root, grid={"kind": "adaptive"}).meta["grid_points"]
     monkeypatch.setattr(
-        trajectories, "movement", lambda teacher, spec: np.geomspace(1.0, 1e9, spec.chain.steps - 1)
+        loader, "movement", lambda teacher, spec: np.geomspace(1.0, 1e9, spec.chain.steps - 1)
     )
     section = settings(grid={"kind": "adaptive"}).trajectories
     assert path_spec(section, Teacher.load(root / "data" / "teacher")).grid.tolist() != points

@@ -88,7 +88,9 @@ def test_validation_looks_at_averages_and_changes_nothing(root: Path, tmp_path: 
     method, state, selection = parts(root, tmp_path)
     network = method.pipeline.unet
     perturbed(network).train()
-    assert len(selection._judge.real) > 1000  # loaded before, so that only looking is seen below
+    assert (
+        len(selection._validation_kid.real) > 1000
+    )  # loaded before, so that only looking is seen below
     live, noise = weights(network), torch.random.get_rng_state()
     first = selection.validate(0, state)
     assert torch.equal(torch.random.get_rng_state(), noise) and network.training
@@ -111,7 +113,7 @@ def test_figures_are_those_of_the_pipeline(
     params = settings(student={"validation_samples": 6, "seed": 2})
     method, state, selection = parts(folder, tmp_path, params)
     found = selection.validate(0, state)
-    extractor, real = selection._judge.extractor, selection._judge.real
+    extractor, real = selection._validation_kid.extractor, selection._judge.real
     generator = generator_for("cpu", 2, 13, 4, 0)
     noise = torch.randn(6, 1, 8, 8, generator=generator)
     xi = torch.randn(6, 4, 3, 1, 8, 8, generator=generator)

@@ -174,6 +174,7 @@ def test_code_in_a_model_folder_runs_only_with_the_flag(teacher: Path, mark: Pat
 def test_foreign_code_is_not_needed_after_the_teacher_stage(
     teacher: Path, mark: Path, tmp_path: Path
 ) -> None:
+    from tasks.data.teacher import load_teacher
     from tasks.stages import teacher as stage
 
     custom_teacher(teacher, mark)
@@ -181,7 +182,7 @@ def test_foreign_code_is_not_needed_after_the_teacher_stage(
     settings = {"source": "pretrained", "path": "mine", "trust_remote_code": True}
     stage.run(Params.model_validate({"teacher": settings}), tmp_path)
     mark.unlink()
-    assert stage.load_teacher(tmp_path).shape == (1, 8, 8)
+    assert load_teacher(tmp_path).shape == (1, 8, 8)
     assert not mark.exists()
 
 

@@ -23,7 +23,7 @@ from tests.chaos.project import REPOSITORY, STAGES, environ
 LONGEST = 600.0  # seconds
 
 
-class Nursery:
+class ForkServer:
     """The parent process, as the tests see it."""
 
     def __init__(self) -> None:
