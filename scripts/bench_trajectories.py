@@ -14,9 +14,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from models.sampling.trajectories import path_labels
+from models.sampling.trajectories import path_condition, path_labels
 from models.teachers.architectures import build_scheduler, build_unet
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.loading import build_denoiser
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data.teacher import load_teacher
@@ -48,7 +49,7 @@ def run(params: Params, root: Path) -> None:
     Console().print(table)
 
 
-def measure(spec: Trajectories, teacher: Teacher, rounds: int) -> dict[str, float | str]:
+def measure(spec: Trajectories, teacher: Denoiser, rounds: int) -> dict[str, float | str]:
     """Network rows per second of both, medians over ``rounds`` that alternate, and the median of
     their ratios.
 
@@ -81,30 +82,32 @@ def measure(spec: Trajectories, teacher: Teacher, rounds: int) -> dict[str, floa
     }
 
 
-def _teacher(root: Path) -> tuple[Teacher, str]:
+def _teacher(root: Path) -> tuple[Denoiser, str]:
     """The project's teacher, or an untrained network of the shipped one's size where there is none
     yet.
     """
     if (root / "data" / "teacher" / "model_index.json").is_file():
         return load_teacher(root), "data/teacher"
     network = build_unet(16, 1, (32, 64, 64), 1)
-    return Teacher(network, build_scheduler("v_prediction", "linear")), "untrained UNet, 16x16"
+    return build_denoiser(
+        network, build_scheduler("v_prediction", "linear")
+    ), "untrained UNet, 16x16"
 
 
 @torch.no_grad()
-def _bare_loop(teacher: Teacher, maker: ShardMaker, lanes: int) -> None:
+def _bare_loop(teacher: Denoiser, maker: ShardMaker, lanes: int) -> None:
     spec = maker.paths
     x = torch.randn(spec.lane, *teacher.shape, device=teacher.device)
     labels = path_labels(spec, teacher.num_classes, range(spec.lane))
-    on_device = None if labels is None else labels.to(teacher.device)
+    condition = path_condition(teacher, labels)
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(spec.precision)
     for t in spec.chain.levels.t:
         for _ in range(lanes):
             with torch.autocast(teacher.device.type, half, enabled=half is not None):
-                teacher.predict(x, float(t), on_device, spec.guidance)
+                teacher.predict(x, float(t), condition, spec.guidance)
 
 
-def _seconds(work: Callable[[], object], teacher: Teacher) -> float:
+def _seconds(work: Callable[[], object], teacher: Denoiser) -> float:
     if teacher.device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -10,7 +10,8 @@ from diffusers import DDPMPipeline, DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from models.teachers.architectures import build_scheduler, build_unet
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.loading import build_denoiser, load_denoiser
 from tasks.utils.atomic import atomic_write_json
 
 
@@ -51,22 +52,22 @@ def perturbed(network: Any) -> Any:
     return network.eval()
 
 
-def tiny_teacher(prediction: str = "v_prediction", size: int = 8, seed: int = 0) -> Teacher:
+def tiny_teacher(prediction: str = "v_prediction", size: int = 8, seed: int = 0) -> Denoiser:
     """An unconditional teacher in memory; ``prediction`` as in params.yaml."""
-    return Teacher(tiny_unet(size, seed=seed), build_scheduler(prediction, "linear"))
+    return build_denoiser(tiny_unet(size, seed=seed), build_scheduler(prediction, "linear"))
 
 
 def save_teacher(
     root: Path, classes: int | None = None, seed: int = 0, prediction: str = "v_prediction"
-) -> Teacher:
+) -> Denoiser:
     """Write data/teacher under ``root`` as the teacher stage does, and load it."""
     folder = root / "data" / "teacher"
     network = tiny_unet(classes=classes, seed=seed)
     DDPMPipeline(unet=network, scheduler=build_scheduler(prediction, "linear")).save_pretrained(
         folder
     )
-    atomic_write_json(folder / "teacher.json", {"null_label": classes})
-    return Teacher.load(folder)
+    atomic_write_json(folder / "teacher.json", {"null_class": classes})
+    return load_denoiser(folder)
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from models.teachers.conditioning import Condition
+
 Losses = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -32,6 +34,6 @@ class Method(Protocol):
         """
         ...
 
-    def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition | None = None, **options: Any) -> Tensor:
         """Images or latents (n, C, H, W) from start noise (n, C, H, W)."""
         ...

@@ -14,17 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.common.shapes import append_dims
 from models.methods.base import Losses
-from models.teachers.base import Teacher, training_target
+from models.teachers.base import training_target
+from models.teachers.conditioning import Condition
+from models.teachers.loading import build_denoiser
 
 
 class Images(NamedTuple):
-    """``x0``: (n, C, S, S) in [-1, 1]; ``labels``: (n,) int64 or None; ``step``: picks the batch's
+    """``x0``: (n, C, S, S) in [-1, 1]; ``condition`` or None; ``step``: picks the batch's
     scale.
     """
 
     x0: Tensor
-    labels: Tensor | None
+    condition: Condition | None
     step: int
 
 
@@ -40,8 +43,8 @@ class Denoising:
     ):
         config: Any = network.config
         embeds = config.get("num_class_embeds")
-        self.null_label = None if embeds is None else embeds - 1
-        self.teacher = Teacher(network, scheduler, null_label=self.null_label)
+        self.null_class = None if embeds is None else embeds - 1
+        self.teacher = build_denoiser(network, scheduler, null_class=self.null_class)
         network.requires_grad_(True).train()
         self.networks: Mapping[str, nn.Module] = {"teacher": network}
         self.scales, self.label_dropout = tuple(scales), label_dropout
@@ -58,37 +61,29 @@ class Denoising:
         if scale != x0.shape[-1]:
             x0 = F.interpolate(x0, size=(scale, scale), mode="area")
         n = x0.shape[0]
-        uniform = torch.rand(n, device=x0.device, generator=generator) * self.teacher.train_steps
-        t = uniform if self.teacher.prediction == "flow" else uniform.floor()
+        schedule = self.teacher.schedule
+        uniform = torch.rand(n, device=x0.device, generator=generator) * schedule.train_steps
+        t = schedule.snap(uniform)
         eps = torch.randn(x0.shape, device=x0.device, generator=generator)
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.teacher.alpha_sigma(t))
-        labels = batch.labels
-        if labels is not None and self.null_label is not None:
+        alpha, sigma = (append_dims(v, x0) for v in schedule.alpha_sigma(t))
+        condition = batch.condition
+        if condition is not None and self.null_class is not None:
             dropped = torch.rand(n, device=x0.device, generator=generator) < self.label_dropout
-            labels = torch.where(dropped, self.null_label, labels)
-        target = training_target(self.teacher.prediction, x0, eps, alpha, sigma)
-        error = (
-            (
-                self.teacher._forward(alpha * x0 + sigma * eps, _times(self.teacher, t), labels)
-                - target
-            )
-            .square()
-            .mean()
-        )
+            labels = torch.where(dropped, self.null_class, condition["class_labels"])
+            condition = Condition(class_labels=labels)
+        target = training_target(self.teacher.prediction_type, x0, eps, alpha, sigma)
+        output = self.teacher.output(alpha * x0 + sigma * eps, t, condition)
+        error = (output - target).square().mean()
         return error, {f"mse_{scale}": error}
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition | None = None, **options: Any) -> Tensor:
         """Deterministic DDIM samples (n, C, H, W) from start noise, for a look during training."""
         steps = int(options.get("steps", 50))
-        levels = self.teacher.levels(steps)
+        levels = self.teacher.schedule.levels(steps)
         x = noise
         for k in range(steps):
-            x0 = self.teacher.denoise(x, levels.t[k], labels)
+            x0 = self.teacher.denoise(x, levels.t[k], condition)
             eps = (x - levels.alpha[k] * x0) / levels.sigma[k]
             x = levels.alpha[k + 1] * x0 + levels.sigma[k + 1] * eps
         return x
-
-
-def _times(teacher: Teacher, t: Tensor) -> Tensor:
-    return t if teacher.prediction == "flow" else t.long()

@@ -23,6 +23,7 @@ from diffusers import (
 from torch import Tensor
 
 from models.common.errors import InputError
+from models.teachers.conditioning import Condition
 
 BASELINES = ("ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc")
 SPACINGS = ("trailing", "logsnr", "karras")
@@ -52,12 +53,12 @@ _SPACING_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Predictor(Protocol):
-    """What a teacher has to offer here (models.teachers.base.Teacher does)."""
+    """What a teacher has to offer here (models.teachers.base.Denoiser does)."""
 
     scheduler: Any
 
     def predict(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: float = 1.0
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, guidance: float = 1.0
     ) -> Tensor: ...
 
 
@@ -160,7 +161,7 @@ def sample_baseline(
     name: str,
     nfe: int,
     noise: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition | None = None,
     guidance: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -175,7 +176,7 @@ def sample_baseline(
     x = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
     extra = {} if isinstance(scheduler, UniPCMultistepScheduler) else {"generator": generator}
     for step, t in zip(scheduler.timesteps, times, strict=True):
-        prediction = teacher.predict(x, torch.as_tensor(t, device=x.device), labels, guidance)
+        prediction = teacher.predict(x, torch.as_tensor(t, device=x.device), condition, guidance)
         x = scheduler.step(prediction, step, x, **extra).prev_sample.to(noise.dtype)
     return x
 

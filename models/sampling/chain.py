@@ -25,7 +25,7 @@ from functools import cached_property
 import numpy as np
 
 from models.common.errors import InputError
-from models.teachers.base import Levels
+from models.teachers.schedule import Levels
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from models.common.precision import DTYPES
 from models.common.random import generator_for
 from models.sampling.chain import Chain
 from models.sampling.signature import Basis, feature_matrix
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
 
 SPLITS = {"train": 0, "validation": 1}
 Advance = Callable[[int], None]
@@ -67,8 +68,13 @@ def path_labels(spec: PathSpec, num_classes: int | None, indices: Sequence[int])
     return torch.tensor([classes[i % len(classes)] for i in indices])
 
 
+def path_condition(teacher: Denoiser, labels: Tensor | None) -> Condition | None:
+    """The condition of stored labels, on the teacher's device."""
+    return None if labels is None else teacher.encode_condition(labels.to(teacher.device))
+
+
 def teacher_paths(
-    teacher: Teacher,
+    teacher: Denoiser,
     spec: PathSpec,
     split: str,
     start: int,
@@ -99,7 +105,7 @@ def teacher_paths(
 
 @torch.no_grad()
 def _advance_together(
-    teacher: Teacher,
+    teacher: Denoiser,
     spec: PathSpec,
     split: str,
     indices: range,
@@ -109,12 +115,12 @@ def _advance_together(
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, split, indices, teacher.shape).to(device)
     labels = path_labels(spec, teacher.num_classes, indices)
-    on_device = None if labels is None else labels.to(device)
+    condition = path_condition(teacher, labels)
     x, z = noise[:, 0].clone(), noise[:, 1:]
     states = [x.cpu().numpy()]
     coarse = set(spec.grid.tolist())
     for k in range(chain.steps):
-        x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), on_device, pool)
+        x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), condition, pool)
         x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * z[:, k]
         if k + 1 in coarse:
             states.append(x.cpu().numpy())
@@ -134,18 +140,17 @@ def _advance_together(
 
 
 @torch.no_grad()
-def movement(teacher: Teacher, spec: PathSpec) -> np.ndarray:
+def movement(teacher: Denoiser, spec: PathSpec) -> np.ndarray:
     """(K - 1,) mean squared change of the denoised image per fine step, on one lane of pilot paths
     (train split).
     """
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, "train", range(spec.lane), teacher.shape).to(device)
-    labels = path_labels(spec, teacher.num_classes, range(spec.lane))
-    labels = None if labels is None else labels.to(device)
+    condition = path_condition(teacher, path_labels(spec, teacher.num_classes, range(spec.lane)))
     x, before, moved = noise[:, 0], None, []
     with _lane_threads(device):
         for k in range(chain.steps):
-            x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), labels)
+            x0 = _in_lanes(teacher, spec, x, float(chain.levels.t[k]), condition)
             if before is not None:
                 moved.append(float((x0 - before).square().mean()))
             before = x0
@@ -171,11 +176,11 @@ def _lane_threads(device: torch.device) -> Iterator[Executor | None]:
 
 
 def _in_lanes(
-    teacher: Teacher,
+    teacher: Denoiser,
     spec: PathSpec,
     x: Tensor,
     t: float,
-    labels: Tensor | None,
+    condition: Condition | None,
     pool: Executor | None = None,
 ) -> Tensor:
     half = spec.precision != "float32"
@@ -185,7 +190,7 @@ def _in_lanes(
         rows = slice(low, low + spec.lane)
         with torch.autocast(x.device.type, DTYPES[spec.precision], enabled=half):
             return teacher.denoise(
-                x[rows], t, None if labels is None else labels[rows], spec.guidance
+                x[rows], t, None if condition is None else condition[rows], spec.guidance
             )
 
     lows = range(0, len(x), spec.lane)

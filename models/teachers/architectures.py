@@ -45,17 +45,17 @@ def build_unet(
     )
 
 
-def build_scheduler(prediction: str, schedule: str) -> Any:
+def build_scheduler(prediction_type: str, schedule: str) -> Any:
     """The diffusers scheduler to save beside a newly trained network. ``schedule``: linear or
     cosine (VP only).
     """
-    if prediction == "flow":
+    if prediction_type == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
     betas = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[schedule]
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_schedule=betas,
-        prediction_type=prediction,
+        prediction_type=prediction_type,
         clip_sample=False,
         timestep_spacing="trailing",
         variance_type="fixed_small",

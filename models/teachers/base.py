@@ -1,7 +1,6 @@
-"""One interface over every diffusers model: ``denoise(x, t, labels) -> x0``.
+"""One interface over every teacher: ``denoise(x, t, condition) -> x0``.
 
-Forward process ``x_t = alpha_t x0 + sigma_t eps``. Variance preserving: ``alpha_t**2 =
-alphas_cumprod[t]``; flow matching: ``alpha = 1 - t / T`` and ``sigma = t / T``. The network's
+Forward process ``x_t = alpha_t x0 + sigma_t eps`` (models/teachers/schedule.py). The network's
 prediction becomes x0 by
 
     epsilon:      x0 = (x - sigma * eps) / alpha
@@ -12,55 +11,42 @@ prediction becomes x0 by
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.common.errors import InputError
+from models.common.shapes import append_dims
+from models.teachers.codec import Codec
+from models.teachers.conditioning import Condition, class_condition
+from models.teachers.schedule import NoiseSchedule
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj", "net.2")
 
 
-@dataclass(frozen=True)
-class Levels:
-    """K + 1 noise levels, from noise (0) to clean data (K).
-
-    ``t``: (K,) times the network is asked at; ``alpha``, ``sigma``: (K + 1,) float64, with alpha[K]
-    = 1, sigma[K] = 0.
+def to_x0(prediction_type: str, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x0 from a network's output; all tensors broadcast against the state x (n, ...). Formulas:
+    the module's head.
     """
-
-    t: np.ndarray
-    alpha: np.ndarray
-    sigma: np.ndarray
-
-    @property
-    def steps(self) -> int:
-        return len(self.t)
-
-
-def to_x0(prediction: str, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x0 from a network's output; all tensors broadcast against (n, C, H, W). Formulas: the
-    module's head.
-    """
-    if prediction == "epsilon":
+    if prediction_type == "epsilon":
         return (x - sigma * output) / alpha
-    if prediction == "v_prediction":
+    if prediction_type == "v_prediction":
         return alpha * x - sigma * output
-    if prediction == "flow":
+    if prediction_type == "flow":
         return x - sigma * output
     return output
 
 
 def training_target(
-    prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor
+    prediction_type: str, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
     """What a network of that prediction type is regressed on; the inverse of :func:`to_x0`."""
     return {
@@ -68,203 +54,192 @@ def training_target(
         "v_prediction": lambda: alpha * eps - sigma * x0,
         "flow": lambda: eps - x0,
         "sample": lambda: x0,
-    }[prediction]()
+    }[prediction_type]()
 
 
-class Teacher(nn.Module):
-    """A frozen diffusers denoiser with its schedule.
+class Denoiser(nn.Module):
+    """A frozen network with its noise schedule and codec.
 
-    ``network``: ``UNet2DModel`` or ``DiTTransformer2DModel``; ``scheduler``: a diffusers scheduler
-    with ``alphas_cumprod`` and ``prediction_type``, or ``FlowMatchEulerDiscreteScheduler``;
-    ``vae``: ``AutoencoderKL`` for latent teachers. ``shape`` is (C, H, W) of the state space,
-    ``num_classes`` is None for unconditional networks, ``null_label`` the class that stands for "no
-    class" in classifier-free guidance.
+    Any PyTorch module can be one: ``network(x, t, **condition)`` returns the prediction (n, ...)
+    of type ``prediction_type`` for states x (n, *shape). diffusers' models have a family of their
+    own each (models/teachers/families.py).
+
+    ``shape``: of one state, (C, H, W) for images, (C, L) for series. ``clip``: bound on x0, or
+    None. ``num_classes``: None for unconditional networks. ``null_class``: the class that stands
+    for "no class" in classifier-free guidance, or None. ``scheduler``: the diffusers scheduler
+    that the schedule was read from, where there is one.
     """
 
     network: Any
-    vae: Any
+    codec: Codec
+    lora_targets: tuple[str, ...] = LORA_TARGETS
 
     def __init__(
         self,
         network: nn.Module,
-        scheduler: Any,
-        vae: nn.Module | None = None,
-        null_label: int | None = None,
+        schedule: NoiseSchedule,
+        *,
+        shape: tuple[int, ...],
+        prediction_type: str,
+        codec: Codec | None = None,
+        clip: float | None = None,
+        num_classes: int | None = None,
+        null_class: int | None = None,
+        scheduler: Any = None,
     ):
         super().__init__()
-        self.network, self.scheduler, self.vae = network, scheduler, vae
-        cfg = self.network.config
-        height, width = np.broadcast_to(cfg.sample_size, 2)
-        self.shape = (int(cfg.in_channels), int(height), int(width))
-        self.is_dit = type(network).__name__ == "DiTTransformer2DModel"
-        embeds = cfg.num_embeds_ada_norm if self.is_dit else cfg.get("num_class_embeds")
-        self.null_label: int | None = embeds if self.is_dit else null_label
-        real = embeds if self.is_dit or null_label is None or embeds is None else embeds - 1
-        self.num_classes: int | None = real
-        self.prediction, self._alphas_cumprod = _read_schedule(scheduler)
-        self.train_steps = int(scheduler.config.num_train_timesteps)
-        clips = scheduler.config.get("clip_sample")
-        self.clip = float(scheduler.config.get("clip_sample_range", 1.0)) if clips else None
+        if prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"prediction_type {prediction_type!r}: expected {', '.join(PREDICTION_TYPES)}"
+            )
+        self.network, self.codec = network, Codec() if codec is None else codec
+        self.schedule, self.scheduler = schedule, scheduler
+        self.shape, self.prediction_type, self.clip = tuple(shape), prediction_type, clip
+        self.num_classes, self.null_class = num_classes, null_class
         self.requires_grad_(False).eval()
 
-    @classmethod
-    def load(
-        cls, source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> Teacher:
-        """Open a diffusers pipeline folder or hub id (safetensors only).
+    @property
+    def stride(self) -> int:
+        """What the sizes of states must be multiples of."""
+        return 1
 
-        Raises InputError when the folder is missing or the denoiser or scheduler is of an
-        unsupported kind.
-        """
-        pipe = open_pipeline(source, revision=revision, trust_remote_code=trust_remote_code)
-        return cls.from_pipeline(pipe, str(source))
+    def call_network(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        """The network's raw output."""
+        output: Tensor = self.network(x, t, **({} if condition is None else condition))
+        return output
 
-    @classmethod
-    def from_pipeline(
-        cls, pipe: Any, source: str = "pipeline", null_label: int | None = None
-    ) -> Teacher:
-        """Wrap the denoiser, scheduler and (for latent models) VAE of an opened pipeline.
+    def middle_block(self) -> nn.Module:
+        """The module whose output :meth:`features` returns; InputError where there is none."""
+        raise InputError(
+            f"teacher {type(self).__name__}: it has no feature layer; override middle_block, or "
+            "set the weights of losses on features to 0"
+        )
 
-        ``source`` names it in errors; if it is a folder with teacher.json, that may tell
-        ``null_label``.
-        """
-        parts = pipe.components
-        network = parts.get("unet") or parts.get("transformer")
-        if type(network).__name__ not in ("UNet2DModel", "DiTTransformer2DModel"):
-            found = type(network).__name__
-            raise InputError(
-                f"teacher {source}: denoiser {found}; expected UNet2DModel or a class-conditional "
-                "DiT"
-            )
-        if parts.get("scheduler") is None:
-            raise InputError(
-                f"teacher {source}: a pipeline without scheduler; expected one that says the "
-                "noise levels"
-            )
-        null_label = read_null_label(source) if null_label is None else null_label
-        return cls(network, parts["scheduler"], parts.get("vae"), null_label)
+    def feature_map(self, output: Tensor, x: Tensor) -> Tensor:
+        """The middle block's output in the layout (n, F, ...)."""
+        return output
+
+    @property
+    def conditional(self) -> bool:
+        """Whether every sample needs a condition."""
+        return self.num_classes is not None
+
+    @property
+    def can_guide(self) -> bool:
+        """Whether there is a null condition for classifier-free guidance."""
+        return self.null_class is not None
+
+    def encode_condition(self, labels: Tensor | None) -> Condition | None:
+        """The condition of labels (n,) int64; None for unconditional teachers."""
+        return class_condition(labels) if self.conditional else None
+
+    def null_condition(self, n: int) -> Condition:
+        """n rows of "no class"; ValueError for a teacher that has none (``can_guide``)."""
+        if self.null_class is None:
+            raise ValueError("this teacher has no null class")
+        return Condition(class_labels=torch.full((n,), self.null_class, device=self.device))
+
+    def default_condition(self, n: int, first: int = 0) -> Condition | None:
+        """Samples ``first`` to ``first + n`` of an even mixture: the classes in turn."""
+        if self.num_classes is None:
+            return None
+        labels = torch.arange(first, first + n) % self.num_classes
+        return self.encode_condition(labels.to(self.device))
 
     @property
     def device(self) -> torch.device:
         return torch.device(next(self.network.parameters()).device)
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at times ``t`` (any shape, the scheduler's units [0, T)), float32 on t's
-        device.
-        """
-        if self._alphas_cumprod is None:
-            sigma = t.to(torch.float32) / self.train_steps
-            return 1.0 - sigma, sigma
-        squared = torch.as_tensor(self._alphas_cumprod, device=t.device)[t.round().long()]
-        return squared.sqrt().float(), (1.0 - squared).sqrt().float()
-
-    def levels(self, steps: int) -> Levels:
-        """The K = ``steps`` level chain, times spaced as diffusers' ``trailing``; InputError if K >
-        T.
-        """
-        if not 1 <= steps <= self.train_steps:
-            raise InputError(
-                f"trajectories.steps = {steps}: expected 1 to {self.train_steps}, the teacher's "
-                "own number"
-            )
-        if self._alphas_cumprod is None:
-            shift = float(self.scheduler.config.get("shift") or 1.0)
-            sigma = np.linspace(1.0, 0.0, steps + 1)
-            sigma = shift * sigma / (1.0 + (shift - 1.0) * sigma)
-            return Levels(t=sigma[:-1] * self.train_steps, alpha=1.0 - sigma, sigma=sigma)
-        t = (
-            np.round(np.arange(self.train_steps, 0, -self.train_steps / steps))[:steps].astype(
-                np.int64
-            )
-            - 1
-        )
-        squared = np.append(self._alphas_cumprod[t], 1.0)
-        return Levels(t=t.astype(np.float64), alpha=np.sqrt(squared), sigma=np.sqrt(1.0 - squared))
+    def output(self, x: Tensor, t: Tensor | float, condition: Condition | None = None) -> Tensor:
+        """The network's prediction (n, *shape) at ``t``, scalar or (n,); without guidance."""
+        times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
+        raw = self.call_network(x, self.schedule.network_time(times), condition)
+        return raw[:, : self.shape[0]]  # a learned variance follows the prediction
 
     def predict(
-        self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, guidance: float = 1.0
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        condition: Condition | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
-        """The network's own prediction (n, C, H, W), guided if ``guidance`` != 1; ``t``: scalar or
-        (n,).
+        """The network's prediction (n, *shape), guided if ``guidance`` != 1 (Ho and Salimans
+        2022): null + guidance * (conditional - null).
         """
-        times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
-        if self._alphas_cumprod is not None:
-            times = times.round().long()
-        if self.num_classes is None:
-            return self._forward(x, times, None)
-        if labels is None:
+        if not self.conditional:
+            return self.output(x, t)
+        if condition is None:
             raise InputError(
-                f"this teacher is conditional: labels in 0..{self.num_classes - 1} are needed for "
-                "every image"
+                "this teacher is conditional: a condition (a label in "
+                f"0..{(self.num_classes or 1) - 1}) is needed for every sample"
             )
         if guidance == 1.0:
-            return self._forward(x, times, labels)
-        if self.null_label is None:
+            return self.output(x, t, condition)
+        if not self.can_guide:
             raise InputError(
                 f"guidance = {guidance}: this teacher has no null class; use guidance 1.0"
             )
-        null = torch.full_like(labels, self.null_label)
-        both = self._forward(
-            torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, null])
-        )
-        with_class, without = both.chunk(2)
+        both = Condition.cat([condition, self.null_condition(len(x))])
+        times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
+        guided = self.output(torch.cat([x, x]), torch.cat([times, times]), both)
+        with_class, without = guided.chunk(2)
         return without + guidance * (with_class - without)
 
-    def _forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return network_output(self.network, x, t, labels)[:, : self.shape[0]]
-
     def denoise(
-        self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, guidance: float = 1.0
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        condition: Condition | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
-        """E[x0 | x_t = x]: (n, C, H, W), clipped to the data range only where the scheduler
+        """E[x0 | x_t = x]: (n, *shape), clipped to the data range only where the scheduler
         clips.
         """
         times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.alpha_sigma(times))
-        x0 = to_x0(self.prediction, self.predict(x, times, labels, guidance), x, alpha, sigma)
+        alpha, sigma = (append_dims(v, x) for v in self.schedule.alpha_sigma(times))
+        prediction = self.predict(x, times, condition, guidance)
+        x0 = to_x0(self.prediction_type, prediction, x, alpha, sigma)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
-    def features(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """Activations (n, F, h, w) of the middle (transformer) block; differentiable."""
-        times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
-        if self._alphas_cumprod is not None:
-            times = times.round().long()
-        with capture_middle(self.network) as seen:
-            self._forward(x, times, labels)
-        out = seen[0]
-        if out.dim() == 3:
-            patch = self.network.config.patch_size
-            n, _, width = out.shape
-            out = out.transpose(1, 2).reshape(n, width, x.shape[2] // patch, x.shape[3] // patch)
-        return out
+    @contextmanager
+    def capture_middle(self) -> Iterator[list[Tensor]]:
+        """Collect the middle block's raw output during the forwards inside the ``with``."""
+        seen: list[Tensor] = []
+        handle = self.middle_block().register_forward_hook(lambda _m, _i, out: seen.append(out))
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
-    @torch.no_grad()
+    def features(self, x: Tensor, t: Tensor | float, condition: Condition | None = None) -> Tensor:
+        """Activations (n, F, ...) of the middle block; differentiable."""
+        with self.capture_middle() as seen:
+            self.output(x, t, condition)
+        return self.feature_map(seen[0], x)
+
     def decode(self, x0: Tensor) -> Tensor:
-        """Images in [-1, 1]: x0 itself, or its VAE decoding for latent teachers."""
-        if self.vae is None:
-            return x0.clamp(-1, 1)
-        images: Tensor = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
-        return images.clamp(-1, 1)
+        """Data of states, see :class:`models.teachers.codec.Codec`."""
+        return self.codec.decode(x0)
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """x0 of images in [-1, 1]: themselves, or the mean of their VAE encoding for latent
-        teachers.
-        """
-        if self.vae is None:
-            return images
-        x0: Tensor = self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
-        return x0
+        """States of data, see :class:`models.teachers.codec.Codec`."""
+        return self.codec.encode(images)
+
+    def with_network(self, network: nn.Module) -> Self:
+        """The same denoiser around another network of its kind; that keeps its own flags."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        return other
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of weights, network configuration, schedule and null label, wherever it came
+        """sha256 (hex) of weights, network configuration, schedule and null class, wherever it came
         from.
         """
         digest = hashlib.sha256()
         configs = [
-            dict(self.network.config),
-            dict(self.scheduler.config),
-            {"null_label": self.null_label},
+            dict(getattr(self.network, "config", {})),
+            dict(getattr(self.scheduler, "config", {})),
+            {"null_class": self.null_class},
         ]
         public = [{k: v for k, v in c.items() if not k.startswith("_")} for c in configs]
         digest.update(json.dumps(public, sort_keys=True, default=str).encode())
@@ -273,95 +248,3 @@ class Teacher(nn.Module):
                 name.encode() + np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes()
             )
         return digest.hexdigest()
-
-
-def open_pipeline(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> Any:
-    """A diffusers pipeline from a folder or hub id, safetensors weights only; InputError if there
-    is none.
-    """
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()
-    if Path(source).exists() and not (Path(source) / "model_index.json").is_file():
-        raise InputError(
-            f"teacher {source}: no model_index.json; expected a diffusers pipeline folder "
-            "(save_pretrained)"
-        )
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            str(source),
-            revision=revision,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "custom code" in first and not trust_remote_code:
-            raise InputError(
-                f"teacher {source}: brings code of its own, which is not run unasked; read it, "
-                "and if you trust it set "
-                "teacher.trust_remote_code: true"
-            ) from error
-        raise InputError(
-            f"teacher {source}: no diffusers pipeline with safetensors weights opens there "
-            f"({first}); give "
-            "a folder written by save_pretrained, or a hub id that this machine can reach"
-        ) from error
-    return pipe
-
-
-def read_null_label(source: str | Path) -> int | None:
-    """The class that means "no class", from teacher.json in a pipeline folder; None where nothing
-    says.
-    """
-    record = Path(source) / "teacher.json"
-    if not record.is_file():
-        return None
-    try:
-        label = json.loads(record.read_text()).get("null_label")
-    except (ValueError, AttributeError):
-        raise InputError(
-            f"{record}: not readable; expected a JSON object, with null_label if there is one"
-        ) from None
-    return None if label is None else int(label)
-
-
-def network_output(network: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    """Forward of a UNet2DModel or DiT; a DiT's learned-variance channels are still in the
-    result.
-    """
-    output: Tensor = network(x, timestep=t, class_labels=labels, return_dict=False)[0]
-    return output
-
-
-@contextmanager
-def capture_middle(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the output of the network's middle block during the forwards inside the ``with``."""
-    blocks: Any = getattr(network, "transformer_blocks", None)
-    middle: Any = (
-        getattr(network, "mid_block", None) if blocks is None else blocks[len(blocks) // 2]
-    )
-    seen: list[Tensor] = []
-    handle = middle.register_forward_hook(lambda _m, _i, out: seen.append(out))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _read_schedule(scheduler: Any) -> tuple[str, np.ndarray | None]:
-    if "FlowMatch" in type(scheduler).__name__:
-        return "flow", None
-    cumprod = getattr(scheduler, "alphas_cumprod", None)
-    prediction = scheduler.config.get("prediction_type", "epsilon")
-    if cumprod is None or prediction not in PREDICTIONS:
-        raise InputError(
-            f"teacher scheduler {type(scheduler).__name__} with prediction_type {prediction!r}: "
-            "expected one "
-            "with alphas_cumprod and epsilon, v_prediction or sample, or "
-            "FlowMatchEulerDiscreteScheduler"
-        )
-    return prediction, np.asarray(cumprod.double())

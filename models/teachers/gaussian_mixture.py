@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.teachers.base import Levels
+from models.teachers.schedule import Levels
 
 
 class GaussianMixture:

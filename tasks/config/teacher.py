@@ -28,7 +28,7 @@ class TrainedTeacher(Section):
     warmup: Natural = 500
     ema: common.Decay = 0.9995
     schedule: Literal["linear", "cosine"] = "cosine"
-    prediction: Literal["v_prediction", "epsilon", "sample", "flow"] = "v_prediction"
+    prediction_type: Literal["v_prediction", "epsilon", "sample", "flow"] = "v_prediction"
     channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (32, 64, 96)
     layers_per_block: Annotated[int, Field(strict=True, ge=1, le=8)] = 2
     dropout: common.Decay = 0.0

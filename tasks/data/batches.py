@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from models.common.random import generator_for
 from models.methods.sigdeg.method import PathBatch
 from models.methods.swd.method import ImageBatch
+from models.teachers.conditioning import Condition, class_condition
 from tasks.data.shards import ShardSet
 
 READ = 256
@@ -23,7 +25,8 @@ class Rows:
     Every epoch is a fresh permutation of all paths; ranks and micro-batches take consecutive pieces
     of it, so no path comes twice before every other has come once. Other turns of a step (other
     networks) go other ways. ``images``: uint8 (r, C, H, W) training images, set by those whose loss
-    needs real ones beside the paths. """
+    needs real ones beside the paths; ``encode``: from labels to the network's condition.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Rows:
         self.size, self.accumulate, self.seed, self.device = size, accumulate, seed, device
         self.rank, self.world = rank, world
         self.images: np.ndarray | None = None
+        self.encode: Callable[[Tensor], Condition | None] = class_condition
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def rows(self, step: int, micro: int, update: int = 0) -> np.ndarray:
@@ -60,9 +64,8 @@ class Rows:
     def __call__(self, step: int, micro: int, update: int) -> Any:
         raise TypeError("Rows alone is no batch; use PathBatches or ImageBatches")
 
-    def _labels(self, rows: np.ndarray) -> Tensor | None:
-        labels = torch.from_numpy(self.labels[rows])
-        return None if bool((labels < 0).any()) else labels.to(self.device)
+    def _condition(self, rows: np.ndarray) -> Condition | None:
+        return self.encode(torch.from_numpy(self.labels[rows]).to(self.device))
 
     def _real(self, step: int, micro: int) -> Tensor | None:
         """As many of ``images`` at random, (size, C, H, W) in [-1, 1]."""
@@ -85,7 +88,7 @@ class PathBatches(Rows):
     def __call__(self, step: int, micro: int, update: int) -> PathBatch:
         rows = self.rows(step, micro)
         Y, xi = (torch.from_numpy(array[rows]).to(self.device).float() for array in (self.Y, self.xi))
-        return PathBatch(Y, xi, self._labels(rows), step, self._real(step, micro))
+        return PathBatch(Y, xi, self._condition(rows), step, self._real(step, micro))
 
 
 class ImageBatches(Rows):
@@ -101,4 +104,4 @@ class ImageBatches(Rows):
     def __call__(self, step: int, micro: int, update: int) -> ImageBatch:
         rows = self.rows(step, micro, update)
         x0 = torch.from_numpy(self.x0[rows]).to(self.device).float()
-        return ImageBatch(x0, self._labels(rows), step, self._real(step, micro))
+        return ImageBatch(x0, self._condition(rows), step, self._real(step, micro))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.loading import load_denoiser
 from pathlib import Path
 import torch
 
 
 
-def load_teacher(root: Path, device: torch.device | str = "cpu") -> Teacher:
+def load_teacher(root: Path, device: torch.device | str = "cpu") -> Denoiser:
     """The teacher of this project's data/teacher, on ``device``."""
-    return Teacher.load(root / "data" / "teacher").to(device)
+    return load_denoiser(root / "data" / "teacher").to(device)

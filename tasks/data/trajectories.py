@@ -9,7 +9,7 @@ from models.sampling.grids import coarse_grid
 from models.sampling.signature import bases
 from models.sampling.trajectories import PathSpec
 from models.sampling.trajectories import movement
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from pathlib import Path
 from tasks.config.trajectories import Trajectories
 from tasks.data.shards import ShardSet
@@ -17,13 +17,13 @@ import numpy as np
 
 
 
-def path_spec(spec: Trajectories, teacher: Teacher, points: Sequence[int] | None = None) -> PathSpec:
+def path_spec(spec: Trajectories, teacher: Denoiser, points: Sequence[int] | None = None) -> PathSpec:
     """The chain, grid, signature bases and noise key that ``trajectories`` in params.yaml means for
     a teacher.
 
     ``points``: the coarse grid, if it is known already, as from a manifest's ``grid_points``; else
     an adaptive grid costs pilot runs of the teacher. """
-    chain = Chain(teacher.levels(spec.steps), spec.eta)
+    chain = Chain(teacher.schedule.levels(spec.steps), spec.eta)
     kind = "given" if points is not None else spec.grid.kind
     if kind == "adaptive":
         pilot = PathSpec(chain, np.zeros(0), (), spec.seed, spec.lane, "float32", spec.guidance, spec.classes)
@@ -35,7 +35,7 @@ def path_spec(spec: Trajectories, teacher: Teacher, points: Sequence[int] | None
     return PathSpec(chain, grid, parts, spec.seed, spec.lane, spec.precision, spec.guidance, spec.classes)
 
 
-def cached_spec(params: Trajectories, teacher: Teacher, shards: ShardSet) -> PathSpec:
+def cached_spec(params: Trajectories, teacher: Denoiser, shards: ShardSet) -> PathSpec:
     """The spec of an opened cache, its coarse grid read from the manifest."""
     return path_spec(params, teacher, shards.meta["grid_points"])
 

@@ -24,6 +24,7 @@ from models.common.random import generator_for
 from models.evaluation.features import FeatureExtractor, extract
 from models.evaluation.metrics import Kid, frechet_distance, path_rmse, precision_recall
 from models.sampling import baselines
+from models.teachers.conditioning import Condition
 from tasks.config.evaluation import Evaluation
 from tasks.evaluation.results import Result, Row
 from tasks.evaluation.samplers import Inputs, Sampler, to_bytes
@@ -96,29 +97,34 @@ class SampleGenerator:
         size, samples = self.settings.batch_size, self.settings.samples
         return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
 
-    def inputs_of(self, batch: slice) -> tuple[Tensor, Tensor | None]:
-        """Start noise and labels of a batch, on the device: those of the cached paths, then more of
-        their kind.
+    def inputs_of(self, batch: slice) -> tuple[Tensor, Condition | None]:
+        """Start noise and condition of a batch, on the device: those of the cached paths, then more
+        of their kind.
         """
-        noise, labels, device = self.paths.noise[batch], self.paths.labels, self.inputs.device
+        noise, condition, device = (
+            self.paths.noise[batch],
+            self.paths.condition,
+            self.inputs.device,
+        )
         if missing := batch.stop - batch.start - len(noise):
             generator = generator_for("cpu", self.settings.seed, 19, batch.start)
             noise = torch.cat(
                 [noise, torch.randn((missing, *noise.shape[1:]), generator=generator)]
             )
-        if labels is not None:
-            labels = labels[torch.arange(batch.start, batch.stop) % len(labels)].to(device)
-        return noise.to(device), labels
+        if condition is not None:
+            rows = torch.arange(batch.start, batch.stop) % len(condition)
+            condition = condition[rows].to(device)
+        return noise.to(device), condition
 
     @torch.inference_mode()
     def make(self, sampler: Sampler, batches: list[slice], cost: int) -> tuple[Tensor, list[float]]:
         """Images (n, C, H, W) of some batches and the ms per image of each."""
         images, times = [], []
         for batch in batches:
-            noise, labels = self.inputs_of(batch)
+            noise, condition = self.inputs_of(batch)
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + batch.start)
             start = time.perf_counter()
-            x0 = sampler(noise, labels, generator).cpu()
+            x0 = sampler(noise, condition, generator).cpu()
             times.append(1000 * (time.perf_counter() - start) / len(noise))
             images.append(self.inputs.decode(x0))
             self.advance(len(noise) * cost)
@@ -126,13 +132,13 @@ class SampleGenerator:
 
     def warm_up(self) -> float:
         """ms of one teacher call per image, after a first call that is not counted."""
-        noise, labels = self.inputs_of(self.batches()[0])
+        noise, condition = self.inputs_of(self.batches()[0])
         times = []
         with torch.inference_mode():
             for _ in range(LATENCY_CALLS + 1):
                 start = time.perf_counter()
                 self.inputs.teacher.predict(
-                    noise, torch.tensor(500.0), labels, self.inputs.guidance
+                    noise, torch.tensor(500.0), condition, self.inputs.guidance
                 ).cpu()
                 times.append(1000 * (time.perf_counter() - start) / len(noise))
         return median(times[1:])
@@ -142,16 +148,16 @@ def flops(inputs: Inputs, sampler: Sampler) -> int:
     """Floating-point operations of one image, as torch counts them."""
     first = inputs.paths.head(1).to(inputs.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        sampler(first.noise, first.labels, torch.Generator().manual_seed(0))
+        sampler(first.noise, first.condition, torch.Generator().manual_seed(0))
     return int(counter.get_total_flops())
 
 
 def teacher_flops(inputs: Inputs) -> int:
     """Those of one call of the teacher."""
 
-    def once(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    def once(noise: Tensor, condition: Condition | None, generator: torch.Generator) -> Tensor:
         prediction: Tensor = inputs.teacher.predict(
-            noise, torch.tensor(500.0), labels, inputs.guidance
+            noise, torch.tensor(500.0), condition, inputs.guidance
         )
         return prediction
 
@@ -307,7 +313,7 @@ def _paths(result: Result, inputs: Inputs, settings: Evaluation, advance: Advanc
         reference = paths.coarse(nfe).cpu()
         for name, rollout in inputs.generators.items():
             with torch.inference_mode():
-                x0, states = rollout(paths.noise, paths.xi[nfe], paths.labels, nfe, None)
+                x0, states = rollout(paths.noise, paths.xi[nfe], paths.condition, nfe, None)
             errors = path_rmse(states.cpu(), reference, settings.bootstrap, settings.seed)
             result.path_error[name, nfe] = errors
             result.path_images[f"{name}.nfe{nfe}"] = to_bytes(inputs.decode(x0))

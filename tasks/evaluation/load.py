@@ -18,7 +18,7 @@ from models.methods.export import with_network
 from models.methods.sigdeg.method import SigDEGConfig, build_pipeline, make_step_schedule
 from models.methods.swd.pipeline import SwDPipeline
 from models.sampling.baselines import BASELINES
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
 from tasks.data.dataset import load_split
@@ -83,7 +83,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
 
 
 def untrained_like(
-    student: Any, params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...]
+    student: Any, params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ...]
 ) -> Any:
     """The plain generator: the teacher's network, neither calibrated nor trained."""
     if isinstance(student, SwDPipeline):
@@ -165,7 +165,7 @@ def _reference(settings: Reference, root: Path, shape: tuple[int, ...], seed: in
     return images
 
 
-def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...]) -> Paths:
+def load_paths(params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ...]) -> Paths:
     """The validation paths of data/trajectories, with features for each number of steps (Chen's
     identity).
     """
@@ -181,12 +181,10 @@ def load_paths(params: Params, root: Path, teacher: Teacher, nfe: tuple[int, ...
     fine = _read(shards, "xi", min(count, PATH_SAMPLES)) if nfe else torch.zeros(0)
     spec, config = cached_spec(params.trajectories, teacher, shards), untrained_config(params, nfe)
     xi = {n: make_step_schedule(spec, n, config).features(fine) for n in nfe}
-    return Paths(
-        states[:, 0].contiguous(), states, xi, None if teacher.num_classes is None else labels
-    )
+    return Paths(states[:, 0].contiguous(), states, xi, teacher.encode_condition(labels))
 
 
-def lineage(params: Params, root: Path, teacher: Teacher) -> dict[str, str]:
+def lineage(params: Params, root: Path, teacher: Denoiser) -> dict[str, str]:
     """Where the figures come from, for the report."""
     known = {"teacher fingerprint": teacher.fingerprint(), **git_state(root), **stage_sums(root)}
     seeds = {

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.sampling import baselines
+from models.teachers.conditioning import Condition
 
 
 class Sampler(Protocol):
-    """Clean states (n, C, H, W) from start noise (n, C, H, W); labels (n,) or None."""
+    """Clean states (n, C, H, W) from start noise (n, C, H, W); a condition or None."""
 
     def __call__(
-        self, noise: Tensor, labels: Tensor | None, generator: torch.Generator
+        self, noise: Tensor, condition: Condition | None, generator: torch.Generator
     ) -> Tensor: ...
 
 
@@ -35,7 +36,7 @@ class Rollout(Protocol):
         self,
         noise: Tensor,
         xi: Tensor | None,
-        labels: Tensor | None,
+        condition: Condition | None,
         nfe: int,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Any]: ...
@@ -43,7 +44,7 @@ class Rollout(Protocol):
 
 @dataclass(frozen=True)
 class Paths:
-    """Teacher paths: start noise (n, C, H, W), states (n, N + 1, C, H, W), labels (n,) or None.
+    """Teacher paths: start noise (n, C, H, W), states (n, N + 1, C, H, W), a condition or None.
 
     `xi` holds the path features (p, nfe, F, C, H, W) of the first p <= n paths for each number of
     steps.
@@ -52,21 +53,21 @@ class Paths:
     noise: Tensor
     states: Tensor
     xi: dict[int, Tensor]
-    labels: Tensor | None
+    condition: Condition | None
 
     def __len__(self) -> int:
         return len(self.noise)
 
     def head(self, n: int) -> Paths:
-        labels = None if self.labels is None else self.labels[:n]
+        condition = None if self.condition is None else self.condition[:n]
         return Paths(
-            self.noise[:n], self.states[:n], {k: v[:n] for k, v in self.xi.items()}, labels
+            self.noise[:n], self.states[:n], {k: v[:n] for k, v in self.xi.items()}, condition
         )
 
     def to(self, device: torch.device) -> Paths:
-        labels = None if self.labels is None else self.labels.to(device)
+        condition = None if self.condition is None else self.condition.to(device)
         xi = {nfe: values.to(device) for nfe, values in self.xi.items()}
-        return Paths(self.noise.to(device), self.states.to(device), xi, labels)
+        return Paths(self.noise.to(device), self.states.to(device), xi, condition)
 
     def coarse(self, nfe: int) -> Tensor:
         """States (n, nfe + 1, C, H, W) at every (N / nfe)-th point."""
@@ -108,9 +109,11 @@ class Inputs:
         return self.teacher.decode(x0.to(self.device)).float().cpu()
 
     def baseline(self, name: str, nfe: int) -> Sampler:
-        def sample(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        def sample(
+            noise: Tensor, condition: Condition | None, generator: torch.Generator
+        ) -> Tensor:
             return baselines.sample_baseline(
-                self.teacher, name, nfe, noise, labels, self.guidance, generator
+                self.teacher, name, nfe, noise, condition, self.guidance, generator
             )
 
         return sample
@@ -118,8 +121,10 @@ class Inputs:
     def generator(self, name: str, nfe: int) -> Sampler:
         rollout = self.generators[name] if name in self.generators else self.others[name][0]
 
-        def sample(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-            return rollout(noise, None, labels, nfe, generator)[0]
+        def sample(
+            noise: Tensor, condition: Condition | None, generator: torch.Generator
+        ) -> Tensor:
+            return rollout(noise, None, condition, nfe, generator)[0]
 
         return sample
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from models.common.random import generator_for
 from models.evaluation.features import extract
 from models.evaluation.metrics import kid
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
 from tasks.config.schema import Params
 from tasks.data.dataset import load_split
 
 REFERENCE = 4000
 BATCH = 125
-Sample = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+Sample = Callable[[Tensor, Condition | None, torch.Generator], Tensor]
 
 
 class ValidationKID:
@@ -32,7 +33,7 @@ class ValidationKID:
     ``count``: samples a score, ``student.validation_samples``.
     """
 
-    def __init__(self, params: Params, root: Path, teacher: Teacher):
+    def __init__(self, params: Params, root: Path, teacher: Denoiser):
         from tasks.evaluation.extractor import extractor_of
 
         self.count = params.student.validation_samples
@@ -43,8 +44,8 @@ class ValidationKID:
         self.real = extract(self.extractor, torch.from_numpy(images[rows]).float() / 127.5 - 1)
 
     def kid(self, sample: Sample, nfe: int) -> float:
-        """KID of ``count`` samples; ``sample(noise, labels, generator)`` returns clean states (n,
-        C, H, W).
+        """KID of ``count`` samples; ``sample(noise, condition, generator)`` returns clean states
+        (n, C, H, W).
         """
         return self.kid_of(self.features(sample, nfe, 0, self.count))
 
@@ -63,10 +64,6 @@ class ValidationKID:
             noise = torch.randn((n, *self.teacher.shape), generator=generator).to(
                 self.teacher.device
             )
-            x0 = sample(noise, self._labels(n), generator)
+            x0 = sample(noise, self.teacher.default_condition(n), generator)
             features.append(extract(self.extractor, self.teacher.decode(x0).float().cpu()))
         return torch.cat(features)
-
-    def _labels(self, n: int) -> Tensor | None:
-        classes = self.teacher.num_classes
-        return None if classes is None else (torch.arange(n) % classes).to(self.teacher.device)

@@ -18,7 +18,7 @@ from models.methods.sigdeg.method import SamplerGains, SigDEG, SigDEGConfig, bui
 from models.methods.swd import config as swd_settings
 from models.methods.swd.build import build_swd_pipeline
 from models.methods.swd.method import SwD
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from models.training.loop import Batches
 from tasks.config.schema import Params
 from tasks.data.batches import ImageBatches, PathBatches, Rows
@@ -36,7 +36,7 @@ class MethodContext:
     """Where a method comes from. ``diagnostics``: what the recipe's ``prepare`` found, as JSON."""
 
     params: Params
-    teacher: Teacher
+    teacher: Denoiser
     shards: ShardSet
     diagnostics: Diagnostics = field(default_factory=dict)
 
@@ -123,15 +123,15 @@ def _real_images(context: MethodContext) -> np.ndarray | None:
     if not weight or target == "teacher":
         return None
     images = load_split(context.shards.folder.parents[1], "train")[0]
-    if teacher.vae is None and teacher.num_classes is None and images.shape[1:] == teacher.shape:
+    if not teacher.codec.latent and not teacher.conditional and images.shape[1:] == teacher.shape:
         return images
     if target == "auto":
         return None
     kind = (
         "latent"
-        if teacher.vae is not None
+        if teacher.codec.latent
         else "conditional"
-        if teacher.num_classes is not None
+        if teacher.conditional
         else "other-sized"
     )
     raise InputError(
@@ -154,6 +154,7 @@ def _batches(kind: type[Rows]) -> Callable[[MethodContext, torch.device, int, in
             world,
         )
         batches.images = _real_images(context)
+        batches.encode = context.teacher.encode_condition
         return batches
 
     return make

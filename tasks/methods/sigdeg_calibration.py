@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.methods.sigdeg.method import SamplerGains, SigDEGConfig, build_pipeline, coarse_steps
 from models.sampling.trajectories import PathSpec
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from tasks.config.schema import Params
 from tasks.evaluation.validation import ValidationKID
 from tasks.utils.progress import progress
@@ -42,7 +42,7 @@ MIN_SAMPLES = 2  # samples of a score
 
 
 def calibrate(
-    params: Params, root: Path, teacher: Teacher, spec: PathSpec, config: SigDEGConfig
+    params: Params, root: Path, teacher: Denoiser, spec: PathSpec, config: SigDEGConfig
 ) -> dict[str, Any]:
     """{"gains_by_nfe": {nfe: numbers}, "trials": [every score: nfe, gains, samples, kid]}, as JSON
     data for student.json.
@@ -62,7 +62,7 @@ def calibrate(
     def features(nfe: int, gains: SamplerGains, low: int, high: int) -> Tensor:
         pipeline.set_plan(nfe, coarse_steps(spec, nfe, config, gains))
         return validation_kid.features(
-            lambda x, labels, g: pipeline.rollout(x, None, labels, nfe, g)[0], nfe, low, high
+            lambda x, condition, g: pipeline.rollout(x, None, condition, nfe, g)[0], nfe, low, high
         )
 
     candidates = settings(plain)

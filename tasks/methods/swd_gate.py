@@ -24,12 +24,11 @@ from models.methods.swd.schedule import (
     Schedule,
     auto_schedule,
     make_schedule,
-    network_stride,
     preset,
     radial_power,
     short_run,
 )
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from tasks.config.schema import Params
 from tasks.data.dataset import load_split
 from tasks.data.shards import ShardSet
@@ -42,7 +41,7 @@ FLOOR = 1e-3
 logger = logging.getLogger(__name__)
 
 
-def prepare(params: Params, root: Path, teacher: Teacher, shards: ShardSet) -> dict[str, Any]:
+def prepare(params: Params, root: Path, teacher: Denoiser, shards: ShardSet) -> dict[str, Any]:
     """The schedule, the data's spectrum, and the teacher's KID at every size: diagnostics that
     training starts from.
     """
@@ -68,11 +67,11 @@ def prepare(params: Params, root: Path, teacher: Teacher, shards: ShardSet) -> d
     return diagnostics
 
 
-def schedule_of(method: settings.SwDConfig, teacher: Teacher, power: np.ndarray) -> Schedule:
+def schedule_of(method: settings.SwDConfig, teacher: Denoiser, power: np.ndarray) -> Schedule:
     """The schedule that `method.schedule` means for a teacher and a spectrum; InputError for one it
     cannot run.
     """
-    given, full, stride = method.schedule, teacher.shape[1], network_stride(teacher)
+    given, full, stride = method.schedule, teacher.shape[1], teacher.stride
     if isinstance(given, settings.GivenSchedule):
         return make_schedule(given.pairs, full, stride)
     if isinstance(given, settings.AutoSchedule):
@@ -111,7 +110,7 @@ def _section(params: Params) -> settings.SwDConfig:
 
 
 def _gate(
-    params: Params, root: Path, teacher: Teacher, schedule: Schedule, full: Tensor
+    params: Params, root: Path, teacher: Denoiser, schedule: Schedule, full: Tensor
 ) -> list[dict[str, Any]]:
     """Per size: KID of the teacher's own samples made at that size, and of its full-size ones
     reduced to it.
@@ -155,25 +154,23 @@ def _passes(row: dict[str, Any], full_size: float, limit: float) -> bool:
     return False
 
 
-def _own_samples(params: Params, teacher: Teacher, size: int, advance: Advance) -> Tensor:
+def _own_samples(params: Params, teacher: Denoiser, size: int, advance: Advance) -> Tensor:
     method = _section(params)
-    parts, classes = [], teacher.num_classes
+    parts = []
     for low in range(0, method.dmd.samples, BATCH):
         n = min(BATCH, method.dmd.samples - low)
         generator = generator_for("cpu", params.student.seed, 17, size, low)
         noise = torch.randn((n, teacher.shape[0], size, size), generator=generator).to(
             teacher.device
         )
-        labels = (
-            None if classes is None else (torch.arange(low, low + n) % classes).to(teacher.device)
-        )
+        condition = teacher.default_condition(n, low)
         parts.append(
-            short_run(teacher, noise, method.dmd.steps, labels, params.trajectories.guidance)
+            short_run(teacher, noise, method.dmd.steps, condition, params.trajectories.guidance)
         )
         advance(n)
     return torch.cat(parts)
 
 
-def _kid(extractor: FeatureExtractor, teacher: Teacher, x0: Tensor, reference: Tensor) -> float:
+def _kid(extractor: FeatureExtractor, teacher: Denoiser, x0: Tensor, reference: Tensor) -> float:
     images = torch.cat([teacher.decode(part).float().cpu() for part in x0.split(BATCH)])
     return float(kid(extract(extractor, images), reference))

@@ -23,7 +23,7 @@ import torch
 from models.common.errors import InputError
 from models.methods.export import export_pipeline
 from models.methods.sigdeg.pipeline import save_student
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from models.training.loop import LoopConfig, TrainState
 from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest
@@ -76,7 +76,7 @@ def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
     return scratch_for(root, "student", *inputs)
 
 
-def _check_cache(params: Params, shards: ShardSet, teacher: Teacher) -> None:
+def _check_cache(params: Params, shards: ShardSet, teacher: Denoiser) -> None:
     again = "run python -m tasks.stages.trajectories (or dvc repro) again"
     if shards.meta["teacher"] != teacher.fingerprint():
         raise InputError(f"data/trajectories belongs to another teacher; {again}")

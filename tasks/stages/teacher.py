@@ -13,7 +13,8 @@ from models.common.errors import InputError
 from models.common.random import generator_for
 from models.methods.denoising import Denoising, Images
 from models.teachers.architectures import build_scheduler, build_unet
-from models.teachers.base import Teacher, open_pipeline
+from models.teachers.conditioning import class_condition
+from models.teachers.loading import denoiser_of_pipeline, open_pipeline
 from models.training.loop import Batches, LoopConfig, TrainState
 from tasks.config.schema import Params
 from tasks.config.teacher import PretrainedTeacher, TrainedTeacher
@@ -37,11 +38,11 @@ def run(params: Params, root: Path) -> None:
     else:
         pipeline, record = _pretrained(params.teacher, root)
     reach("teacher.ready")
-    teacher = Teacher.from_pipeline(pipeline, null_label=record["null_label"])
+    teacher = denoiser_of_pipeline(pipeline, null_class=record["null_class"])
     record |= {
         "fingerprint": teacher.fingerprint(),
         "shape": list(teacher.shape),
-        "prediction": teacher.prediction,
+        "prediction_type": teacher.prediction_type,
     }
     for part in pipeline.components.values():
         if "_name_or_path" in getattr(part, "config", ()):
@@ -52,8 +53,8 @@ def run(params: Params, root: Path) -> None:
         atomic_write_json(folder / "teacher.json", record)
     count = sum(p.numel() for p in teacher.network.parameters())
     print(
-        f"teacher: {count / 1e6:.2f} M parameters, {teacher.prediction}, state {teacher.shape}, "
-        f"{record['fingerprint'][:12]}"
+        f"teacher: {count / 1e6:.2f} M parameters, {teacher.prediction_type}, state "
+        f"{teacher.shape}, {record['fingerprint'][:12]}"
     )
 
 
@@ -63,11 +64,11 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
     pipeline = open_pipeline(
         name, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
-    teacher = Teacher.from_pipeline(pipeline, name)
+    teacher = denoiser_of_pipeline(pipeline, name)
     return _stock(pipeline), {
         "source": source.path,
         "revision": source.revision,
-        "null_label": teacher.null_label,
+        "null_class": teacher.null_class,
     }
 
 
@@ -101,7 +102,7 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
         classes,
         spec.dropout,
     )
-    scheduler = build_scheduler(spec.prediction, spec.schedule)
+    scheduler = build_scheduler(spec.prediction_type, spec.schedule)
     method = Denoising(network.to(device), scheduler, spec.scales)
     config = LoopConfig(
         steps=spec.steps,
@@ -129,7 +130,7 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     network.cpu().eval()
     record = {
         "source": "train",
-        "null_label": method.null_label,
+        "null_class": method.null_class,
         "params": spec.model_dump(mode="json"),
         "last": training.history[-1],
     }
@@ -151,7 +152,7 @@ def _batches(x0: Tensor, labels: Tensor | None, spec: TrainedTeacher) -> Batches
             len(x0), (spec.batch_size,), generator=generator_for("cpu", spec.seed, 1, step, micro)
         )
         rows = rows.to(x0.device)
-        return Images(x0[rows], None if labels is None else labels[rows], step)
+        return Images(x0[rows], class_condition(None if labels is None else labels[rows]), step)
 
     return batch
 

@@ -15,7 +15,7 @@ import torch
 
 from models.common.errors import InputError
 from models.sampling.trajectories import teacher_paths
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data.shards import publish, usable_shard, write_shard
@@ -78,7 +78,7 @@ def run(params: Params, root: Path) -> None:
     )
 
 
-def grid_points(spec: Trajectories, teacher: Teacher, scratch: Path) -> list[int]:
+def grid_points(spec: Trajectories, teacher: Denoiser, scratch: Path) -> list[int]:
     """The coarse grid of this cache, kept in its scratch folder so that a rerun on another device
     keeps it.
     """
@@ -94,7 +94,7 @@ def _counts(spec: Trajectories) -> dict[str, int]:
     return {"train": spec.train, "validation": spec.validation}
 
 
-def _check(spec: Trajectories, teacher: Teacher) -> None:
+def _check(spec: Trajectories, teacher: Denoiser) -> None:
     classes = teacher.num_classes
     if spec.classes is not None and classes is None:
         raise InputError(
@@ -104,7 +104,7 @@ def _check(spec: Trajectories, teacher: Teacher) -> None:
         raise InputError(
             f"trajectories.classes = {list(spec.classes)}: expected classes in 0..{classes - 1}"
         )
-    if spec.guidance != 1.0 and (classes is None or teacher.null_label is None):
+    if spec.guidance != 1.0 and not teacher.can_guide:
         raise InputError(
             f"trajectories.guidance = {spec.guidance}: this teacher has no null class; use 1.0"
         )
@@ -126,7 +126,7 @@ def _make(
     root: Path,
     spec: Trajectories,
     jobs: list[Job],
-    teacher: Teacher,
+    teacher: Denoiser,
     points: list[int],
     advance: Advance,
 ) -> Iterator[Job]:
@@ -144,7 +144,7 @@ def _make(
 class ShardMaker:
     """Makes shards with one teacher; lives in the stage's process or in a Ray actor."""
 
-    def __init__(self, spec: Trajectories, teacher: Teacher, points: Sequence[int]):
+    def __init__(self, spec: Trajectories, teacher: Denoiser, points: Sequence[int]):
         self.spec, self.teacher = spec, teacher
         self.paths = path_spec(spec, teacher, points)
         if teacher.device.type == "cpu":

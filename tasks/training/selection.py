@@ -91,7 +91,7 @@ class Selection:
 
     def _kid(self, nfe: int) -> float:
         return self._validation_kid.kid(
-            lambda x, labels, g: self.method.sample(x, labels, nfe=nfe, generator=g), nfe
+            lambda x, condition, g: self.method.sample(x, condition, nfe=nfe, generator=g), nfe
         )
 
     @torch.no_grad()
@@ -103,10 +103,10 @@ class Selection:
             for name in ("Y", "xi", "labels")
         )
         step_schedule = method.step_schedules[nfe]
-        given = None if method.teacher.num_classes is None else labels
+        condition = method.teacher.encode_condition(labels)
         pipeline = method.pipeline
         states = rollout(
-            lambda s, X, z, h: pipeline.denoise(s, X, z, h, given),
+            lambda s, X, z, h: pipeline.denoise(s, X, z, h, condition),
             step_schedule.steps,
             Y[:, 0].float(),
             step_schedule.features(xi.float()),

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.common.shapes import append_dims
 from models.methods.base import Losses
 from models.methods.losses import feature_loss, path_loss, rbf_mmd
 from models.methods.sigdeg.integrator import make_plan
@@ -45,7 +46,8 @@ from models.methods.student_network import student_network
 from models.sampling.grids import subgrid
 from models.sampling.signature import bases, chen_join
 from models.sampling.trajectories import PathSpec
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
 
 DATA_STD = 0.5
 
@@ -88,13 +90,13 @@ class SigDEGConfig:
 
 class PathBatch(NamedTuple):
     """Cached paths: ``Y`` (n, N_cache + 1, C, H, W), ``xi`` (n, N_cache, m + 1, C, H, W),
-    ``labels`` (n,) or None, ``step``; ``real``: clean training images (r, C, H, W) for the
+    ``condition`` or None, ``step``; ``real``: clean training images (r, C, H, W) for the
     distribution term, or None for the teacher's own.
     """
 
     Y: Tensor
     xi: Tensor
-    labels: Tensor | None
+    condition: Condition | None
     step: int
     real: Tensor | None = None
 
@@ -159,20 +161,17 @@ def make_step_schedule(spec: PathSpec, nfe: int, config: SigDEGConfig) -> StepSc
 
 
 @torch.no_grad()
-def mean_image(teacher: Teacher, t: float, n: int = 256) -> Tensor:
+def mean_image(teacher: Denoiser, t: float, n: int = 256) -> Tensor:
     """The teacher's mean image (C, H, W): what it sees in pure noise, ema; classes in turn
     where it has them.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((n, *teacher.shape), generator=generator).to(teacher.device)
-    labels = None
-    if teacher.num_classes is not None:
-        labels = (torch.arange(n) % teacher.num_classes).to(teacher.device)
-    return teacher.denoise(noise, t, labels).mean(0).cpu()
+    return teacher.denoise(noise, t, teacher.default_condition(n)).mean(0).cpu()
 
 
 def build_pipeline(
-    teacher: Teacher, spec: PathSpec, config: SigDEGConfig
+    teacher: Denoiser, spec: PathSpec, config: SigDEGConfig
 ) -> tuple[SigDEGPipeline, dict[int, StepSchedule]]:
     """The untrained generator as a pipeline, and its step schedules by number of steps. Weights are
     copied.
@@ -186,19 +185,19 @@ def build_pipeline(
     noisy = limit is not None and any(
         s.sigma > limit * s.alpha for c in step_schedules.values() for s in c.steps
     )
-    frozen = teacher.network if noisy and teacher.prediction == "epsilon" else None
+    frozen = teacher.network if noisy and teacher.prediction_type == "epsilon" else None
     mean = mean_image(teacher, float(spec.chain.levels.t[0]))
     pipeline = SigDEGPipeline(
         unet=network,
         plans=steps_as_dicts({n: c.steps for n, c in step_schedules.items()}),
-        prediction=teacher.prediction,
+        prediction_type=teacher.prediction_type,
         shape=list(teacher.shape),
         mean_image=mean.mul(1e4).round().div(1e4).tolist(),
         memory=config.memory,
         clip=teacher.clip,
         conditioning_limit=limit if frozen is not None else None,
         num_classes=teacher.num_classes,
-        vae=teacher.vae,
+        vae=teacher.codec.vae,
         frozen=frozen,
     )
     return pipeline, step_schedules
@@ -212,7 +211,7 @@ class SigDEG:
 
     ema = ("student",)
 
-    def __init__(self, teacher: Teacher, spec: PathSpec, config: SigDEGConfig, total_steps: int):
+    def __init__(self, teacher: Denoiser, spec: PathSpec, config: SigDEGConfig, total_steps: int):
         self.teacher, self.config, self.total_steps = teacher, config, total_steps
         self.guidance = spec.guidance
         self.pipeline, self.step_schedules = build_pipeline(teacher, spec, config)
@@ -241,7 +240,7 @@ class SigDEG:
         Y, xi = batch.Y[:, :: step_schedule.every], step_schedule.features(batch.xi)
         length = self.window(batch.step, nfe)
         first = int(torch.randint(nfe - length + 1, (1,), generator=generator, device=Y.device))
-        states = self._window(step_schedule, Y, xi, batch.labels, first, length)
+        states = self._window(step_schedule, Y, xi, batch.condition, first, length)
         last = slice(first + 1, first + length + 1)
         weights = step_schedule.weights.to(Y.device)[first : first + length]
         path = path_loss(states.float(), Y[:, last], weights, self.config.power)
@@ -258,7 +257,7 @@ class SigDEG:
         step_schedule: StepSchedule,
         Y: Tensor,
         xi: Tensor,
-        labels: Tensor | None,
+        condition: Condition | None,
         first: int,
         length: int,
     ) -> Tensor:
@@ -274,12 +273,14 @@ class SigDEG:
             for i in range(max(0, first - self._past()), first):
                 history.insert(
                     0,
-                    self._denoise(step_schedule.steps[i], Y[:, i], xi[:, i], history, mean, labels),
+                    self._denoise(
+                        step_schedule.steps[i], Y[:, i], xi[:, i], history, mean, condition
+                    ),
                 )
         state, states = Y[:, first], []
         for i in range(first, first + length):
             step = step_schedule.steps[i]
-            D = self._denoise(step, state, xi[:, i], history, mean, labels)
+            D = self._denoise(step, state, xi[:, i], history, mean, condition)
             state = next_state(step, state, path_average(step, D, history), xi[:, i])
             history = [D, *history]
             states.append(state)
@@ -295,10 +296,10 @@ class SigDEG:
         xi: Tensor,
         history: list[Tensor],
         mean: Tensor,
-        labels: Tensor | None,
+        condition: Condition | None,
     ) -> Tensor:
         def call(X: Tensor, z: Tensor) -> Tensor:
-            return self.pipeline.denoise(step, X, z, history, labels)
+            return self.pipeline.denoise(step, X, z, history, condition)
 
         X = query_state(step, state, xi, history, mean)
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
@@ -314,49 +315,51 @@ class SigDEG:
         Paired images share their noise; real images, which have no partner, get noise of their own.
         """
         level = (
-            torch.rand((), generator=generator, device=x0.device) * 0.6 * self.teacher.train_steps
+            torch.rand((), generator=generator, device=x0.device)
+            * 0.6
+            * self.teacher.schedule.train_steps
         )
         t = level.floor().expand(len(x0))
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
-        student = self._features(x0, t, eps, batch.labels)
+        student = self._features(x0, t, eps, batch.condition)
         with torch.no_grad():
-            teacher = self._features(target, t, eps, batch.labels)
+            teacher = self._features(target, t, eps, batch.condition)
             reference = teacher
             if self.config.mmd and batch.real is not None:
                 noise = torch.randn(batch.real.shape, generator=generator, device=x0.device)
                 reference = self._features(
-                    batch.real, level.floor().expand(len(noise)), noise, batch.labels
+                    batch.real, level.floor().expand(len(noise)), noise, batch.condition
                 )
         mmd = rbf_mmd(student.flatten(1), reference.flatten(1), self.config.mmd_bandwidths)
         return mmd, feature_loss(student, teacher)
 
-    def _features(self, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> Tensor:
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.teacher.alpha_sigma(t))
-        return self.teacher.features(alpha * x0 + sigma * eps, t, labels)
+    def _features(self, x0: Tensor, t: Tensor, eps: Tensor, condition: Condition | None) -> Tensor:
+        alpha, sigma = (append_dims(v, x0) for v in self.teacher.schedule.alpha_sigma(t))
+        return self.teacher.features(alpha * x0 + sigma * eps, t, condition)
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition | None = None, **options: Any) -> Tensor:
         """Clean states from start noise with the live weights; options ``nfe``, ``xi``,
         ``generator`` as in the pipeline.
         """
         return self.pipeline.rollout(
-            noise, options.get("xi"), labels, options.get("nfe"), options.get("generator")
+            noise, options.get("xi"), condition, options.get("nfe"), options.get("generator")
         )[0]
 
 
 def untrained_rollout(
-    teacher: Teacher,
+    teacher: Denoiser,
     step_schedule: StepSchedule,
     Y: Tensor,
     xi: Tensor,
-    labels: Tensor | None = None,
+    condition: Condition | None = None,
 ) -> Tensor:
     """States (n, N + 1, C, H, W) of the generator with the teacher's own network; a second way to
     the untrained student.
     """
-    mean = mean_image(teacher, float(teacher.levels(1).t[0])).to(Y)
+    mean = mean_image(teacher, float(teacher.schedule.levels(1).t[0])).to(Y)
 
     def denoise(step: Step, X: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
-        return teacher.denoise(X, step.t, labels)
+        return teacher.denoise(X, step.t, condition)
 
     return rollout(denoise, step_schedule.steps, Y, xi, mean)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         unet: Any,
         plans: dict[str, list[dict[str, Any]]] | None = None,
-        prediction: str = "epsilon",
+        prediction_type: str = "epsilon",
         shape: list[int] | None = None,
         mean_image: Any = 0.0,
         memory: bool = False,
@@ -176,7 +176,7 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.register_modules(unet=unet, vae=vae, frozen=frozen)
         self.register_to_config(
             plans=plans,
-            prediction=prediction,
+            prediction_type=prediction_type,
             shape=list(shape or (1, 16, 16)),
             mean_image=mean_image,
             memory=memory,
@@ -233,30 +233,31 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         X: Tensor,
         xi: Tensor,
         history: Sequence[Tensor],
-        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """D_i: (n, C, H, W); the student's correction damped where x0 would amplify it."""
         inputs = network_input(step, X, xi, history, self._mean(X), self.config.memory)
-        D = self._x0(self.unet, inputs, X, step, labels)
+        D = self._x0(self.unet, inputs, X, step, condition)
         limit = self.config.conditioning_limit
         if self.frozen is not None and limit is not None and step.sigma > limit * step.alpha:
-            base = self._x0(self.frozen, X, X, step, labels)
+            base = self._x0(self.frozen, X, X, step, condition)
             D = base + (limit * step.alpha / step.sigma) * (D - base)
         return D if self.config.clip is None else D.clamp(-self.config.clip, self.config.clip)
 
     def _x0(
-        self, network: Any, inputs: Tensor, X: Tensor, step: Step, labels: Tensor | None
+        self,
+        network: Any,
+        inputs: Tensor,
+        X: Tensor,
+        step: Step,
+        condition: Mapping[str, Tensor] | None,
     ) -> Tensor:
         t = torch.full((len(X),), step.t, device=X.device)
-        t = t if self.config.prediction == "flow" else t.long()
-        if hasattr(network, "transformer_blocks"):
-            output = network(
-                inputs.to(network.dtype), timestep=t, class_labels=labels, return_dict=False
-            )[0]
-        else:
-            output = network(inputs.to(network.dtype), t, class_labels=labels, return_dict=False)[0]
+        t = t if self.config.prediction_type == "flow" else t.long()
+        options = {} if condition is None else condition
+        output = network(inputs.to(network.dtype), t, **options, return_dict=False)[0]
         return prediction_to_x0(
-            self.config.prediction, output[:, : X.shape[1]].to(X.dtype), X, step
+            self.config.prediction_type, output[:, : X.shape[1]].to(X.dtype), X, step
         )
 
     @torch.no_grad()
@@ -264,7 +265,7 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         noise: Tensor,
         xi: Tensor | None = None,
-        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
         nfe: int | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -277,7 +278,11 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
                 (len(noise), len(steps), len(steps[0].n), *noise.shape[1:]), noise, generator
             )
         states = rollout(
-            lambda s, X, z, h: self.denoise(s, X, z, h, labels), steps, noise, xi, self._mean(noise)
+            lambda s, X, z, h: self.denoise(s, X, z, h, condition),
+            steps,
+            noise,
+            xi,
+            self._mean(noise),
         )
         return states[:, -1], states
 
@@ -304,10 +309,10 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: expected at least 1")
         device = self._execution_device
-        labels = self._labels(class_labels, batch_size, device)
+        condition = self._condition(class_labels, batch_size, device)
         like = torch.empty(0, device=device, dtype=torch.float32)
         noise = _randn((batch_size, *self.config.shape), like, generator)
-        x0, _ = self.rollout(noise, None, labels, num_inference_steps, generator)
+        x0, _ = self.rollout(noise, None, condition, num_inference_steps, generator)
         if self.vae is not None:
             x0 = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
         images: Any = x0.float().clamp(-1, 1)
@@ -316,9 +321,9 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
             images = array if output_type == "np" else self.numpy_to_pil(array)
         return StudentOutput(images=images) if return_dict else (images,)
 
-    def _labels(
+    def _condition(
         self, wanted: int | Sequence[int] | None, n: int, device: torch.device
-    ) -> Tensor | None:
+    ) -> dict[str, Tensor] | None:
         classes = self.config.num_classes
         if classes is None:
             return None
@@ -330,7 +335,7 @@ class SigDEGPipeline(DiffusionPipeline):  # type: ignore[misc]
         values = [int(wanted)] * n if isinstance(wanted, int) else [int(v) for v in wanted]
         if len(values) != n or not all(0 <= v < classes for v in values):
             raise ValueError(f"class_labels {values}: expected {n} classes in 0..{classes - 1}")
-        return torch.tensor(values, device=device)
+        return {"class_labels": torch.tensor(values, device=device)}
 
 
 def _randn(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:

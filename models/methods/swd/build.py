@@ -17,7 +17,7 @@ from models.common.errors import InputError
 from models.methods.student_network import student_network
 from models.methods.swd.pipeline import ScaleStep, SwDPipeline
 from models.methods.swd.schedule import Schedule, level_of
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 
 MEAN_OF = 256
 
@@ -62,7 +62,7 @@ class SwDConfig:
 
 
 def make_scale_schedule(
-    teacher: Teacher, schedule: Schedule, limit: float | None = None
+    teacher: Denoiser, schedule: Schedule, limit: float | None = None
 ) -> list[ScaleStep]:
     """The sampler's steps; for epsilon networks those with sigma / alpha > ``limit`` are damped to
     the mean image.
@@ -76,7 +76,7 @@ def make_scale_schedule(
                 "this teacher"
             )
         step = ScaleStep(t, alpha, sigma, scale.size)
-        if teacher.prediction == "epsilon" and limit is not None and sigma > limit * alpha:
+        if teacher.prediction_type == "epsilon" and limit is not None and sigma > limit * alpha:
             mean = _mean_image(teacher, step)
             step = ScaleStep(t, alpha, sigma, scale.size, limit * alpha / sigma, mean)
         steps.append(step)
@@ -84,37 +84,37 @@ def make_scale_schedule(
 
 
 @torch.no_grad()
-def _mean_image(teacher: Teacher, step: ScaleStep) -> Any:
+def _mean_image(teacher: Denoiser, step: ScaleStep) -> Any:
     shape = (MEAN_OF, teacher.shape[0], step.size, step.size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(teacher.device)
-    labels = None
-    if teacher.num_classes is not None:
-        labels = (torch.arange(MEAN_OF) % teacher.num_classes).to(teacher.device)
-    return teacher.denoise(noise, step.t, labels).mean(0).cpu().mul(1e4).round().div(1e4).tolist()
+    condition = teacher.default_condition(MEAN_OF)
+    return (
+        teacher.denoise(noise, step.t, condition).mean(0).cpu().mul(1e4).round().div(1e4).tolist()
+    )
 
 
-def build_swd_pipeline(teacher: Teacher, config: SwDConfig) -> SwDPipeline:
+def build_swd_pipeline(teacher: Denoiser, config: SwDConfig) -> SwDPipeline:
     """The untrained student: the teacher's weights in the scale-wise sampler."""
     network = student_network(teacher.network, teacher.shape[0], config.trainable, config.lora_rank)
     scale_schedule = make_scale_schedule(teacher, config.schedule, config.conditioning_limit)
     return SwDPipeline(
         unet=network,
         scale_schedule=[asdict(step) for step in scale_schedule],
-        prediction=teacher.prediction,
+        prediction_type=teacher.prediction_type,
         shape=list(teacher.shape),
         clip=teacher.clip,
         num_classes=teacher.num_classes,
-        vae=teacher.vae,
+        vae=teacher.codec.vae,
     )
 
 
-def shrink(teacher: Teacher, x0: Tensor, size: int) -> Tensor:
+def shrink(teacher: Denoiser, x0: Tensor, size: int) -> Tensor:
     """x0 (n, C, S, S) at ``size`` by area, in pixel space: latents are decoded, reduced and encoded
     again.
     """
     if x0.shape[-1] == size:
         return x0
-    if teacher.vae is None:
+    if not teacher.codec.latent:
         return F.interpolate(x0, size=(size, size), mode="area")
     images = teacher.decode(x0)
     side = size * (images.shape[-1] // x0.shape[-1])

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from models.common.errors import InputError
+from models.common.shapes import append_dims
 from models.methods.base import Losses
 from models.methods.student_network import student_network
 from models.methods.swd.build import Critic, SwDConfig, build_swd_pipeline, frozen, pool, shrink
@@ -53,19 +54,20 @@ from models.methods.swd.losses import (
     linear_mmd,
 )
 from models.methods.swd.pipeline import ScaleStep, renoise, upscale
-from models.teachers.base import Teacher, capture_middle
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
 
 RENOISE_FRACTION = 0.6
 
 
 class ImageBatch(NamedTuple):
-    """Teacher images ``x0`` (n, C, S, S) in its state space, ``labels`` (n,) or None, ``step``:
+    """Teacher images ``x0`` (n, C, S, S) in its state space, ``condition`` or None, ``step``:
     picks the scale; ``real``: images (n, C, S, S) that stand for y in the batches that (16)
     compares, or None.
     """
 
     x0: Tensor
-    labels: Tensor | None
+    condition: Condition | None
     step: int
     real: Tensor | None = None
 
@@ -77,25 +79,21 @@ class SwD:
 
     ema: tuple[str, ...] = ("student",)
 
-    def __init__(self, teacher: Teacher, config: SwDConfig):
+    def __init__(self, teacher: Denoiser, config: SwDConfig):
         self.teacher, self.config = teacher, config
         self.pipeline = build_swd_pipeline(teacher, config)
         self.pipeline.unet.to(teacher.device)
         self.scale_schedule = self.pipeline.scale_schedule
         networks: dict[str, nn.Module] = {"student": self.pipeline.unet}
-        self.fake: Teacher | None = None
+        self.fake: Denoiser | None = None
         self.critic: Critic | None = None
         if config.needs_fake:
             self.fake = self._fake_network()
             networks["fake"] = self.fake.network
         if config.gan > 0:
             probe = torch.zeros((1, *teacher.shape), device=teacher.device)
-            label = (
-                None
-                if teacher.num_classes is None
-                else torch.zeros(1, dtype=torch.long, device=probe.device)
-            )
-            self.critic = Critic(teacher.features(probe, 0.0, label).shape[1]).to(teacher.device)
+            features = teacher.features(probe, 0.0, teacher.default_condition(1))
+            self.critic = Critic(features.shape[1]).to(teacher.device)
             networks["discriminator"] = self.critic
         self.networks: Mapping[str, nn.Module] = networks
         self._check()
@@ -106,18 +104,13 @@ class SwD:
             if config.gradient_checkpointing and name != "discriminator":
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
 
-    def _fake_network(self) -> Teacher:
+    def _fake_network(self) -> Denoiser:
         c = self.config
         network = student_network(
             self.teacher.network, self.teacher.shape[0], c.trainable, c.lora_rank
         )
         network.to(self.teacher.device)
-        trained = [p for p in network.parameters() if p.requires_grad]
-        wrapped = Teacher(network, self.teacher.scheduler, None, self.teacher.null_label)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        network.train()
-        return wrapped
+        return self.teacher.with_network(network)
 
     def _check(self) -> None:
         """Every step needs a loss that leads somewhere alone; a GAN on pooled features circles
@@ -156,17 +149,17 @@ class SwD:
         """
         i = self.index(batch.step)
         target, x = self.pair(batch, i, generator)
-        step, labels = self.scale_schedule[i], batch.labels
+        step, condition = self.scale_schedule[i], batch.condition
         if role == "student":
-            x0 = self.pipeline.denoise(step, x, labels).float()
+            x0 = self.pipeline.denoise(step, x, condition).float()
             if batch.real is not None and self._batchwise(i):
                 target = shrink(self.teacher, batch.real, step.size)
-            return self._student_loss(i, x0, target, labels, generator)
+            return self._student_loss(i, x0, target, condition, generator)
         with torch.no_grad():
-            x0 = self.pipeline.denoise(step, x, labels).float()
+            x0 = self.pipeline.denoise(step, x, condition).float()
         if role == "fake":
-            return self._fake_loss(step, x0, target, labels, generator)
-        return self._critic_loss(step, x0, target, labels, generator)
+            return self._fake_loss(step, x0, target, condition, generator)
+        return self._critic_loss(step, x0, target, condition, generator)
 
     @torch.no_grad()
     def pair(self, batch: ImageBatch, i: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -190,11 +183,16 @@ class SwD:
         if i == 0:
             return eps
         x = self._simulated(batch, i - 1, generator)
-        previous = self.pipeline.denoise(self.scale_schedule[i - 1], x, batch.labels).float()
+        previous = self.pipeline.denoise(self.scale_schedule[i - 1], x, batch.condition).float()
         return renoise(step, upscale(previous, step.size), eps)
 
     def _student_loss(
-        self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator
+        self,
+        i: int,
+        x0: Tensor,
+        target: Tensor,
+        condition: Condition | None,
+        generator: torch.Generator,
     ) -> Losses:
         c, size = self.config, self.scale_schedule[i].size
         total, terms = x0.new_zeros(()), {}
@@ -205,18 +203,18 @@ class SwD:
                 frozen(self.critic),
                 torch.set_grad_enabled(self.critic is not None),
             ):
-                fake_x0, middle = _denoise_with_features(self.fake, x_u, t, labels)
+                fake_x0, middle = _denoise_with_features(self.fake, x_u, t, condition)
                 logits = None if self.critic is None else self.critic(pool(middle))
             if c.uses_dmd(i):
                 with torch.no_grad():
-                    real_x0 = self.teacher.denoise(x_u, t, labels, c.guidance)
+                    real_x0 = self.teacher.denoise(x_u, t, condition, c.guidance)
                 terms[f"dmd_{size}"] = dmd_loss(x0, real_x0, fake_x0.detach())
                 total = total + c.dmd * terms[f"dmd_{size}"]
             if logits is not None:
                 terms[f"gan_{size}"] = generator_gan_loss(logits)
                 total = total + c.gan * terms[f"gan_{size}"]
         if c.mmd:
-            terms[f"mmd_{size}"] = self._mmd(i, x0, target, labels, generator)
+            terms[f"mmd_{size}"] = self._mmd(i, x0, target, condition, generator)
             total = total + c.mmd * terms[f"mmd_{size}"]
         return total, terms
 
@@ -225,23 +223,25 @@ class SwD:
         step: ScaleStep,
         x0: Tensor,
         target: Tensor,
-        labels: Tensor | None,
+        condition: Condition | None,
         generator: torch.Generator,
     ) -> Losses:
         assert self.fake is not None
         t, x_u, y_u = self._renoised(x0, generator, 1.0, target)
-        fake_x0, middle = _denoise_with_features(self.fake, x_u, t, labels)
-        error = (fake_x0.float() - x0).square().mean((1, 2, 3))
+        fake_x0, middle = _denoise_with_features(self.fake, x_u, t, condition)
+        error = (fake_x0.float() - x0).square().flatten(1).mean(1)
         limit = self.config.conditioning_limit
-        if self.teacher.prediction == "epsilon" and limit is not None:
-            alpha, sigma = self.teacher.alpha_sigma(t)
+        if self.teacher.prediction_type == "epsilon" and limit is not None:
+            alpha, sigma = self.teacher.schedule.alpha_sigma(t)
             error = error * (limit * alpha / sigma).square().clamp(max=1.0)
         total = error.mean()
         terms = {f"mse_{step.size}": total}
         if self.critic is not None:
-            seen = t < RENOISE_FRACTION * self.teacher.train_steps
+            seen = t < RENOISE_FRACTION * self.teacher.schedule.train_steps
             if seen.any():
-                real = self._pooled(y_u[seen], t[seen], None if labels is None else labels[seen])
+                real = self._pooled(
+                    y_u[seen], t[seen], None if condition is None else condition[seen]
+                )
                 with frozen(self.critic):
                     terms["critic"] = discriminator_loss(
                         self.critic(real), self.critic(pool(middle)[seen])
@@ -254,18 +254,23 @@ class SwD:
         step: ScaleStep,
         x0: Tensor,
         target: Tensor,
-        labels: Tensor | None,
+        condition: Condition | None,
         generator: torch.Generator,
     ) -> Losses:
         assert self.critic is not None
         t, x_u, y_u = self._renoised(x0, generator, RENOISE_FRACTION, target)
         with torch.no_grad():
-            real, fake = self._pooled(y_u, t, labels), self._pooled(x_u, t, labels)
+            real, fake = self._pooled(y_u, t, condition), self._pooled(x_u, t, condition)
         loss = discriminator_loss(self.critic(real), self.critic(fake))
         return loss, {f"critic_{step.size}": loss}
 
     def _mmd(
-        self, i: int, x0: Tensor, target: Tensor, labels: Tensor | None, generator: torch.Generator
+        self,
+        i: int,
+        x0: Tensor,
+        target: Tensor,
+        condition: Condition | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """(16): per image where that was chosen and input and target belong together, else within
         classes.
@@ -273,14 +278,15 @@ class SwD:
         c = self.config
         batches = self._batchwise(i)
         t, x_u, y_u = self._renoised(x0, generator, c.mmd_levels, target, together=batches)
-        image, middle = _denoise_with_features(self.teacher, x_u, t, labels)
+        image, middle = _denoise_with_features(self.teacher, x_u, t, condition)
         with torch.no_grad():
-            wanted_image, wanted_middle = _denoise_with_features(self.teacher, y_u, t, labels)
+            wanted_image, wanted_middle = _denoise_with_features(self.teacher, y_u, t, condition)
         seen, wanted = _tokens(middle), _tokens(wanted_middle)
         if batches:
+            groups = None if condition is None else condition.groups()
             pairs = ((seen, wanted), (image.float(), wanted_image.float()))
             return torch.stack(
-                [class_mmd(x.flatten(1), y.flatten(1), labels, c.bandwidths) for x, y in pairs]
+                [class_mmd(x.flatten(1), y.flatten(1), groups, c.bandwidths) for x, y in pairs]
             ).sum()
         if c.kernel == "rbf":
             return image_mmd(seen, wanted, c.bandwidths)
@@ -310,34 +316,34 @@ class SwD:
         t = torch.rand(1 if together else len(x0), generator=generator, device=x0.device).expand(
             len(x0)
         )
-        t = t * (part * self.teacher.train_steps)
-        t = t if self.teacher.prediction == "flow" else t.floor()
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.teacher.alpha_sigma(t))
+        t = t * (part * self.teacher.schedule.train_steps)
+        t = self.teacher.schedule.snap(t)
+        alpha, sigma = (append_dims(v, x0) for v in self.teacher.schedule.alpha_sigma(t))
         eps = sigma * torch.randn(x0.shape, generator=generator, device=x0.device)
         return t, alpha * x0 + eps, eps if other is None else alpha * other + eps
 
-    def _pooled(self, x_u: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def _pooled(self, x_u: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         assert self.fake is not None
-        return pool(self.fake.features(x_u, t, labels))
+        return pool(self.fake.features(x_u, t, condition))
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition | None = None, **options: Any) -> Tensor:
         """Clean states (n, C, S, S) from noise (n, C, S, S) with the live weights; options as in
         the pipeline.
         """
         return self.pipeline.rollout(
-            noise, options.get("xi"), labels, options.get("nfe"), options.get("generator")
+            noise, options.get("xi"), condition, options.get("nfe"), options.get("generator")
         )[0]
 
 
 def _denoise_with_features(
-    denoiser: Teacher, x_u: Tensor, t: Tensor, labels: Tensor | None
+    denoiser: Denoiser, x_u: Tensor, t: Tensor, condition: Condition | None
 ) -> tuple[Tensor, Tensor]:
     """A network's denoised image of x_u and the output of its middle block, from one forward
     pass.
     """
-    with capture_middle(denoiser.network) as seen:
-        x0 = denoiser.denoise(x_u, t, labels)
+    with denoiser.capture_middle() as seen:
+        x0 = denoiser.denoise(x_u, t, condition)
     return x0, seen[0]
 
 

@@ -13,7 +13,7 @@ Step i of N, at noise level (alpha_i, sigma_i) and size s_i, from x_1 ~ N(0, I) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -98,7 +98,7 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         unet: Any,
         scale_schedule: list[dict[str, Any]] | None = None,
-        prediction: str = "epsilon",
+        prediction_type: str = "epsilon",
         shape: list[int] | None = None,
         clip: float | None = None,
         num_classes: int | None = None,
@@ -108,7 +108,7 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.register_modules(unet=unet, vae=vae)
         self.register_to_config(
             scale_schedule=scale_schedule,
-            prediction=prediction,
+            prediction_type=prediction_type,
             shape=list(shape or (1, 16, 16)),
             clip=clip,
             num_classes=num_classes,
@@ -124,15 +124,17 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Network evaluations of one sample with ``steps`` steps."""
         return steps
 
-    def denoise(self, step: ScaleStep, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def denoise(
+        self, step: ScaleStep, x: Tensor, condition: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """x0 (n, C, s, s) from x at the level and size of ``step``."""
         t = torch.full((len(x),), step.t, device=x.device)
-        t = t if self.config.prediction == "flow" else t.long()
-        options = {"class_labels": labels, "return_dict": False}
-        output = self.unet(x.to(self.unet.dtype), timestep=t, **options)[0][:, : x.shape[1]].to(
-            x.dtype
-        )
-        x0 = prediction_to_x0(self.config.prediction, output, x, step)
+        t = t if self.config.prediction_type == "flow" else t.long()
+        options = {} if condition is None else condition
+        output = self.unet(x.to(self.unet.dtype), t, **options, return_dict=False)[0][
+            :, : x.shape[1]
+        ].to(x.dtype)
+        x0 = prediction_to_x0(self.config.prediction_type, output, x, step)
         return x0 if self.config.clip is None else x0.clamp(-self.config.clip, self.config.clip)
 
     @torch.no_grad()
@@ -140,7 +142,7 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         noise: Tensor,
         xi: Sequence[Tensor] | None = None,
-        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
         nfe: int | None = None,
         generator: torch.Generator | None = None,
         noise_first: bool = False,
@@ -153,12 +155,12 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         self._check(nfe)
         first = self.scale_schedule[0]
-        x0 = self.denoise(first, noise[..., : first.size, : first.size].contiguous(), labels)
+        x0 = self.denoise(first, noise[..., : first.size, : first.size].contiguous(), condition)
         seen = [x0]
         for i, step in enumerate(self.scale_schedule[1:]):
             x0 = x0 if noise_first else upscale(x0, step.size)
             eps = _randn(x0.shape, x0, generator) if xi is None else xi[i]
-            x0 = self.denoise(step, upscale(renoise(step, x0, eps), step.size), labels)
+            x0 = self.denoise(step, upscale(renoise(step, x0, eps), step.size), condition)
             seen.append(x0)
         return x0, seen
 
@@ -181,11 +183,11 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         self._check(num_inference_steps)
         device = self._execution_device
-        labels = self._labels(class_labels, batch_size, device)
+        condition = self._condition(class_labels, batch_size, device)
         channels, size = self.config.shape[0], self.scale_schedule[0].size
         like = torch.empty(0, device=device, dtype=torch.float32)
         noise = _randn((batch_size, channels, size, size), like, generator)
-        x0, _ = self.rollout(noise, None, labels, num_inference_steps, generator)
+        x0, _ = self.rollout(noise, None, condition, num_inference_steps, generator)
         if self.vae is not None:
             x0 = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
         images: Any = x0.float().clamp(-1, 1)
@@ -201,9 +203,9 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
                 f"{steps} steps"
             )
 
-    def _labels(
+    def _condition(
         self, wanted: int | Sequence[int] | None, n: int, device: torch.device
-    ) -> Tensor | None:
+    ) -> dict[str, Tensor] | None:
         classes = self.config.num_classes
         if classes is None:
             return None
@@ -215,7 +217,7 @@ class SwDPipeline(DiffusionPipeline):  # type: ignore[misc]
         values = [int(wanted)] * n if isinstance(wanted, int) else [int(v) for v in wanted]
         if len(values) != n or not all(0 <= v < classes for v in values):
             raise ValueError(f"class_labels {values}: expected {n} classes in 0..{classes - 1}")
-        return torch.tensor(values, device=device)
+        return {"class_labels": torch.tensor(values, device=device)}
 
 
 def _randn(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:

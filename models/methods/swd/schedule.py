@@ -23,7 +23,8 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.sampling.chain import Chain
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
 
 SIGMAS = {4: (1.0, 0.8959, 0.7371, 0.6022), 6: (1.0, 0.9454, 0.8959, 0.7904, 0.7371, 0.6022)}
 PARTS = {4: (64, 80, 96, 128), 6: (32, 48, 64, 80, 96, 128)}
@@ -113,39 +114,28 @@ def auto_schedule(
     return make_schedule(list(zip(sigmas, chosen, strict=True)), full, stride)
 
 
-def network_stride(teacher: Teacher) -> int:
-    """What sizes must be divisible by: a UNet's reduction, a DiT's patch."""
-    config = teacher.network.config
-    return (
-        int(config.patch_size) if teacher.is_dit else int(2 ** (len(config.block_out_channels) - 1))
-    )
-
-
-def level_of(teacher: Teacher, sigma: float) -> tuple[float, float, float]:
+def level_of(teacher: Denoiser, sigma: float) -> tuple[float, float, float]:
     """(t, alpha, sigma) of the teacher where its signal-to-noise ratio is that of flow matching at
     ``sigma``.
     """
-    last = teacher.train_steps - 1
-    if teacher.prediction == "flow":
-        return sigma * teacher.train_steps, 1.0 - sigma, sigma
-    alphas, sigmas = (v.double().numpy() for v in teacher.alpha_sigma(torch.arange(last + 1)))
-    if sigma == 1.0:
-        t = last
-    else:
-        t = int(np.abs(np.log(sigmas / alphas) - np.log(sigma / (1 - sigma))).argmin())
-    return float(t), float(alphas[t]), float(sigmas[t])
+    t = teacher.schedule.time_of_snr(((1.0 - sigma) / sigma) ** 2)
+    return (t, *teacher.schedule.level(t))
 
 
 @torch.no_grad()
 def short_run(
-    teacher: Teacher, noise: Tensor, steps: int, labels: Tensor | None = None, guidance: float = 1.0
+    teacher: Denoiser,
+    noise: Tensor,
+    steps: int,
+    condition: Condition | None = None,
+    guidance: float = 1.0,
 ) -> Tensor:
     """The teacher's own samples (n, C, s, s) at the size of ``noise``: ``steps`` deterministic
     steps (eta = 0).
     """
-    chain, x = Chain(teacher.levels(steps), 0.0), noise
+    chain, x = Chain(teacher.schedule.levels(steps), 0.0), noise
     for k in range(steps):
         x = float(chain.a[k]) * x + float(chain.b[k]) * teacher.denoise(
-            x, float(chain.levels.t[k]), labels, guidance
+            x, float(chain.levels.t[k]), condition, guidance
         )
     return x

@@ -14,6 +14,7 @@ from models.common.errors import InputError
 from models.common.random import generator_for
 from models.methods.denoising import Denoising, Images
 from models.teachers.architectures import build_scheduler, build_unet
+from models.teachers.conditioning import class_condition
 from tests.tiny import tiny_unet
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample", "flow"]
@@ -27,8 +28,8 @@ def shown(method: Denoising, batch: Images, seed: int = 0) -> tuple[dict[str, An
         seen.update(
             {
                 "x": args[0],
-                "t": kwargs["timestep"],
-                "labels": kwargs["class_labels"],
+                "t": args[1],
+                "labels": kwargs.get("class_labels"),
                 "out": _out[0].detach(),
             }
         )
@@ -90,15 +91,17 @@ def test_scales_take_turns_and_are_area_means() -> None:
 def test_labels_are_dropped_for_guidance() -> None:
     """About a tenth become the null class, others stay."""
     method = Denoising(tiny_unet(classes=3), build_scheduler("epsilon", "cosine"), [8])
-    assert (method.null_label, method.teacher.num_classes) == (3, 3)
+    assert (method.null_class, method.teacher.num_classes) == (3, 3)
     labels = torch.arange(1000) % 3
-    seen, _ = shown(method, Images(images(1000), labels, 0))
+    seen, _ = shown(method, Images(images(1000), class_condition(labels), 0))
     dropped = seen["labels"] == 3
     assert torch.equal(seen["labels"][~dropped], labels[~dropped]) and 60 < int(dropped.sum()) < 145
     kept = Denoising(
         tiny_unet(classes=3), build_scheduler("epsilon", "cosine"), [8], label_dropout=0.0
     )
-    assert torch.equal(shown(kept, Images(images(1000), labels, 0))[0]["labels"], labels)
+    assert torch.equal(
+        shown(kept, Images(images(1000), class_condition(labels), 0))[0]["labels"], labels
+    )
 
 
 def test_the_same_stream_gives_the_same_loss() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.methods.student_network import first_layer, merged, student_network
-from models.teachers.base import network_output
 from tests.tiny import tiny_dit, tiny_unet, weights
 
 KINDS = {"unet": (tiny_unet, 1), "dit": (tiny_dit, 2)}
@@ -27,7 +26,7 @@ def inputs(channels: int, classes: bool) -> tuple[Tensor, Tensor, Tensor | None]
 
 def run(network: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
     with torch.no_grad():
-        return network_output(network, x, t, labels)
+        return network(x, t, class_labels=labels).sample
 
 
 def one_update(student: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> set[str]:
@@ -36,7 +35,7 @@ def one_update(student: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> set
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=1.0)
     for _ in range(2):  # LoRA's first factor has no gradient while its second is zero
         optimizer.zero_grad()
-        network_output(student, x, t, labels).square().mean().backward()
+        student(x, t, class_labels=labels).sample.square().mean().backward()
         optimizer.step()
     after = weights(student)
     return {name for name in after if not torch.equal(before[name], after[name])}

@@ -35,7 +35,7 @@ class GaussianTeacher:
         )
 
     def predict(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance: float = 1.0
+        self, x: Tensor, t: Tensor, condition: object = None, guidance: float = 1.0
     ) -> Tensor:
         self.calls.append(float(t))
         alpha, sigma = self.alpha_sigma(float(t))

@@ -12,7 +12,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from models.common.errors import InputError
 from models.sampling.chain import Chain, unroll
 from models.sampling.grids import adaptive_grid, coarse_grid, subgrid
-from models.teachers.base import Levels, Teacher, to_x0
+from models.teachers.base import to_x0
+from models.teachers.loading import build_denoiser
+from models.teachers.schedule import Levels
 from tests.tiny import tiny_unet
 
 
@@ -50,7 +52,7 @@ def largest_gap(scheduler: Any, steps: int, prediction: str, eta: float) -> floa
     state.
     """
     options = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
-    levels = Teacher(tiny_unet(), in_double(scheduler)).levels(steps)
+    levels = build_denoiser(tiny_unet(), in_double(scheduler)).schedule.levels(steps)
     scheduler.set_timesteps(steps)
     assert scheduler.timesteps.tolist() == levels.t.tolist()
     chain = Chain(levels, eta)
@@ -87,12 +89,12 @@ def test_any_eta_is_ddim(prediction: str, eta: float) -> None:
 
 
 def test_steps_that_do_not_divide_the_teachers_are_distinct() -> None:
-    teacher = Teacher(tiny_unet(), DDPMScheduler(**SETTINGS))
+    teacher = build_denoiser(tiny_unet(), DDPMScheduler(**SETTINGS))
     for steps in (1, 3, 7, 333, 501, 667, 999):
-        t = teacher.levels(steps).t
+        t = teacher.schedule.levels(steps).t
         assert len(t) == steps and t[0] == 999 and t[-1] >= 0 and np.all(np.diff(t) < 0)
     with pytest.raises(InputError, match="1001"):
-        teacher.levels(1001)
+        teacher.schedule.levels(1001)
 
 
 @pytest.mark.parametrize("kind", LEVELS)

@@ -78,8 +78,9 @@ def test_content(tmp_path: Path) -> None:
     assert batch.Y.shape == (6, 3, 1, 2, 2) and batch.xi.shape == (6, 2, 3, 1, 2, 2)
     assert batch.Y.dtype == batch.xi.dtype == torch.float32
     assert torch.equal(batch.Y[:, 2, 0, 1, 1], rows.float()) and torch.equal(batch.xi[:, 1, 2, 0, 0, 0], -rows.float())
-    assert batch.labels is not None and torch.equal(batch.labels, rows % 5)
-    assert batches(shards_of(tmp_path / "bare", labelled=False), 6)(3, 0, 0).labels is None
+    assert batch.condition is not None
+    assert torch.equal(batch.condition["class_labels"], rows % 5)
+    assert batches(shards_of(tmp_path / "bare", labelled=False), 6)(3, 0, 0).condition is None
 
 
 def test_real_images_beside_the_paths(tmp_path: Path) -> None:

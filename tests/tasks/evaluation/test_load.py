@@ -18,7 +18,8 @@ from models.sampling.grids import subgrid
 from models.sampling.signature import bases, feature_matrix
 from models.sampling.trajectories import path_noise
 from models.teachers.architectures import build_scheduler, build_unet
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.loading import load_denoiser
 from tasks.config.evaluation import FolderReference, NpzReference, Reference
 from tasks.config.schema import Params
 from tasks.data.dataset import load_split
@@ -41,13 +42,13 @@ PARAMS = Params.model_validate(
 )  # fmt: skip
 
 
-def save_teacher(root: Path, seed: int) -> Teacher:
+def save_teacher(root: Path, seed: int) -> Denoiser:
     torch.manual_seed(seed)
     network = build_unet(8, 1, (8, 16), 1)
     DDPMPipeline(network, build_scheduler("epsilon", "linear")).save_pretrained(
         root / "data" / "teacher"
     )
-    return Teacher.load(root / "data" / "teacher")
+    return load_denoiser(root / "data" / "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_paths_hold_the_features_of_every_coarser_grid(root: Path) -> None:
     """Chen's identity on the cache agrees with features taken directly from the fine noise."""
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     paths = load_paths(PARAMS, root, teacher, (8, 4, 2))
-    assert len(paths) == 5 and paths.states.shape == (5, 9, 1, 8, 8) and paths.labels is None
+    assert len(paths) == 5 and paths.states.shape == (5, 9, 1, 8, 8) and paths.condition is None
     assert torch.equal(paths.noise, paths.states[:, 0])
     spec = trajectories.path_spec(PARAMS.trajectories, teacher)
     noise = path_noise(spec, "validation", range(5), teacher.shape)
@@ -164,7 +165,7 @@ def test_load_inputs_has_a_working_student_and_untrained_generator(
     """A student that was not trained yet is the untrained generator: same states on the cached
     paths.
     """
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     spec = trajectories.path_spec(PARAMS.trajectories, teacher)
     pipeline, _ = build_pipeline(teacher, spec, untrained_config(PARAMS, (4, 2)))
     monkeypatch.setattr(

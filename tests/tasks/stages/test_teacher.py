@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from models.common.errors import InputError
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data.teacher import load_teacher
@@ -40,7 +40,7 @@ def settings(**changes: Any) -> Params:
     return plain.model_copy(update={"trajectories": small})
 
 
-def train(root: Path, **changes: Any) -> Teacher:
+def train(root: Path, **changes: Any) -> Denoiser:
     params = settings(**changes)
     if not (root / "data" / "dataset").exists():
         dataset.run(params, root)
@@ -85,13 +85,13 @@ def test_training_from_digits_survives_a_kill(
 def test_what_a_trained_teacher_leaves(tmp_path: Path) -> None:
     found = train(tmp_path)
     notes = record(tmp_path)
-    assert (notes["source"], notes["shape"], notes["prediction"]) == (
+    assert (notes["source"], notes["shape"], notes["prediction_type"]) == (
         "train",
         [1, 8, 8],
         "v_prediction",
     )
     assert (
-        notes["null_label"] is None and notes["params"]["steps"] == 6 and notes["last"]["step"] == 6
+        notes["null_class"] is None and notes["params"]["steps"] == 6 and notes["last"]["step"] == 6
     )
     assert (found.shape, found.num_classes, found.clip) == ((1, 8, 8), None, None)
     pipe = DDPMPipeline.from_pretrained(tmp_path / "data" / "teacher", use_safetensors=True)
@@ -112,8 +112,8 @@ def test_what_a_trained_teacher_leaves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "flow"])
 def test_other_predictions_and_schedules(tmp_path: Path, prediction: str) -> None:
-    found = train(tmp_path, steps=2, prediction=prediction, schedule="linear")
-    assert found.prediction == prediction == record(tmp_path)["prediction"]
+    found = train(tmp_path, steps=2, prediction_type=prediction, schedule="linear")
+    assert found.prediction_type == prediction == record(tmp_path)["prediction_type"]
     kind = FlowMatchEulerDiscreteScheduler if prediction == "flow" else DDPMScheduler
     assert type(found.scheduler) is kind
     trajectories.run(settings(), tmp_path)
@@ -123,8 +123,8 @@ def test_other_predictions_and_schedules(tmp_path: Path, prediction: str) -> Non
 def test_classes_with_guidance_end_to_end(tmp_path: Path) -> None:
     """Ten digits and a null class in training; generation with guidance; the label is used."""
     found = train(tmp_path, conditional=True)
-    assert (found.num_classes, found.null_label) == (10, 10) and record(tmp_path)[
-        "null_label"
+    assert (found.num_classes, found.null_class) == (10, 10) and record(tmp_path)[
+        "null_class"
     ] == 10
     params = settings(conditional=True)
     guided = params.trajectories.model_copy(update={"guidance": 2.0, "classes": (3, 7)})
@@ -139,16 +139,16 @@ def test_classes_with_guidance_end_to_end(tmp_path: Path) -> None:
     assert (three - seven).abs().max() > 1e-4
 
 
-def test_pretrained_is_copied_with_its_null_label(tmp_path: Path) -> None:
+def test_pretrained_is_copied_with_its_null_class(tmp_path: Path) -> None:
     source = save_teacher(tmp_path / "source", classes=3, seed=4)
     relative = Path("source") / "data" / "teacher"
     teacher.run(settings(source="pretrained", path=str(relative)), tmp_path)
     copy = load_teacher(tmp_path)
     notes = record(tmp_path)
-    assert (copy.num_classes, copy.null_label, notes["null_label"]) == (3, 3, 3)
+    assert (copy.num_classes, copy.null_class, notes["null_class"]) == (3, 3, 3)
     assert copy.fingerprint() == source.fingerprint() == notes["fingerprint"]
     assert equal(weights(copy.network), weights(source.network))
-    assert notes["source"] == str(relative) and notes["prediction"] == "v_prediction"
+    assert notes["source"] == str(relative) and notes["prediction_type"] == "v_prediction"
 
 
 def test_pretrained_errors_leave_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from models.sampling.chain import unroll
 from models.sampling.grids import subgrid
 from models.sampling.signature import basis, chen_join
 from models.sampling.trajectories import path_noise
-from models.teachers.base import Teacher
+from models.teachers.conditioning import class_condition
+from models.teachers.loading import load_denoiser
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data import trajectories as loader
@@ -85,7 +86,7 @@ def test_shapes_and_manifest(root: Path) -> None:
     assert (xi.shape, xi.dtype) == ((10, 4, 3, 1, 8, 8), np.float16)
     assert labels[:].tolist() == [-1] * 10 and shards.rows("validation") == 5
     assert shards.meta["grid_points"] == [0, 3, 6, 9, 12] and shards.meta["shape"] == [1, 8, 8]
-    assert shards.meta["teacher"] == Teacher.load(root / "data" / "teacher").fingerprint()
+    assert shards.meta["teacher"] == load_denoiser(root / "data" / "teacher").fingerprint()
     assert "workers" not in shards.meta and shards.meta["depth"] == 2
     both = np.concatenate([shards.array(split, "Y")[:, 0] for split in shards.splits]).astype(
         np.float64
@@ -113,7 +114,7 @@ def test_bytes_do_not_depend_on_threads(root: Path) -> None:
     """Kernels that share a sum out over threads would round differently; the caller's setting is
     left as it was.
     """
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     spec = path_spec(settings().trajectories, teacher)
     before, found = torch.get_num_threads(), []
     try:
@@ -236,7 +237,7 @@ def test_one_cache_serves_fewer_steps(root: Path) -> None:
     cache.
     """
     twenty = content(make(root, steps=40, intervals=20, dtype="float32"))
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     spec = path_spec(settings(steps=40, intervals=20, dtype="float32").trajectories, teacher)
     noise = path_noise(spec, "train", range(10), teacher.shape)[:, 1:].double().numpy()
     for nfe in (10, 5):
@@ -265,7 +266,7 @@ def test_cached_paths_obey_the_identity(root: Path, eta: float, grid: str) -> No
     """
     changes = {"eta": eta, "grid": {"kind": grid}, "dtype": "float32"}
     stored = content(make(root, **changes))
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     spec = path_spec(settings(**changes).trajectories, teacher)
     chain = spec.chain
     noise = path_noise(spec, "train", range(10), teacher.shape)
@@ -318,7 +319,7 @@ def test_conditional_teacher_with_guidance(tmp_path: Path) -> None:
     x, chain = noise[:, 0], spec.chain
     with torch.no_grad():
         for k in range(4):
-            x0 = teacher.denoise(x, float(chain.levels.t[k]), labels, guidance=3.0)
+            x0 = teacher.denoise(x, float(chain.levels.t[k]), class_condition(labels), guidance=3.0)
             x = float(chain.a[k]) * x + float(chain.b[k]) * x0 + float(chain.s[k]) * noise[:, k + 1]
     np.testing.assert_allclose(guided["train/Y"][:, -1], x, atol=1e-3 * float(x.abs().max()))
 
@@ -341,7 +342,7 @@ def test_errors_name_the_key(root: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_half_precision_and_progress(root: Path) -> None:
     """bfloat16 forwards stay near float32 ones; progress counts exactly the wanted network rows."""
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     outcomes = {}
     for precision in ("float32", "bfloat16"):
         spec = Trajectories.model_validate(SMALL | {"precision": precision})
@@ -371,7 +372,7 @@ def test_adaptive_grid_is_measured_once(root: Path, monkeypatch: pytest.MonkeyPa
     make(root, grid={"kind": "adaptive"})
     assert files(root) == known and calls == [1]
     section = settings(grid={"kind": "adaptive"}).trajectories
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     assert loader.cached_spec(section, teacher, shards).grid.tolist() == points and calls == [1]
     assert path_spec(section, teacher).grid.tolist() == points
 
@@ -380,7 +381,7 @@ def test_adaptive_grids_share_the_movement_out_and_are_nested(root: Path) -> Non
     """Half the intervals take every second point: students with fewer steps lose nothing by the
     common grid.
     """
-    teacher = Teacher.load(root / "data" / "teacher")
+    teacher = load_denoiser(root / "data" / "teacher")
     grids = {}
     for intervals in (2, 4, 8):
         section = settings(grid={"kind": "adaptive"}, steps=64, intervals=intervals).trajectories
@@ -406,6 +407,6 @@ def test_more_paths_keep_the_grid(root: Path, monkeypatch: pytest.MonkeyPatch) -
         loader, "movement", lambda teacher, spec: np.geomspace(1.0, 1e9, spec.chain.steps - 1)
     )
     section = settings(grid={"kind": "adaptive"}).trajectories
-    assert path_spec(section, Teacher.load(root / "data" / "teacher")).grid.tolist() != points
+    assert path_spec(section, load_denoiser(root / "data" / "teacher")).grid.tolist() != points
     more = make(root, grid={"kind": "adaptive"}, train=section.train + 4)
     assert more.meta["grid_points"] == points and more.rows("train") == section.train + 4

@@ -118,7 +118,8 @@ def test_figures_are_those_of_the_pipeline(
     noise = torch.randn(6, 1, 8, 8, generator=generator)
     xi = torch.randn(6, 4, 3, 1, 8, 8, generator=generator)
     labels = torch.tensor([0, 1, 2, 0, 1, 2]) if which == "labelled" else None
-    x0 = method.pipeline.rollout(noise, xi, labels, 4)[0]
+    condition = method.teacher.encode_condition(labels)
+    x0 = method.pipeline.rollout(noise, xi, condition, 4)[0]
     with torch.no_grad():
         expected = float(kid(extractor(x0.clamp(-1, 1)), real))
     assert found["kid_4"] == pytest.approx(expected, rel=1e-4)

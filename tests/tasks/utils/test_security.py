@@ -17,7 +17,7 @@ import torch
 
 from models.common.errors import InputError
 from models.methods.export import open_student
-from models.teachers.base import Teacher, open_pipeline
+from models.teachers.loading import load_denoiser, open_pipeline
 from tasks.config.schema import Params, load_params
 from tasks.data.shards import ShardSet
 from tasks.stages import dataset
@@ -76,7 +76,7 @@ def test_a_teacher_with_pickled_weights_is_refused(teacher: Path, mark: Path, na
     (teacher / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"conv_in.weight": Payload(mark)}, teacher / "unet" / name)
     with pytest.raises(InputError) as error:
-        Teacher.load(teacher)
+        load_denoiser(teacher)
     assert "safetensors" in one_line(error) and str(teacher) in str(error.value)
     assert not mark.exists()
 

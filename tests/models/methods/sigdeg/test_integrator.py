@@ -16,17 +16,19 @@ from models.methods.sigdeg.integrator import lagrange_means, make_plan, query_in
 from models.methods.sigdeg.pipeline import Step, query_state, rollout
 from models.sampling.chain import Chain, unroll
 from models.sampling.signature import bases
-from models.teachers.base import Levels, Teacher
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
+from models.teachers.schedule import Levels
 from tests.models.tinypaths import features_of, fine_paths, spec_of, teacher_of
 from tests.tiny import tiny_teacher
 
 
 def run(
-    teacher: Teacher, steps: list[Step], Y: Tensor, xi: Tensor, labels: Tensor | None = None
+    teacher: Denoiser, steps: list[Step], Y: Tensor, xi: Tensor, condition: Condition | None = None
 ) -> Tensor:
     mean = torch.zeros(1, *teacher.shape)
     with torch.no_grad():
-        return rollout(lambda s, X, z, h: teacher.denoise(X, s.t, labels), steps, Y, xi, mean)
+        return rollout(lambda s, X, z, h: teacher.denoise(X, s.t, condition), steps, Y, xi, mean)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -76,18 +78,18 @@ def test_one_fine_step_per_interval_is_the_teachers_chain(
     """Nothing is left to average then, whatever the order."""
     teacher = teacher_of(kind)
     spec = spec_of(teacher, 8, 8, 1, eta)
-    states, z, labels = fine_paths(teacher, spec, 3)
+    states, z, condition = fine_paths(teacher, spec, 3)
     found = run(
         teacher,
         make_plan(spec.chain, spec.parts, order),
         states[:, 0],
         features_of(spec, z),
-        labels,
+        condition,
     )
     torch.testing.assert_close(found, states, rtol=1e-5, atol=1e-5)
 
 
-def solver_states(scheduler, teacher: Teacher, count: int, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def solver_states(scheduler, teacher: Denoiser, count: int, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
     """States of a diffusers scheduler that is told the teacher's x0."""
     scheduler.set_timesteps(count)
     states = [x]

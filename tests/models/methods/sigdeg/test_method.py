@@ -23,6 +23,7 @@ from models.methods.sigdeg.method import (
 from models.methods.sigdeg.pipeline import next_state, path_average, query_state, rollout
 from models.sampling.grids import subgrid
 from models.sampling.signature import bases, feature_matrix
+from models.teachers.conditioning import class_condition
 from models.training.loop import LoopConfig, TrainState, train
 from tests.models.tinypaths import batch_of, spec_of, teacher_of
 from tests.tiny import perturbed, tiny_teacher, weights
@@ -371,14 +372,14 @@ def test_labels_and_samples() -> None:
     method = method_of("conditional", nfe=(4,), window_until=0.0)
     batch = paths_of(method)
     right = float(loss_of(method, batch)[0].detach())
-    assert batch.labels is not None
-    wrong = batch._replace(labels=(batch.labels + 1) % 3)
+    assert batch.condition is not None
+    wrong = batch._replace(condition=class_condition((batch.condition["class_labels"] + 1) % 3))
     assert float(loss_of(method, wrong)[0].detach()) != pytest.approx(right, rel=1e-3)
-    x0 = method.sample(batch.Y[:, 0], batch.labels, nfe=4, xi=batch.xi)
+    x0 = method.sample(batch.Y[:, 0], batch.condition, nfe=4, xi=batch.xi)
     steps, pipeline = method.step_schedules[4].steps, method.pipeline
     with torch.no_grad():
         states = rollout(
-            lambda s, X, z, h: pipeline.denoise(s, X, z, h, batch.labels),
+            lambda s, X, z, h: pipeline.denoise(s, X, z, h, batch.condition),
             steps,
             batch.Y[:, 0],
             batch.xi,

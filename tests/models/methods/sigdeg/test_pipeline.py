@@ -27,11 +27,13 @@ from models.methods.sigdeg.method import (
     untrained_rollout,
 )
 from models.methods.sigdeg.pipeline import SigDEGPipeline, load_student, save_student
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
+from models.teachers.loading import build_denoiser
 from tests.models.tinypaths import KINDS, spec_of, teacher_of
 from tests.tiny import perturbed, tiny_unet
 
-Built = tuple[Teacher, SigDEGPipeline, dict[int, StepSchedule]]
+Built = tuple[Denoiser, SigDEGPipeline, dict[int, StepSchedule]]
 
 
 def built(kind: str = "v_prediction", **choices: Any) -> Built:
@@ -40,12 +42,12 @@ def built(kind: str = "v_prediction", **choices: Any) -> Built:
     return teacher, *build_pipeline(teacher, spec_of(teacher), config)
 
 
-def start(teacher: Teacher, count: int, n: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Noise, features and labels for ``count`` steps."""
+def start(teacher: Denoiser, count: int, n: int = 3) -> tuple[Tensor, Tensor, Condition | None]:
+    """Noise, features and condition for ``count`` steps."""
     generator = torch.Generator().manual_seed(5)
     Y = torch.randn(n, *teacher.shape, generator=generator)
     xi = torch.randn(n, count, 3, *teacher.shape, generator=generator)
-    return Y, xi, None if teacher.num_classes is None else torch.arange(n) % teacher.num_classes
+    return Y, xi, teacher.default_condition(n)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
@@ -63,15 +65,15 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
 def test_untrained_is_the_teachers_own_network(kind: str, choices: dict[str, Any]) -> None:
     teacher, pipeline, step_schedules = built(kind, **choices)
     for count in (2, 4):
-        Y, xi, labels = start(teacher, count)
-        x0, states = pipeline.rollout(Y, xi, labels, count)
+        Y, xi, condition = start(teacher, count)
+        x0, states = pipeline.rollout(Y, xi, condition, count)
         with torch.no_grad():
-            expected = untrained_rollout(teacher, step_schedules[count], Y, xi, labels)
+            expected = untrained_rollout(teacher, step_schedules[count], Y, xi, condition)
         close(states, expected)
         assert torch.equal(x0, states[:, -1]) and torch.equal(states[:, 0], Y)
         steps = step_schedules[count].steps
         with torch.no_grad():
-            D = teacher.denoise(Y, steps[0].t, labels)
+            D = teacher.denoise(Y, steps[0].t, condition)
         n = torch.tensor(steps[0].n, dtype=torch.float32)
         close(
             states[:, 1],
@@ -85,15 +87,15 @@ def test_look_ahead_starts_from_the_mean_image(kind: str) -> None:
     1e-4.
     """
     teacher, pipeline, step_schedules = built(kind, look_ahead=0.5)
-    Y, xi, labels = start(teacher, 4)
+    Y, xi, condition = start(teacher, 4)
     assert step_schedules[4].steps[0].b != 0
     with torch.no_grad():
         close(
-            pipeline.rollout(Y, xi, labels, 4)[1],
-            untrained_rollout(teacher, step_schedules[4], Y, xi, labels),
+            pipeline.rollout(Y, xi, condition, 4)[1],
+            untrained_rollout(teacher, step_schedules[4], Y, xi, condition),
             1e-3,
         )
-    mean = mean_image(teacher, float(teacher.levels(1).t[0]))
+    mean = mean_image(teacher, float(teacher.schedule.levels(1).t[0]))
     assert mean.shape == teacher.shape
     close(torch.tensor(pipeline.config.mean_image), mean, 6e-5)
 
@@ -263,7 +265,7 @@ def test_latent_student_decodes(tmp_path: Path) -> None:
         **blocks,
     ).eval()
     plain = teacher_of("v_prediction")
-    teacher = Teacher(tiny_unet(), plain.scheduler, vae)
+    teacher = build_denoiser(tiny_unet(), plain.scheduler, vae)
     pipeline, _ = build_pipeline(teacher, spec_of(teacher), SigDEGConfig(nfe=(4,)))
     save_student(export_pipeline(pipeline), tmp_path / "s")
     again = load_student(tmp_path / "s")

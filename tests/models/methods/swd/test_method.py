@@ -24,7 +24,9 @@ from models.methods.swd.method import ImageBatch, SwD
 from models.methods.swd.pipeline import renoise, upscale
 from models.methods.swd.schedule import make_schedule
 from models.teachers.architectures import build_scheduler, build_unet
-from models.teachers.base import Teacher
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import class_condition
+from models.teachers.loading import build_denoiser
 from models.training.loop import LoopConfig, TrainState, train
 from tests.tiny import tiny_dit, tiny_teacher, tiny_unet, weights
 
@@ -42,11 +44,11 @@ def stream(seed: int = 0) -> torch.Generator:
 
 
 def batch(step: int = 0, n: int = 6, labels: Tensor | None = None) -> ImageBatch:
-    return ImageBatch(0.5 * normals(n, 1, 8, 8, seed=100 + step), labels, step)
+    return ImageBatch(0.5 * normals(n, 1, 8, 8, seed=100 + step), class_condition(labels), step)
 
 
 def test_mmd_alone_never_builds_the_fake_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: SwD) -> Teacher:
+    def refuse(self: SwD) -> Denoiser:
         raise AssertionError("built")
 
     monkeypatch.setattr(SwD, "_fake_network", refuse)
@@ -167,24 +169,28 @@ def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> N
 
 
 def test_batch_mmd_compares_features_and_denoised_images_within_classes() -> None:
-    teacher = Teacher(
-        tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_label=3
+    teacher = build_denoiser(
+        tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_class=3
     )
     method = SwD(teacher, replace(MMD_ONLY, compare="batch", mmd_levels=0.3))
-    labels = torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    condition = class_condition(torch.tensor([0, 1, 0, 1, 0, 1, 0]))
     x0, target = normals(7, 1, 6, 6), normals(7, 1, 6, 6, seed=1)
     t, x_u, y_u = method._renoised(x0, stream(2), 0.3, target, together=True)
     assert float(t.max()) < 300
     wanted = 0.0
     for look in (teacher.features, teacher.denoise):
-        a, b = (look(v, t, labels).flatten(1) for v in (x_u, y_u))
+        a, b = (look(v, t, condition).flatten(1) for v in (x_u, y_u))
         wanted += sum(
             len(rows) / 7 * float(rbf_mmd(a[rows], b[rows], MMD_ONLY.bandwidths))
             for rows in ([0, 2, 4, 6], [1, 3, 5])
         )
-    assert float(method._mmd(2, x0, target, labels, stream(2))) == pytest.approx(wanted, abs=1e-5)
+    assert float(method._mmd(2, x0, target, condition, stream(2))) == pytest.approx(
+        wanted, abs=1e-5
+    )
     paired = SwD(teacher, replace(MMD_ONLY, mmd_levels=0.3))
-    assert float(paired._mmd(2, x0, target, labels, stream(2))) != pytest.approx(wanted, abs=1e-2)
+    assert float(paired._mmd(2, x0, target, condition, stream(2))) != pytest.approx(
+        wanted, abs=1e-2
+    )
 
 
 def test_one_scale_per_step_for_all_micro_batches_and_players() -> None:
@@ -247,19 +253,19 @@ def two_colours(step: int, micro: int, turn: int) -> ImageBatch:
 
 
 @pytest.fixture(scope="module")
-def taught() -> Teacher:
+def taught() -> Denoiser:
     """A teacher that has learnt the two colours at sizes 4 and 8."""
     torch.manual_seed(0)
     method = Denoising(tiny_unet(), build_scheduler("v_prediction", "linear"), (4, 8))
     state = TrainState(method, LoopConfig(steps=250, learning_rate=4e-3))
     for _ in train(method, lambda step, *_: Images(two_colours(step, 0, 0).x0, None, step), state):
         pass
-    return Teacher(method.networks["teacher"], method.teacher.scheduler)
+    return build_denoiser(method.networks["teacher"], method.teacher.scheduler)
 
 
 @pytest.mark.parametrize(("mmd", "dmd"), [(1.0, 0.0), (0.0, 1.0)])
 def test_each_loss_alone_brings_two_step_samples_to_the_data(
-    taught: Teacher, mmd: float, dmd: float
+    taught: Denoiser, mmd: float, dmd: float
 ) -> None:
     schedule = make_schedule([(1.0, 4), (0.6, 8)], 8, 2)
     method = SwD(taught, SwDConfig(schedule, mmd=mmd, dmd=dmd, gan=0.0, fake_updates=2))
@@ -282,8 +288,8 @@ def test_each_loss_alone_brings_two_step_samples_to_the_data(
 
 
 def test_dmd_and_gan_with_a_guided_conditional_teacher_and_lora() -> None:
-    teacher = Teacher(
-        tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_label=3
+    teacher = build_denoiser(
+        tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_class=3
     )
     config = replace(CONFIG, guidance=2.0, trainable="lora", lora_rank=2, kernel="rbf")
     method = SwD(teacher, config)
@@ -300,13 +306,13 @@ def test_dmd_and_gan_with_a_guided_conditional_teacher_and_lora() -> None:
 
 
 def test_dit_students_run_at_every_size() -> None:
-    teacher = Teacher(tiny_dit(), DDPMScheduler(clip_sample=False))
+    teacher = build_denoiser(tiny_dit(), DDPMScheduler(clip_sample=False))
     method = SwD(teacher, CONFIG)
-    labels = torch.tensor([0, 1, 2, 0])
-    given = ImageBatch(0.5 * normals(4, 2, 8, 8), labels, 2)
+    condition = class_condition(torch.tensor([0, 1, 2, 0]))
+    given = ImageBatch(0.5 * normals(4, 2, 8, 8), condition, 2)
     for role in ("fake", "discriminator", "student"):
         assert torch.isfinite(method.loss(role, given, stream())[0])
-    assert method.sample(normals(4, 2, 8, 8), labels).shape == (4, 2, 8, 8)
+    assert method.sample(normals(4, 2, 8, 8), condition).shape == (4, 2, 8, 8)
 
 
 def test_latents_are_shrunk_in_pixel_space() -> None:
@@ -315,7 +321,7 @@ def test_latents_are_shrunk_in_pixel_space() -> None:
         in_channels=3, out_channels=3, latent_channels=2, block_out_channels=(8, 8), norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16,
     )  # fmt: skip
-    teacher = Teacher(tiny_dit(), DDPMScheduler(clip_sample=False), vae=vae)
+    teacher = build_denoiser(tiny_dit(), DDPMScheduler(clip_sample=False), vae=vae)
     z = normals(2, 2, 8, 8)
     small = shrink(teacher, z, 4)
     with torch.no_grad():
@@ -335,8 +341,8 @@ def test_guidance_reaches_the_teacher_alone() -> None:
     """With the fake network untrained and no guidance there is nothing to learn; guidance makes a
     difference.
     """
-    teacher = Teacher(
-        tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_label=3
+    teacher = build_denoiser(
+        tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_class=3
     )
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     terms = []
@@ -355,7 +361,7 @@ def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     for part in (0.6, 1.0):
         t, x_u, _ = method._renoised(x0, stream(), part)
         assert 990 * part < float(t.max()) < 1000 * part and float(t.min()) < 10
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in method.teacher.alpha_sigma(t))
+        alpha, sigma = (v.view(-1, 1, 1, 1) for v in method.teacher.schedule.alpha_sigma(t))
         assert torch.allclose(((x_u - alpha * x0) / sigma).std(), torch.tensor(1.0), atol=0.05)
     asked: list[tuple[float, bool]] = []
     kept = method._renoised
@@ -396,7 +402,7 @@ def test_fake_loss_of_epsilon_networks_is_bounded_at_high_noise() -> None:
 
 
 def test_dropout_is_off_in_all_players() -> None:
-    teacher = Teacher(
+    teacher = build_denoiser(
         build_unet(8, 1, (8, 16), 1, dropout=0.5), build_scheduler("v_prediction", "linear")
     )
     method = SwD(teacher, CONFIG)

@@ -79,9 +79,7 @@ def test_noise_first_puts_correlated_noise_in() -> None:
             super().__init__()
             self.seen = []
 
-        def forward(
-            self, x: Tensor, timestep: Tensor, class_labels: None, return_dict: bool
-        ) -> tuple[Tensor]:
+        def forward(self, x: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
             self.seen.append(x)
             return (torch.zeros_like(x),)
 

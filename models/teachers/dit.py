@@ -1,0 +1,39 @@
+"""Class-conditional diffusion transformers: ``DiTTransformer2DModel`` (Peebles and Xie 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from models.teachers.diffusers_model import DiffusersDenoiser
+
+
+class DiT(DiffusersDenoiser):
+    """States (C, H, W); the class after the last one is the null class. Features are those of the
+    middle transformer block, its tokens laid out as (n, F, H / patch, W / patch).
+    """
+
+    @staticmethod
+    def state_shape(config: Any) -> tuple[int, ...]:
+        height, width = np.broadcast_to(config.sample_size, 2)
+        return int(config.in_channels), int(height), int(width)
+
+    @staticmethod
+    def classes(config: Any, null_class: int | None) -> tuple[int | None, int | None]:
+        return int(config.num_embeds_ada_norm), int(config.num_embeds_ada_norm)
+
+    @property
+    def stride(self) -> int:
+        return int(self.network.config.patch_size)
+
+    def middle_block(self) -> nn.Module:
+        blocks: Any = self.network.transformer_blocks
+        block: nn.Module = blocks[len(blocks) // 2]
+        return block
+
+    def feature_map(self, output: Tensor, x: Tensor) -> Tensor:
+        n, _, width = output.shape
+        grid = (side // self.stride for side in x.shape[2:])
+        return output.transpose(1, 2).reshape(n, width, *grid)

@@ -1,0 +1,32 @@
+"""Which class wraps which network: one file per family, looked up by the network's class name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from models.common.errors import InputError
+
+# network class -> "module:class" of a denoiser with ``from_diffusers``; imported when used
+FAMILIES: dict[str, str] = {
+    "UNet2DModel": "models.teachers.unet2d:UNet2D",
+    "DiTTransformer2DModel": "models.teachers.dit:DiT",
+    "UNet1DModel": "models.teachers.unet1d:UNet1D",
+}
+
+
+def register_family(network: str, denoiser: str) -> None:
+    """Let networks of class ``network`` be opened as ``denoiser``, a "module:class"."""
+    FAMILIES[network] = denoiser
+
+
+def family_of(network: Any, source: str = "") -> Any:
+    """The denoiser class for a network; InputError names the known ones."""
+    found = type(network).__name__
+    if found not in FAMILIES:
+        raise InputError(
+            f"teacher{f' {source}' if source else ''}: denoiser {found}; expected "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    module, _, name = FAMILIES[found].partition(":")
+    return getattr(importlib.import_module(module), name)
