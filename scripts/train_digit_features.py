@@ -17,9 +17,9 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.evaluation.features import DigitNet
-from tasks.config.dataset import NpzDataset
 from tasks.config.schema import Params
 from tasks.data.dataset import load_split
+from tasks.data.sources.npz import NpzDataset
 from tasks.stages import dataset
 from tasks.utils.atomic import atomic_dir
 from tasks.utils.cli import stage_main

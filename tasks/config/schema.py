@@ -16,13 +16,14 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from models.common.config import Flag, Section
 from models.methods.registry import METHODS, config_class
 from models.methods.sigdeg.config import SigDEGConfig
-from tasks.config.dataset import Dataset, MnistDataset
+from tasks.config.dataset import Dataset
 from tasks.config.evaluation import Evaluation
 from tasks.config.overrides import read_overridden, validated
 from tasks.config.student import Student
 from tasks.config.teacher import PretrainedTeacher, Teacher, TrainedTeacher
 from tasks.config.trajectories import Trajectories
 from tasks.config.types import Text
+from tasks.data.sources.mnist import MnistDataset
 
 if TYPE_CHECKING:
     from models.methods.swd.config import SwDConfig

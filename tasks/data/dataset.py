@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from models.common.errors import InputError
-from pathlib import Path
-from tasks.utils.atomic import sha256_file
-from typing import Any
-from typing import Literal
 import json
+from pathlib import Path
+from typing import Any, Literal
+
 import numpy as np
 
+from models.common.errors import InputError
+from tasks.utils.atomic import sha256_file
+
 SPLITS = ("train", "holdout")
+Split = Literal["train", "holdout"]
 
 
 def load_manifest(root: Path) -> dict[str, Any]:
@@ -27,18 +29,40 @@ def load_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_split(root: Path, split: Literal["train", "holdout"]) -> tuple[np.ndarray, np.ndarray]:
+def load_split(root: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 (n, C, S, S), memory-mapped read-only; labels int64 (n,), -1 for none).
 
     Checksums are compared with the manifest; raises InputError naming the file that is missing or
-    differs. """
+    differs.
+    """
+    images = _checked(root, split, "images.npy")
+    labels = _checked(root, split, "labels.npy")
+    pixels = np.load(images, mmap_mode="r", allow_pickle=False)
+    return pixels, np.load(labels, allow_pickle=False)
+
+
+def load_captions(root: Path, split: Split) -> list[list[str]] | None:
+    """The captions of every image of a split, in its order; None if the source had none.
+
+    Checks and errors as of `load_split`.
+    """
+    if not load_manifest(root).get("captions"):
+        return None
+    captions: list[list[str]] = json.loads(_checked(root, split, "captions.json").read_text())
+    return captions
+
+
+def _checked(root: Path, split: Split, part: str) -> Path:
+    """A file of data/dataset whose checksum is that of the manifest."""
     if split not in SPLITS:
         raise ValueError(f"split = {split!r}: expected one of {SPLITS}")
+    file = root / "data" / "dataset" / f"{split}_{part}"
     sums = load_manifest(root)["sha256"]
-    files = [root / "data" / "dataset" / f"{split}_{part}.npy" for part in ("images", "labels")]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: missing; run python -m tasks.stages.dataset again")
-        if sha256_file(file) != sums.get(file.name):
-            raise InputError(f"{file}: its checksum differs from manifest.json; run python -m tasks.stages.dataset again")
-    return np.load(files[0], mmap_mode="r", allow_pickle=False), np.load(files[1], allow_pickle=False)
+    if not file.is_file():
+        raise InputError(f"{file}: missing; run python -m tasks.stages.dataset again")
+    if sha256_file(file) != sums.get(file.name):
+        raise InputError(
+            f"{file}: its checksum differs from manifest.json; run python -m tasks.stages.dataset "
+            "again"
+        )
+    return file

@@ -2,7 +2,7 @@
 images.
 
 A pack is a folder with icons.json and perhaps metadata.json, or one JSON file that holds both. SVG
-is rendered by resvg. """
+is rendered by resvg."""
 
 from __future__ import annotations
 
@@ -46,9 +46,15 @@ def read_pack(path: Path, leave_out: str | None = None) -> list[Icon]:
     content = _json(path / "icons.json" if path.is_dir() else path)
     prefix, icons = content.get("prefix", path.stem), content.get("icons")
     if not isinstance(icons, dict) or not icons:
-        raise InputError(f"dataset.packs: {path} has no icons; expected an npm package folder of @iconify-json")
+        raise InputError(
+            f"dataset.packs: {path} has no icons; expected an npm package folder of @iconify-json"
+        )
     metadata = path / "metadata.json"
-    listed = content.get("categories") or (_json(metadata).get("categories") if metadata.is_file() else None) or {}
+    listed = (
+        content.get("categories")
+        or (_json(metadata).get("categories") if metadata.is_file() else None)
+        or {}
+    )
     category_of: dict[str, str] = {}
     for category, names in listed.items():
         for name in names:
@@ -67,7 +73,14 @@ def _icon(name: str, category: str, entry: dict[str, Any], pack: dict[str, Any])
         for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
     )
     mirrored = bool(entry.get("hFlip")), bool(entry.get("vFlip"))
-    return Icon(name, category, entry["body"], (left, top, width, height), int(entry.get("rotate", 0)) % 4, mirrored)
+    return Icon(
+        name,
+        category,
+        entry["body"],
+        (left, top, width, height),
+        int(entry.get("rotate", 0)) % 4,
+        mirrored,
+    )
 
 
 def renderer(size: int) -> Callable[[Icon], np.ndarray]:
@@ -89,7 +102,11 @@ def renderer(size: int) -> Callable[[Icon], np.ndarray]:
             raise UnreadableImage("links to another file")
         try:
             png = svg_to_bytes(
-                svg_string=svg(icon, size), width=size, height=size, background="white", skip_system_fonts=True
+                svg_string=svg(icon, size),
+                width=size,
+                height=size,
+                background="white",
+                skip_system_fonts=True,
             )
         except ValueError as error:
             raise UnreadableImage(str(error).split("\n")[0]) from None
@@ -121,5 +138,7 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError:
         raise InputError(f"dataset.packs: {path} is not JSON; install the package again") from None
     if not isinstance(content, dict):
-        raise InputError(f"dataset.packs: {path} holds no JSON object; expected an icon set of Iconify")
+        raise InputError(
+            f"dataset.packs: {path} holds no JSON object; expected an icon set of Iconify"
+        )
     return content

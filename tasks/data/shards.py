@@ -1,7 +1,7 @@
 """Sharded arrays on disk: written atomically, checksummed, memory-mapped, published in one step.
 
 A shard is a folder with one .npy per array (all with the same number of rows) and shard.json. A
-published set is a folder with manifest.json and its shards at <split>/<number>. """
+published set is a folder with manifest.json and its shards at <split>/<number>."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_shard(directory: Path, arrays: Mapping[str, np.ndarray]) -> ShardInfo:
     `directory`.
 
     The same arrays give the same bytes. Object arrays, unequal row counts and no rows raise
-    ValueError. """
+    ValueError."""
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"arrays of one shard need equal row counts above 0, got {counts}")
@@ -80,26 +80,35 @@ def write_shard(directory: Path, arrays: Mapping[str, np.ndarray]) -> ShardInfo:
             np.save(file, np.ascontiguousarray(array), allow_pickle=False)
             reach("shard.array")
             infos[name] = ArrayInfo(
-                dtype=array.dtype.str, shape=array.shape, bytes=file.stat().st_size, sha256=sha256_file(file)
+                dtype=array.dtype.str,
+                shape=array.shape,
+                bytes=file.stat().st_size,
+                sha256=sha256_file(file),
             )
         info = ShardInfo(rows=next(iter(counts.values())), arrays=infos)
         atomic_write_json(temporary / SHARD, info.model_dump(mode="json"))
     return info
 
 
-def check_shard(directory: Path, expected: ShardInfo | None = None, fast: bool = False) -> ShardInfo:
+def check_shard(
+    directory: Path, expected: ShardInfo | None = None, fast: bool = False
+) -> ShardInfo:
     """The description of a sound shard; raises CorruptShard, one line that names the file and the
     fix.
 
     `fast` compares sizes, shapes and dtypes only, otherwise every byte is read. `expected` must
-    match too. """
+    match too."""
     fix = "delete the folder and rerun the stage"
     try:
         info = ShardInfo.model_validate_json((directory / SHARD).read_bytes())
     except FileNotFoundError:
-        raise CorruptShard(f"{directory}: no {SHARD} in it, expected a finished shard; {fix}") from None
+        raise CorruptShard(
+            f"{directory}: no {SHARD} in it, expected a finished shard; {fix}"
+        ) from None
     except (OSError, ValidationError):
-        raise CorruptShard(f"{directory / SHARD}: not readable as a shard's description; {fix}") from None
+        raise CorruptShard(
+            f"{directory / SHARD}: not readable as a shard's description; {fix}"
+        ) from None
     if expected is not None and info != expected:
         raise CorruptShard(f"{directory / SHARD}: differs from the manifest; {fix}")
     for name, array in info.arrays.items():
@@ -128,13 +137,15 @@ def usable_shard(directory: Path) -> ShardInfo | None:
         return None
 
 
-def publish(scratch: Path, dest: Path, meta: Mapping[str, Any], splits: Mapping[str, Sequence[str]]) -> Manifest:
+def publish(
+    scratch: Path, dest: Path, meta: Mapping[str, Any], splits: Mapping[str, Sequence[str]]
+) -> Manifest:
     """Make `dest` from finished shards: splits[name] lists folders relative to `scratch`, in row
     order.
 
     Shards are checked whole and hard-linked (copied where links are impossible), so `scratch` stays
     as it is and a kill at any moment leaves `dest` absent, old or new. `meta` is free JSON data for
-    the manifest. """
+    the manifest."""
     placed: dict[str, tuple[PlacedShard, ...]] = {}
     with atomic_dir(dest) as temporary:
         for split, names in splits.items():
@@ -142,7 +153,11 @@ def publish(scratch: Path, dest: Path, meta: Mapping[str, Any], splits: Mapping[
             for number, name in enumerate(names):
                 info = check_shard(scratch / name)
                 path = f"{split}/{number:05d}"
-                _link_files(scratch / name, temporary / path, [SHARD, *(f"{key}.npy" for key in info.arrays)])
+                _link_files(
+                    scratch / name,
+                    temporary / path,
+                    [SHARD, *(f"{key}.npy" for key in info.arrays)],
+                )
                 shards.append(PlacedShard(path=path, info=info))
             placed[split] = tuple(shards)
             reach("shards.linked")
@@ -162,9 +177,13 @@ class ShardSet:
         try:
             self.manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except FileNotFoundError:
-            raise InputError(f"{folder}: no {MANIFEST} in it; run the stage that makes it first") from None
+            raise InputError(
+                f"{folder}: no {MANIFEST} in it; run the stage that makes it first"
+            ) from None
         except (OSError, ValidationError):
-            raise InputError(f"{folder / MANIFEST}: not readable as a manifest; rerun the stage") from None
+            raise InputError(
+                f"{folder / MANIFEST}: not readable as a manifest; rerun the stage"
+            ) from None
         for shard in self._all():
             check_shard(folder / shard.path, shard.info, fast=not full)
 
@@ -188,8 +207,13 @@ class ShardSet:
         """A view of one array over all shards of a split; no data is read yet."""
         shards = self._shards(split)
         if not shards or name not in self.names(split):
-            raise InputError(f"{self.folder}: {split} has no array {name}, only {', '.join(self.names(split))}")
-        return ArrayView([self.folder / s.path / f"{name}.npy" for s in shards], [s.info.arrays[name] for s in shards])
+            raise InputError(
+                f"{self.folder}: {split} has no array {name}, only {', '.join(self.names(split))}"
+            )
+        return ArrayView(
+            [self.folder / s.path / f"{name}.npy" for s in shards],
+            [s.info.arrays[name] for s in shards],
+        )
 
     def _shards(self, split: str) -> tuple[PlacedShard, ...]:
         if split not in self.manifest.splits:
@@ -210,7 +234,9 @@ class ArrayView:
     def __init__(self, files: Sequence[Path], infos: Sequence[ArrayInfo]) -> None:
         kinds = {(info.dtype, info.shape[1:]) for info in infos}
         if len(kinds) != 1:
-            raise InputError(f"{files[0].parent.parent}: shards of {files[0].name} differ in dtype or row shape")
+            raise InputError(
+                f"{files[0].parent.parent}: shards of {files[0].name} differ in dtype or row shape"
+            )
         self._files, self._infos = list(files), list(infos)
         self._starts = np.cumsum([0, *(info.shape[0] for info in infos)])
         self._maps: dict[int, np.ndarray] = {}
@@ -224,7 +250,9 @@ class ArrayView:
         rows, *within = index if isinstance(index, tuple) else (index,)
         single = isinstance(rows, int | np.integer)
         chosen = np.arange(len(self))[[rows] if single else rows]
-        empty = np.broadcast_to(np.zeros((), self.dtype), (0, *self.shape[1:]))[(slice(None), *within)]
+        empty = np.broadcast_to(np.zeros((), self.dtype), (0, *self.shape[1:]))[
+            (slice(None), *within)
+        ]
         out = np.empty((len(chosen), *empty.shape[1:]), self.dtype)
         owner = np.searchsorted(self._starts, chosen, side="right") - 1
         for number in np.unique(owner):

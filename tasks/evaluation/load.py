@@ -23,7 +23,7 @@ from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
 from tasks.data.dataset import load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
-from tasks.data.sources import reference_source
+from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import cached_spec, open_trajectories

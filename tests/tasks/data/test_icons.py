@@ -12,11 +12,10 @@ import pytest
 
 from models.common.errors import InputError
 from tasks.stages import dataset
-from tasks.data.sources import icons_source
+from tasks.data.sources.icons import IconsDataset, icons_source
 from tasks.data.dataset import load_manifest, load_split
 from tasks.data.icons import Icon, read_pack, renderer, svg
 from tasks.data.images import UnreadableImage
-from tasks.config.dataset import IconsDataset
 from tasks.config.schema import Params
 
 RED = '<path d="M0 0h8v16H0z" fill="red"/>'
@@ -58,20 +57,29 @@ def test_icons_by_name_without_aliases_hidden_ones_and_variants(pack: Path) -> N
 
 def test_svg_is_centred_in_a_square() -> None:
     text = svg(Icon("x", "", RED, (-8, 0, 32, 16)), 24)
-    assert 'viewBox="-8 -8 32 32"' in text and 'width="24"' in text and text.endswith(f"{RED}</svg>")
+    assert (
+        'viewBox="-8 -8 32 32"' in text and 'width="24"' in text and text.endswith(f"{RED}</svg>")
+    )
 
 
 def test_drawing_mirrors_and_turns() -> None:
     draw = renderer(8)
     plain = draw(Icon("x", "", RED, (0, 0, 16, 16)))
-    assert plain.shape == (8, 8, 3) and (plain[:, :4] == (255, 0, 0)).all() and (plain[:, 4:] == 255).all()
-    assert np.array_equal(draw(Icon("x", "", RED, (0, 0, 16, 16), 0, (True, False))), plain[:, ::-1])
+    assert (
+        plain.shape == (8, 8, 3)
+        and (plain[:, :4] == (255, 0, 0)).all()
+        and (plain[:, 4:] == 255).all()
+    )
+    assert np.array_equal(
+        draw(Icon("x", "", RED, (0, 0, 16, 16), 0, (True, False))), plain[:, ::-1]
+    )
     turned = draw(Icon("x", "", RED, (0, 0, 16, 16), 1))  # clockwise: left goes up
     assert (turned[:4] == (255, 0, 0)).all() and (turned[4:] == 255).all()
 
 
 @pytest.mark.parametrize(
-    "body", ['<image href="/etc/passwd"/>', '<use xlink:href = "a.svg#b"/>', "<g fill='url(http://a)'/>"]
+    "body",
+    ['<image href="/etc/passwd"/>', '<use xlink:href = "a.svg#b"/>', "<g fill='url(http://a)'/>"],
 )
 def test_links_to_other_files_are_not_followed(body: str) -> None:
     with pytest.raises(UnreadableImage, match="links"):
@@ -87,14 +95,19 @@ def test_dataset_stage_makes_labelled_images(pack: Path, tmp_path: Path) -> None
     params = Params(dataset=IconsDataset(packs=(str(pack),), size=8, holdout=1))
     dataset.run(params, tmp_path)
     manifest = load_manifest(tmp_path)
-    assert manifest["class_names"] == ["People", "Things"] and manifest["counts"] == {"train": 2, "holdout": 1}
+    assert manifest["class_names"] == ["People", "Things"] and manifest["counts"] == {
+        "train": 2,
+        "holdout": 1,
+    }
     assert [entry["name"] for entry in manifest["unreadable"]] == ["tiny:bad"]
     images, labels = load_split(tmp_path, "train")
     assert images.shape == (2, 3, 8, 8) and set(labels) <= {0, 1}
     assert all(0.2 < (image[1:] == 0).mean() < 0.6 for image in images)  # a red part on white
 
 
-def test_what_is_missing_is_one_line(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_one_line(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"icons.json not found; expected an npm package folder"):
         read_pack(tmp_path)
     monkeypatch.setitem(sys.modules, "resvg_py", None)

@@ -16,7 +16,14 @@ import pytest
 
 from models.common.errors import InputError
 from tasks.utils.locks import scratch_lock
-from tasks.data.shards import CorruptShard, ShardSet, check_shard, publish, usable_shard, write_shard
+from tasks.data.shards import (
+    CorruptShard,
+    ShardSet,
+    check_shard,
+    publish,
+    usable_shard,
+    write_shard,
+)
 
 ROWS = (3, 5, 1, 4)
 
@@ -38,7 +45,9 @@ def published(tmp_path: Path) -> Path:
         start += rows
     names = [f"s{number}" for number in range(len(ROWS))]
     dest = tmp_path / "data" / "set"
-    publish(tmp_path / "scratch", dest, {"grid": [0, 5, 10]}, {"train": names, "validation": names[:1]})
+    publish(
+        tmp_path / "scratch", dest, {"grid": [0, 5, 10]}, {"train": names, "validation": names[:1]}
+    )
     return dest
 
 
@@ -98,11 +107,21 @@ def lose_description(shard: Path) -> None:
     (shard / "shard.json").unlink()
 
 
-DAMAGES = [truncate, flip_bit, lose_file, other_shape, other_dtype, garble_description, lose_description]
+DAMAGES = [
+    truncate,
+    flip_bit,
+    lose_file,
+    other_shape,
+    other_dtype,
+    garble_description,
+    lose_description,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_detected_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any) -> None:
+def test_damage_is_detected_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
+) -> None:
     shard = tmp_path / "s0"
     assert usable_shard(shard) is None
     info = write_shard(shard, arrays(0, 3))
@@ -229,7 +248,9 @@ shards.publish(Path(sys.argv[1]), Path(sys.argv[2]), {}, {"train": ["s0", "s1", 
 
 def test_publish_after_a_kill(published: Path) -> None:
     scratch, dest = published.parent.parent / "scratch", published.parent / "again"
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(scratch), str(dest)], cwd=PROJECT, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(scratch), str(dest)], cwd=PROJECT, check=False
+    )
     assert ended.returncode == -signal.SIGKILL and not dest.exists()
     assert len(list(dest.parent.glob(".again.tmp-*"))) == 1
     publish(scratch, dest, {}, {"train": ["s0", "s1", "s2"]})

@@ -14,7 +14,8 @@ from models.common.errors import InputError
 from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest, load_split
 from tasks.data.images import UnreadableImage, decode, fit, with_channels
-from tasks.data.sources import digits_source, mnist_source
+from tasks.data.sources.digits import digits_source
+from tasks.data.sources.mnist import mnist_source
 from tasks.stages.dataset import run, split_rows
 from tests.paths import PROJECT
 
