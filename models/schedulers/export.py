@@ -1,0 +1,33 @@
+"""Put a ``SigDEGScheduler`` into a model folder, so that the folder brings its sampler along."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from models.schedulers.sigdeg_scheduler import SigDEGScheduler
+
+FILES = ("sigdeg_scheduler.py", "sigdeg_plan.py", "sigdeg_levels.py")
+
+
+def export_scheduler(scheduler: SigDEGScheduler, folder: Path) -> None:
+    """Write ``folder``/scheduler: the configuration and the code, which needs numpy, torch and
+    diffusers alone. A ``model_index.json`` in ``folder`` is made to name it, so that
+
+        DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+
+    opens the pipeline with this scheduler, and ``load_lora_weights`` finds it beside a LoRA.
+    """
+    target = Path(folder) / "scheduler"
+    target.mkdir(parents=True, exist_ok=True)
+    scheduler.save_pretrained(target)
+    for name in FILES:
+        shutil.copyfile(Path(__file__).with_name(name), target / name)
+    index = Path(folder) / "model_index.json"
+    if index.is_file():
+        record: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        record["scheduler"] = ["sigdeg_scheduler", "SigDEGScheduler"]
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        index.write_text(text, encoding="utf-8")
