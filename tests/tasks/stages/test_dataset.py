@@ -375,3 +375,39 @@ def test_manifest_sums_are_of_the_files(tmp_path: Path) -> None:
         assert (
             hashlib.sha256((tmp_path / "data" / "dataset" / name).read_bytes()).hexdigest() == value
         )
+
+
+def test_identical_images_stay_on_one_side(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Copies that differ in file, size and label are still one image to the split."""
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        for copy in range(1 + number % 3):
+            place = tmp_path / "in" / f"class{copy}" / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.repeat(1 + copy, 0).repeat(1 + copy, 1)).save(place)
+    crossed = 0
+    for seed in range(5):
+        manifest = make(tmp_path, kind="folder", path="in", size=4, holdout=20, seed=seed)
+        images = [load_split(tmp_path, split)[0] for split in ("train", "holdout")]
+        sides = [{image.tobytes() for image in part} for part in images]
+        assert not sides[0] & sides[1] and len(images[1]) == 20
+        assert manifest["identical"] == 30 and manifest["counts"] == {"train": 40, "holdout": 20}
+        numbers = np.arange(60) // 2  # without groups, pairs do fall on both sides
+        train, held = split_rows(np.zeros(60), 20, seed)
+        crossed += len(set(numbers[train]) & set(numbers[held]))
+    assert crossed > 10
+    assert "30 images are identical to others at this size" in caplog.text
+
+
+def test_groups_that_leave_no_way_are_told() -> None:
+    labels, pairs = np.zeros(6, dtype=np.int64), np.array([0, 0, 1, 1, 2, 2])
+    with pytest.raises(InputError, match=r"holdout = 3: identical images .* try dataset\.holdout=2"):
+        split_rows(labels, 3, 0, pairs)
+    train, held = split_rows(labels, 2, 0, pairs)
+    assert len(held) == 2 and len(set(pairs[held])) == 1 and len(train) == 4
+    alone = np.arange(6)
+    for mine, plain in zip(split_rows(labels, 3, 5, alone), split_rows(labels, 3, 5), strict=True):
+        assert np.array_equal(mine, plain)
