@@ -110,9 +110,11 @@ def _held_out(ordered: np.ndarray, holdout: int, groups: np.ndarray | None) -> n
             chosen[group] = True
             room -= sizes[group]
     if room:
+        possible = holdout - room
+        fix = f"try dataset.holdout={possible}, or " if possible else ""
         raise InputError(
             f"dataset.holdout = {holdout}: identical images stay on one side, and so many cannot "
-            f"be held out; try dataset.holdout={holdout - room}, or remove the copies"
+            f"be held out; {fix}remove the copies"
         )
     return chosen[groups[ordered]]
 

@@ -101,7 +101,7 @@ def _labels(
 
 def _are_classes(files: Files, names: list[str], folders: list[str]) -> bool:
     """Whether the images lie in two or more folders of one level, as imagefolder asks."""
-    found = set(folders)
+    found = set(folders) - {""}
     if len(found) < 2 or all(name.lower() in SPLIT_NAMES for name in found):
         return False
     if len({name.count("/") for name in names}) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,23 +12,9 @@ from PIL import Image
 
 from tasks.data.depths import measure_ranges
 from tasks.data.images import SUFFIXES, UnreadableImage, decode
+from tests.inputs.making import tiff
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(4, 16)
-
-
-def tiff(
-    path: Path, pixels: np.ndarray, sample_format: int, photometric: int = 1, order: str = "<"
-) -> Path:
-    """A grey TIFF as other programs write it: one uncompressed strip (TIFF 6.0)."""
-    height, width = pixels.shape
-    bits = pixels.dtype.itemsize * 8
-    tags = ((256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8),
-            (277, 1), (278, height), (279, pixels.nbytes), (339, sample_format))  # fmt: skip
-    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
-    fields = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
-    path.write_bytes(head + data + struct.pack(f"{order}H", len(tags)) + fields + bytes(4))
-    return path
 
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3

@@ -40,7 +40,10 @@ WRONG = {
     "another range": (GREY.astype(np.float64) * 20 - 1000, GREY),
     "another range of integers": (GREY.astype(np.int32) * 20 - 1000, GREY),
     "RGBA": (np.concatenate([COLOUR, COLOUR[..., :1]], 3), COLOUR),
-    "RGBA, channels first": (np.concatenate([COLOUR, COLOUR[..., :1]], 3).transpose(0, 3, 1, 2), COLOUR),
+    "RGBA, channels first": (
+        np.concatenate([COLOUR, COLOUR[..., :1]], 3).transpose(0, 3, 1, 2),
+        COLOUR,
+    ),
     "images last": (COLOUR.transpose(1, 2, 3, 0), COLOUR),
     "flat": (GREY.reshape(6, 25), GREY),
     "flat colour": (COLOUR.transpose(0, 3, 1, 2).reshape(6, 75), COLOUR),
