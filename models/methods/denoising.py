@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.common.shapes import append_dims
-from models.methods.base import Losses
+from models.methods.base import Losses, Trainable
 from models.teachers.base import training_target
 from models.teachers.conditioning import Condition
 from models.teachers.loading import build_denoiser
@@ -31,10 +31,8 @@ class Images(NamedTuple):
     step: int
 
 
-class Denoising:
-    """The teacher's own training as a :class:`models.methods.base.Method` with one role,
-    ``teacher``.
-    """
+class Denoising(Trainable):
+    """The teacher's own training: one role, ``teacher``."""
 
     ema: tuple[str, ...] = ("teacher",)
 
@@ -49,9 +47,6 @@ class Denoising:
         self.networks: Mapping[str, nn.Module] = {"teacher": network}
         self.scales, self.label_dropout = tuple(scales), label_dropout
 
-    def updates(self, step: int) -> Sequence[str]:
-        return ("teacher",)
-
     def loss(self, role: str, batch: Images, generator: torch.Generator) -> Losses:
         """Mean squared error in the network's own parametrization, times uniform on the
         schedule.
@@ -61,11 +56,12 @@ class Denoising:
         if scale != x0.shape[-1]:
             x0 = F.interpolate(x0, size=(scale, scale), mode="area")
         n = x0.shape[0]
-        schedule = self.teacher.schedule
-        uniform = torch.rand(n, device=x0.device, generator=generator) * schedule.train_steps
-        t = schedule.snap(uniform)
+        uniform = (
+            torch.rand(n, device=x0.device, generator=generator) * self.teacher.schedule.train_steps
+        )
+        t = self.teacher.schedule.snap(uniform)
         eps = torch.randn(x0.shape, device=x0.device, generator=generator)
-        alpha, sigma = (append_dims(v, x0) for v in schedule.alpha_sigma(t))
+        alpha, sigma = (append_dims(v, x0) for v in self.teacher.schedule.alpha_sigma(t))
         condition = batch.condition
         if condition is not None and self.null_class is not None:
             dropped = torch.rand(n, device=x0.device, generator=generator) < self.label_dropout

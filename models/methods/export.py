@@ -1,4 +1,4 @@
-"""Student pipelines of either method: made ready to save, and opened by the class their folder
+"""Student pipelines of every method: made ready to save, and opened by the class their folder
 names.
 """
 
@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.methods.sigdeg.pipeline import SigDEGPipeline, load_student
+from models.methods.registry import pipeline_class, pipeline_names
 from models.methods.student_network import merged
-from models.methods.swd.pipeline import SwDPipeline
-
-PIPELINES: dict[str, Any] = {"SigDEGPipeline": SigDEGPipeline, "SwDPipeline": SwDPipeline}
 
 
 def export_pipeline(pipeline: Any, weights: dict[str, Tensor] | None = None) -> Any:
@@ -29,24 +26,26 @@ def export_pipeline(pipeline: Any, weights: dict[str, Tensor] | None = None) -> 
     network = merged(trained)
     if weights is not None:
         trained.load_state_dict(kept)
-    return with_network(pipeline, network)
-
-
-def with_network(pipeline: Any, network: torch.nn.Module) -> Any:
-    """The same sampler around another network."""
-    settings: dict[str, Any] = {k: v for k, v in pipeline.config.items() if not k.startswith("_")}
-    return type(pipeline)(**{**settings, **pipeline.components, "unet": network})
+    return pipeline.with_network(network)
 
 
 def open_student(folder: Path, device: torch.device | str = "cpu") -> Any:
-    """The pipeline of a student folder; raises ValueError if it is not one, or of an unknown
-    class.
+    """The pipeline of a student folder, by this project's own class: no code in the folder runs.
+
+    Raises ValueError if it is not a student's folder, or of a class that no method has registered.
     """
     index = Path(folder) / "model_index.json"
-    name = json.loads(index.read_text()).get("_class_name") if index.is_file() else "SigDEGPipeline"
-    name = name[-1] if isinstance(name, list) else name
-    if name not in PIPELINES:
+    if not index.is_file():
         raise ValueError(
-            f"student {folder}: pipeline class {name!r}; expected one of {', '.join(PIPELINES)}"
+            f"student {folder}: no model_index.json; expected a folder written by the student stage"
         )
-    return load_student(folder, device, PIPELINES[name])
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    name = name[-1] if isinstance(name, list) else name
+    if name not in pipeline_names():
+        raise ValueError(
+            f"student {folder}: pipeline class {name!r}; expected one of "
+            f"{', '.join(pipeline_names())}"
+        )
+    pipeline = pipeline_class(name).from_pretrained(str(folder), use_safetensors=True)
+    pipeline.to(device)
+    return pipeline

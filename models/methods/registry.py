@@ -14,26 +14,37 @@ from models.common.errors import InputError
 
 
 class Entry(NamedTuple):
-    """Places written as "module:Class": the settings, and the method made from them."""
+    """Places written as "module:Class": the settings, the method made from them, and its students'
+    pipeline.
+    """
 
     config: str
     method: str
+    pipeline: str
 
 
+MULTISTEP = "models.methods.multistep_pipeline:MultistepPipeline"
 METHODS: dict[str, Entry] = {
     "sigdeg": Entry(
-        "models.methods.sigdeg.config:SigDEGConfig", "models.methods.sigdeg.method:SigDEG"
+        "models.methods.sigdeg.config:SigDEGConfig",
+        "models.methods.sigdeg.method:SigDEG",
+        "models.methods.sigdeg.pipeline:SigDEGPipeline",
     ),
-    "swd": Entry("models.methods.swd.config:SwDConfig", "models.methods.swd.method:SwD"),
+    "swd": Entry(
+        "models.methods.swd.config:SwDConfig",
+        "models.methods.swd.method:SwD",
+        "models.methods.swd.pipeline:SwDPipeline",
+    ),
 }
 
 
-def register_method(name: str, config: str, method: str) -> None:
-    """Add a method: its settings are a :class:`Section` with `kind: Literal[name]`.
+def register_method(name: str, config: str, method: str, pipeline: str = MULTISTEP) -> None:
+    """Add a method: its settings are a :class:`Section` with `kind: Literal[name]`, its students
+    sample with ``pipeline``.
 
     Raises InputError if the name is taken by another.
     """
-    entry = Entry(config, method)
+    entry = Entry(config, method, pipeline)
     if METHODS.setdefault(name, entry) != entry:
         raise InputError(f"method {name}: registered already as {METHODS[name].method}")
 
@@ -47,6 +58,18 @@ def config_class(name: str) -> type[Section]:
 def method_class(name: str) -> Any:
     """The method itself."""
     return load(METHODS[name].method)
+
+
+def pipeline_names() -> list[str]:
+    """Names of all classes that open students."""
+    places = {MULTISTEP, *(entry.pipeline for entry in METHODS.values())}
+    return sorted(place.partition(":")[2] for place in places)
+
+
+def pipeline_class(name: str) -> Any:
+    """The pipeline of that class name."""
+    places = {MULTISTEP, *(entry.pipeline for entry in METHODS.values())}
+    return load(next(place for place in places if place.endswith(f":{name}")))
 
 
 def load(place: str) -> Any:

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 
 import iisignature
 import numpy as np
+import torch
+from torch import Tensor
 
 from models.sampling.chain import Chain, unroll
 
@@ -147,6 +149,24 @@ def chen_join(chain: Chain, parts: Sequence[Basis], depth: int) -> np.ndarray:
                 )
         out[:, j] = _solve(whole, moved / whole.scale)
     return out
+
+
+def join_maps(chain: Chain, parts: Sequence[Basis], intervals: int) -> np.ndarray:
+    """(N, m + 1, r, m + 1) for N = ``intervals`` that each span r consecutive ``parts``: the maps
+    of :func:`chen_join`, for :func:`joined`.
+    """
+    depth, every = parts[0].Q.shape[1] - 1, len(parts) // intervals
+    spans = [parts[i * every : (i + 1) * every] for i in range(intervals)]
+    return np.stack([chen_join(chain, span, depth) for span in spans])
+
+
+def joined(xi: Tensor, maps: Tensor) -> Tensor:
+    """Features (n, N r, m + 1, C, H, W) joined to (n, N, m + 1, C, H, W) by :func:`join_maps`."""
+    intervals, _, every, _ = maps.shape
+    if every == 1:
+        return xi
+    parts = xi.reshape(len(xi), intervals, every, *xi.shape[2:])
+    return torch.einsum("iprq,nirqchw->nipchw", maps.to(xi), parts)
 
 
 def _solve(whole: Basis, moved: np.ndarray) -> np.ndarray:

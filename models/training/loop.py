@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.common.precision import DTYPES
 from models.common.random import generator_for
-from models.methods.base import Method
+from models.methods.base import Trainable
 
 Batches = Callable[[int, int, int], Any]  # (step, micro, update) -> batch
 
@@ -74,9 +74,9 @@ class StepReport:
 
 
 class TrainState:
-    """Players, their optimizers and ema_weights, and the number of finished steps."""
+    """Networks, their optimizers and ema_weights, and the number of finished steps."""
 
-    def __init__(self, method: Method, config: LoopConfig):
+    def __init__(self, method: Trainable, config: LoopConfig):
         self.step = 0
         self.config = config
         self.networks = dict(method.networks)
@@ -176,7 +176,7 @@ def _global_stream(device: torch.device, *key: int) -> Iterator[None]:
 
 
 def _update(
-    method: Method,
+    method: Trainable,
     state: TrainState,
     role: str,
     update: int,
@@ -216,7 +216,7 @@ def _update(
 
 
 def train(
-    method: Method,
+    method: Trainable,
     batches: Batches,
     state: TrainState,
     *,
@@ -236,4 +236,5 @@ def train(
         rate = state.config.learning_rate * state.config.rate(state.step)
         state.step += 1
         state.update_ema()
+        method.after_step(state.step)
         yield StepReport(state.step, rate, terms)

@@ -1,8 +1,14 @@
-"""Batches of cached teacher paths from memory-mapped shards."""
+"""Training batches from memory-mapped arrays: cached teacher paths, their ends, or training images.
+
+A batch is a function of (step, micro-batch, update, rank) alone, so that a resumed run sees what an
+unbroken one would have seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,54 +16,59 @@ import torch
 from torch import Tensor
 
 from models.common.random import generator_for
-from models.methods.sigdeg.method import PathBatch
-from models.methods.swd.method import ImageBatch
+from models.methods.base import ImageBatch, Needs, PathBatch
+from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition, class_condition
+from tasks.data.dataset import load_split
 from tasks.data.shards import ShardSet
 
-READ = 256
+READ = 256  # paths read at once
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """``size`` rows for each of ``accumulate`` micro-batches on each of ``world`` ranks."""
+
+    size: int
+    accumulate: int
+    seed: int
+    device: torch.device
+    rank: int = 0
+    world: int = 1
 
 
 class Rows:
-    """Which paths make this rank's batch at (step, micro, update): a function of its arguments
-    alone.
+    """Which of ``len(labels)`` rows make this rank's batch at (step, micro, update).
 
-    Every epoch is a fresh permutation of all paths; ranks and micro-batches take consecutive pieces
-    of it, so no path comes twice before every other has come once. Other turns of a step (other
+    Every epoch is a fresh permutation of all rows; ranks and micro-batches take consecutive pieces
+    of it, so no row comes twice before every other has come once. Other updates of a step (other
     networks) go other ways. ``images``: uint8 (r, C, H, W) training images, set by those whose loss
-    needs real ones beside the paths; ``encode``: from labels to the network's condition.
+    needs real ones beside the rows; ``encode``: from labels to the network's condition.
     """
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        size: int,
-        accumulate: int,
-        seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self.Y, self.labels = (shards.array("train", name) for name in ("Y", "labels"))
-        self.size, self.accumulate, self.seed, self.device = size, accumulate, seed, device
-        self.rank, self.world = rank, world
+    def __init__(self, labels: Any, plan: BatchPlan):
+        self.labels, self.plan = labels, plan
         self.images: np.ndarray | None = None
         self.encode: Callable[[Tensor], Condition | None] = class_condition
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def rows(self, step: int, micro: int, update: int = 0) -> np.ndarray:
-        """Indices (size,) of the paths of this rank's batch."""
-        first = ((step * self.accumulate + micro) * self.world + self.rank) * self.size
-        places = np.arange(first, first + self.size)
-        count = len(self.Y)
-        return np.concatenate(
-            [self._permutation(int(e), update)[places[places // count == e] % count] for e in np.unique(places // count)]
-        )
+        """Indices (size,) of this rank's batch."""
+        plan, count = self.plan, len(self.labels)
+        first = ((step * plan.accumulate + micro) * plan.world + plan.rank) * plan.size
+        places = np.arange(first, first + plan.size)
+        epochs = places // count
+        pieces = [
+            self._permutation(int(e), update)[places[epochs == e] % count]
+            for e in np.unique(epochs)
+        ]
+        return np.concatenate(pieces)
 
     def _permutation(self, epoch: int, update: int) -> np.ndarray:
         if update not in self._orders or self._orders[update][0] != epoch:
             key = (epoch, update) if update else (epoch,)
-            order = torch.randperm(len(self.Y), generator=generator_for("cpu", self.seed, 11, *key))
+            generator = generator_for("cpu", self.plan.seed, 11, *key)
+            order = torch.randperm(len(self.labels), generator=generator)
             self._orders[update] = (epoch, order.numpy())
         return self._orders[update][1]
 
@@ -65,43 +76,76 @@ class Rows:
         raise TypeError("Rows alone is no batch; use PathBatches or ImageBatches")
 
     def _condition(self, rows: np.ndarray) -> Condition | None:
-        return self.encode(torch.from_numpy(self.labels[rows]).to(self.device))
+        return self.encode(torch.from_numpy(self.labels[rows]).to(self.plan.device))
 
     def _real(self, step: int, micro: int) -> Tensor | None:
         """As many of ``images`` at random, (size, C, H, W) in [-1, 1]."""
         if self.images is None:
             return None
-        key = generator_for("cpu", self.seed, 17, step, micro, self.rank)
-        rows = torch.randint(len(self.images), (self.size,), generator=key).numpy()
-        return (torch.from_numpy(self.images[rows]).float() / 127.5 - 1).to(self.device)
+        key = generator_for("cpu", self.plan.seed, 17, step, micro, self.plan.rank)
+        rows = torch.randint(len(self.images), (self.plan.size,), generator=key).numpy()
+        return _in_range(self.images[rows]).to(self.plan.device)
 
 
 class PathBatches(Rows):
-    """``batches(step, micro, update)``: teacher paths with their features, for Sig-DEG; as many
-    ``images``, if set.
-    """
+    """``batches(step, micro, update)``: teacher paths with their features."""
 
-    def __init__(self, shards: ShardSet, *settings: Any, **more: Any):
-        super().__init__(shards, *settings, **more)
-        self.xi = shards.array("train", "xi")
+    def __init__(self, shards: ShardSet, plan: BatchPlan):
+        super().__init__(shards.array("train", "labels"), plan)
+        self.Y, self.xi = (shards.array("train", name) for name in ("Y", "xi"))
 
     def __call__(self, step: int, micro: int, update: int) -> PathBatch:
         rows = self.rows(step, micro)
-        Y, xi = (torch.from_numpy(array[rows]).to(self.device).float() for array in (self.Y, self.xi))
+        Y, xi = (
+            torch.from_numpy(array[rows]).to(self.plan.device).float()
+            for array in (self.Y, self.xi)
+        )
         return PathBatch(Y, xi, self._condition(rows), step, self._real(step, micro))
 
 
 class ImageBatches(Rows):
-    """``batches(step, micro, update)``: the ends of teacher paths, its images, for SwD; as many
-    ``images``, if set.
-    """
+    """``batches(step, micro, update)``: the ends of teacher paths, its images."""
 
-    def __init__(self, shards: ShardSet, *settings: Any, **more: Any):
-        super().__init__(shards, *settings, **more)
-        count = len(self.Y)
-        self.x0 = np.concatenate([self.Y[low : min(low + READ, count)][:, -1] for low in range(0, count, READ)])
+    def __init__(self, shards: ShardSet, plan: BatchPlan):
+        super().__init__(shards.array("train", "labels"), plan)
+        Y = shards.array("train", "Y")
+        lows = range(0, len(Y), READ)
+        self.x0 = np.concatenate([Y[low : min(low + READ, len(Y))][:, -1] for low in lows])
 
     def __call__(self, step: int, micro: int, update: int) -> ImageBatch:
         rows = self.rows(step, micro, update)
-        x0 = torch.from_numpy(self.x0[rows]).to(self.device).float()
+        x0 = torch.from_numpy(self.x0[rows]).to(self.plan.device).float()
         return ImageBatch(x0, self._condition(rows), step, self._real(step, micro))
+
+
+class DataBatches(Rows):
+    """``batches(step, micro, update)``: training images in the teacher's state space."""
+
+    def __init__(self, root: Path, teacher: Denoiser, plan: BatchPlan):
+        self.pixels, labels = load_split(root, "train")
+        super().__init__(labels, plan)
+        self.teacher = teacher
+
+    def __call__(self, step: int, micro: int, update: int) -> ImageBatch:
+        rows = self.rows(step, micro, update)
+        images = _in_range(self.pixels[rows]).to(self.plan.device)
+        x0 = self.teacher.encode(images)
+        return ImageBatch(x0, self._condition(rows), step, self._real(step, micro))
+
+
+def batches_for(
+    needs: Needs, root: Path, teacher: Denoiser, shards: ShardSet, plan: BatchPlan
+) -> Rows:
+    """The batches that a method needs."""
+    made: Rows
+    if needs == "data":
+        made = DataBatches(root, teacher, plan)
+    else:
+        made = (PathBatches if needs == "paths" else ImageBatches)(shards, plan)
+    made.encode = teacher.encode_condition
+    return made
+
+
+def _in_range(pixels: np.ndarray) -> Tensor:
+    """uint8 as float32 in [-1, 1]."""
+    return torch.from_numpy(np.asarray(pixels)).float() / 127.5 - 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.methods.export import open_student as load_student
-from models.methods.export import with_network
-from models.methods.sigdeg.method import SigDEGConfig, build_pipeline, make_step_schedule
-from models.methods.swd.pipeline import SwDPipeline
+from models.methods.student_network import student_network
 from models.sampling.baselines import BASELINES
+from models.sampling.grids import subgrid
+from models.sampling.signature import join_maps, joined
 from models.teachers.base import Denoiser
 from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
@@ -32,21 +30,23 @@ from tasks.registry.lineage import git_state, stage_sums
 from tasks.utils.device import pick_device
 
 PATH_SAMPLES = 256
-OWN_NAMES = ("real", "teacher", "student", "untrained", "noise_first")
-TITLES = {"SigDEGPipeline": "Sig-DEG student", "SwDPipeline": "SwD student"}
+OWN_NAMES = ("real", "teacher", "student", "untrained")
 
 
 def load_inputs(params: Params, root: Path) -> Inputs:
     """Teacher, student, cached paths and real images; InputError for what is missing or does not
     match.
+
+    What is to be known about a student comes from its pipeline: its title, untrained form, controls
+    and the path features it follows. No method is asked.
     """
     device = pick_device()
     teacher = load_teacher(root, device)
     student = open_student(root, device)
     nfe = choose_nfe(params.evaluation.nfe, student.nfe)
-    untrained = untrained_like(student, params, root, teacher, nfe).to(device)
-    pipelines = {"student": student, "untrained": untrained}
-    rivals = open_rivals(params.evaluation.rivals, root, device)
+    pipelines = {"student": student, "untrained": untrained_form(student, teacher).to(device)}
+    controls = student.controls()
+    rivals = open_rivals(params.evaluation.rivals, root, device, controls)
     for network in (teacher.network, *(pipe.unet for pipe in (pipelines | rivals).values())):
         if device.type == "cpu":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -55,14 +55,12 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     others: dict[str, Any] = {
         name: (pipe.rollout, tuple(pipe.nfe)) for name, pipe in rivals.items()
     }
-    if scale_wise := isinstance(student, SwDPipeline):
-        others["noise_first"] = (partial(student.rollout, noise_first=True), nfe)
-    kind = "SwD" if scale_wise else "Sig-DEG"
+    others |= {name: (rollout, nfe) for name, (_, rollout) in controls.items()}
     real, other = real_images(params, root)
     return Inputs(
         teacher=teacher,
         generators={name: pipe.rollout for name, pipe in pipelines.items()},
-        paths=load_paths(params, root, teacher, () if scale_wise else nfe),
+        paths=load_paths(params, root, teacher, nfe if follows_paths(student) else ()),
         real=real,
         other_real=other,
         nfe=nfe,
@@ -71,10 +69,10 @@ def load_inputs(params: Params, root: Path) -> Inputs:
         calls={key: count for key, count in calls.items() if count != key[1]},
         others=others,
         titles={
-            "student": f"Student {kind}",
-            "untrained": f"Untrained {kind}",
-            "noise_first": "Control: noise before upscaling",
-            **{name: f"{TITLES[type(pipe).__name__]} in {name}" for name, pipe in rivals.items()},
+            "student": f"Student {student.title}",
+            "untrained": f"Untrained {student.title}",
+            **{name: title for name, (title, _) in controls.items()},
+            **{name: f"{pipe.title} student in {name}" for name, pipe in rivals.items()},
         },
         lineage=lineage(params, root, teacher),
         diagnostics=student_diagnostics(root),
@@ -82,21 +80,35 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     )
 
 
-def untrained_like(
-    student: Any, params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ...]
-) -> Any:
-    """The plain generator: the teacher's network, neither calibrated nor trained."""
-    if isinstance(student, SwDPipeline):
-        return with_network(student, copy.deepcopy(teacher.network))
-    spec = cached_spec(params.trajectories, teacher, open_trajectories(root))
-    return build_pipeline(teacher, spec, untrained_config(params, nfe))[0]
+def untrained_form(student: Any, teacher: Denoiser) -> Any:
+    """The student's sampler around the teacher's network, neither calibrated nor trained.
+
+    Input channels that the student has beside the teacher's get zero weights.
+    """
+    channels = int(student.unet.config.in_channels)
+    network = student_network(teacher.network, channels).requires_grad_(False).eval()
+    return student.untrained(network)
 
 
-def open_rivals(folders: Sequence[str], root: Path, device: torch.device) -> dict[str, Any]:
+def follows_paths(student: Any) -> bool:
+    """Whether the student's rollout takes the features that are cached with the paths."""
+    if student.path_features not in (None, "signature"):
+        raise InputError(
+            f"data/student follows paths by {student.path_features!r}: expected signature, which "
+            "data/trajectories holds, or None"
+        )
+    return student.path_features is not None
+
+
+def open_rivals(
+    folders: Sequence[str], root: Path, device: torch.device, taken: Iterable[str] = ()
+) -> dict[str, Any]:
     """Other students, by the names of their folders (dots become underscores).
 
-    A name that another sampler has gets the parent folder's in front, and so on.
+    A name that another sampler has, or that is ``taken``, gets the parent folder's in front, and so
+    on.
     """
+    names = {*OWN_NAMES, *BASELINES, *taken}
     opened: dict[str, Any] = {}
     for folder in folders:
         try:
@@ -104,7 +116,7 @@ def open_rivals(folders: Sequence[str], root: Path, device: torch.device) -> dic
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"evaluation.rivals: {folder} cannot be opened ({first})") from error
-        opened[free_name((root / folder).resolve(), {*OWN_NAMES, *BASELINES, *opened})] = student
+        opened[free_name((root / folder).resolve(), names | opened.keys())] = student
     return opened
 
 
@@ -119,13 +131,6 @@ def free_name(folder: Path, taken: set[str]) -> str:
     raise InputError(
         f"evaluation.rivals: {folder} is named twice: expected each folder once; remove one"
     )
-
-
-def untrained_config(params: Params, nfe: tuple[int, ...]) -> SigDEGConfig:
-    """The method's settings that shape the generator before any training."""
-    names = ("order", "look_ahead", "predict_order", "conditioning_limit")
-    given = params.method.model_dump() if params.method.kind == "sigdeg" else {}
-    return SigDEGConfig(nfe=nfe, **{name: given[name] for name in names if name in given})
 
 
 def real_images(params: Params, root: Path) -> tuple[Tensor, Tensor]:
@@ -179,8 +184,11 @@ def load_paths(params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ..
     states = _read(shards, "Y", count)
     labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
     fine = _read(shards, "xi", min(count, PATH_SAMPLES)) if nfe else torch.zeros(0)
-    spec, config = cached_spec(params.trajectories, teacher, shards), untrained_config(params, nfe)
-    xi = {n: make_step_schedule(spec, n, config).features(fine) for n in nfe}
+    spec = cached_spec(params.trajectories, teacher, shards)
+    for n in nfe:
+        subgrid(spec.grid, n)  # refuses a number that does not divide the cached grid
+    maps = {n: torch.as_tensor(join_maps(spec.chain, spec.parts, n)) for n in nfe}
+    xi = {n: joined(fine, own) for n, own in maps.items()}
     return Paths(states[:, 0].contiguous(), states, xi, teacher.encode_condition(labels))
 
 

@@ -22,15 +22,15 @@ import torch
 
 from models.common.errors import InputError
 from models.methods.export import export_pipeline
-from models.methods.sigdeg.pipeline import save_student
 from models.teachers.base import Denoiser
 from models.training.loop import LoopConfig, TrainState
 from tasks.config.schema import Params
+from tasks.data.batches import BatchPlan, batches_for
 from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
-from tasks.methods.registry import RECIPES, MethodContext
+from tasks.methods.context import make_context, method_of, real_images
 from tasks.training.selection import Selection
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json, read_json
@@ -54,8 +54,7 @@ def run(params: Params, root: Path) -> None:
     scratch = _scratch(params, root, shards)
     with scratch_lock(scratch):
         if read_json(scratch / FACTS) is None:
-            context = MethodContext(params, teacher.to(pick_device()), shards)
-            atomic_write_json(scratch / FACTS, RECIPES[params.method.kind].prepare(context, root))
+            atomic_write_json(scratch / FACTS, _prepare(params, root, teacher, shards))
         reach("student.measured")
         if read_json(scratch / RESULT) is None:
             _fit(params, root, scratch)
@@ -63,8 +62,15 @@ def run(params: Params, root: Path) -> None:
             _start_over(scratch)
             _fit(params, root, scratch)
         reach("student.trained")
-        diagnostics = json.loads((scratch / FACTS).read_text())
-        _publish(root, scratch, MethodContext(params, teacher.cpu(), shards, diagnostics))
+        _publish(params, root, scratch, teacher.cpu(), shards)
+
+
+def _prepare(params: Params, root: Path, teacher: Denoiser, shards: ShardSet) -> dict[str, Any]:
+    """What the method chooses or measures once, before any training."""
+    method = method_of(params)
+    # a mistake there should show before the long work
+    real_images(method, params.method, root, teacher)
+    return method.prepare(make_context(params, root, teacher.to(pick_device()), shards))
 
 
 def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
@@ -192,17 +198,15 @@ def build_training(
     student = params.student
     teacher = load_teacher(root, device)
     shards = open_trajectories(root)
-    diagnostics = json.loads((scratch / FACTS).read_text()) if (scratch / FACTS).is_file() else {}
-    recipe = RECIPES[params.method.kind]
+    kind = method_of(params)
     torch.manual_seed(student.seed)
-    context = MethodContext(params, teacher, shards, diagnostics)
-    method = recipe.method(context)
+    method = kind(make_context(params, root, teacher, shards, read_json(scratch / FACTS)))
     if device.type == "cpu":
         method.pipeline.unet.to(memory_format=torch.channels_last)
     config = LoopConfig(
         steps=student.steps,
         learning_rate=student.learning_rate,
-        learning_rates=recipe.rates(params),
+        learning_rates=method.learning_rates,
         warmup=student.warmup,
         schedule=student.schedule,
         weight_decay=student.weight_decay,
@@ -213,7 +217,9 @@ def build_training(
         seed=student.seed,
     )
     state = TrainState(method, config)
-    batches = recipe.batches(context, device, rank, world)
+    plan = BatchPlan(student.batch_size, student.accumulate, student.seed, device, rank, world)
+    batches = batches_for(kind.needs, root, teacher, shards, plan)
+    batches.images = real_images(kind, params.method, root, teacher)
     selection = Selection(method, params, root, scratch, device)
     return Training(
         method,
@@ -230,22 +236,23 @@ def build_training(
     )
 
 
-def _publish(root: Path, scratch: Path, context: MethodContext) -> None:
+def _publish(
+    params: Params, root: Path, scratch: Path, teacher: Denoiser, shards: ShardSet
+) -> None:
     result = json.loads((scratch / RESULT).read_text())
-    params, meta = context.params, context.shards.meta
-    pipeline = RECIPES[params.method.kind].pipeline(context)
+    diagnostics = json.loads((scratch / FACTS).read_text())
+    pipeline = method_of(params).untrained(make_context(params, root, teacher, shards, diagnostics))
     weights = Selection.best_weights(scratch, result["best_step"])
+    kept = ("steps", "eta", "intervals", "depth", "seed", "grid_points")
     record = result | {
         "method": params.method.model_dump(mode="json"),
         "nfe": list(params.method.nfe),
-        "diagnostics": context.diagnostics,
-        "teacher": context.teacher.fingerprint(),
-        "trajectories": {
-            key: meta[key] for key in ("steps", "eta", "intervals", "depth", "seed", "grid_points")
-        },
+        "diagnostics": diagnostics,
+        "teacher": teacher.fingerprint(),
+        "trajectories": {key: shards.meta[key] for key in kept},
     }
     with atomic_dir(root / "data" / "student") as folder:
-        save_student(export_pipeline(pipeline, weights), folder)
+        export_pipeline(pipeline, weights).save_pretrained(folder)
         reach("student.saved")
         atomic_write_json(folder / "student.json", record)
         (folder / "history.csv").write_bytes((scratch / "history.csv").read_bytes())

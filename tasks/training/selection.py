@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.methods.sigdeg.method import SigDEG
-from models.methods.sigdeg.pipeline import rollout
-from models.methods.swd.method import SwD
+from models.methods.base import DistillationMethod, PathBatch
 from models.training.loop import TrainState
 from tasks.config.schema import Params
 from tasks.data.trajectories import open_trajectories
@@ -35,19 +33,19 @@ class Selection:
     """
 
     def __init__(
-        self, method: SigDEG | SwD, params: Params, root: Path, scratch: Path, device: torch.device
+        self,
+        method: DistillationMethod,
+        params: Params,
+        root: Path,
+        scratch: Path,
+        device: torch.device,
     ):
-        self.method, self.params, self.root, self.scratch, self.device = (
-            method,
-            params,
-            root,
-            scratch,
-            device,
-        )
+        self.method, self.params, self.root = method, params, root
+        self.scratch, self.device = scratch, device
         self.record: dict[str, Any] = {}
 
     def validate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Figures for the history: KID and path RMSE by number of steps, of the averaged
+        """Figures for the history: KID by number of steps, and the method's own, of the averaged
         weights.
         """
         network = self.method.pipeline.unet
@@ -65,10 +63,10 @@ class Selection:
 
     def _figures(self) -> dict[str, float]:
         figures = {}
-        for nfe in self.method.config.nfe:
+        for nfe in self.method.nfe:
             figures[f"kid_{nfe}"] = self._kid(nfe)
-            if isinstance(self.method, SigDEG):
-                figures[f"path_rmse_{nfe}"] = self._path_error(self.method, nfe)
+            if self._paths is not None:
+                figures |= self.method.validation_figures(nfe, self._paths)
         return figures
 
     def _keep(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
@@ -89,27 +87,21 @@ class Selection:
     def _validation_kid(self) -> ValidationKID:
         return ValidationKID(self.params, self.root, self.method.teacher)
 
-    def _kid(self, nfe: int) -> float:
-        return self._validation_kid.kid(
-            lambda x, condition, g: self.method.sample(x, condition, nfe=nfe, generator=g), nfe
-        )
-
-    @torch.no_grad()
-    def _path_error(self, method: SigDEG, nfe: int) -> float:
+    @cached_property
+    def _paths(self) -> PathBatch | None:
+        """The first validation paths, for a method that follows paths."""
+        if self.method.needs != "paths":
+            return None
         shards = open_trajectories(self.root)
         count = min(PATHS, shards.rows("validation"))
         Y, xi, labels = (
             torch.from_numpy(shards.array("validation", name)[:count]).to(self.device)
             for name in ("Y", "xi", "labels")
         )
-        step_schedule = method.step_schedules[nfe]
-        condition = method.teacher.encode_condition(labels)
-        pipeline = method.pipeline
-        states = rollout(
-            lambda s, X, z, h: pipeline.denoise(s, X, z, h, condition),
-            step_schedule.steps,
-            Y[:, 0].float(),
-            step_schedule.features(xi.float()),
-            pipeline._mean(Y.float()[:, 0]),
+        condition = self.method.teacher.encode_condition(labels)
+        return PathBatch(Y.float(), xi.float(), condition, 0)
+
+    def _kid(self, nfe: int) -> float:
+        return self._validation_kid.kid(
+            lambda x, condition, g: self.method.sample(x, condition, nfe=nfe, generator=g), nfe
         )
-        return float((states[:, -1] - Y[:, -1].float()).square().mean().sqrt())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models.common.errors import InputError
-from models.methods.base import Method
+from models.methods.base import Trainable
 from models.training.loop import Batches, NonFiniteError, StepReport, TrainState, train
 from tasks.training.checkpoints import flatten, latest_checkpoint, save_checkpoint, unflatten
 from tasks.utils.failpoints import reach
@@ -35,7 +35,7 @@ class Training:
     resumed run knows of stay in step. Only ``rank`` 0 validates, saves and shows progress.
     """
 
-    method: Method
+    method: Trainable
     state: TrainState
     batches: Batches
     scratch: Path

@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from models.methods.sigdeg.method import PathBatch
+from models.methods.base import PathBatch
 from models.sampling.chain import Chain
 from models.sampling.grids import coarse_grid
 from models.sampling.signature import bases, feature_matrix

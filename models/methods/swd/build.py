@@ -1,4 +1,4 @@
-"""What SwD is made of: its settings, the untrained student, the discriminator; equations:
+"""What SwD is made of: the untrained student, the discriminator; equations:
 models/methods/swd/method.py.
 """
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,50 +15,12 @@ from torch import Tensor, nn
 
 from models.common.errors import InputError
 from models.methods.student_network import student_network
+from models.methods.swd.config import SwDConfig
 from models.methods.swd.pipeline import ScaleStep, SwDPipeline
 from models.methods.swd.schedule import Schedule, level_of
 from models.teachers.base import Denoiser
 
 MEAN_OF = 256
-
-
-@dataclass(frozen=True)
-class SwDConfig:
-    """Choices of the method; weights 0 switch a loss off. ``dmd_excluded_sizes``: sizes at which
-    the teacher is no judge; ``compare``: what (16) sets beside each other, "image" or "batch";
-    ``mmd_levels``: the part of the levels, from the clean end, that it looks at.
-    """
-
-    schedule: Schedule
-    dmd: float = 1.0
-    dmd_excluded_sizes: tuple[int, ...] = ()
-    guidance: float = 1.0
-    gan: float = 5e-3
-    gan_features: float = 1e-2
-    mmd: float = 1.0
-    compare: str = "image"
-    mmd_levels: float = 0.6
-    kernel: str = "linear"
-    huber: float = 1e-3
-    bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
-    fake_updates: int = 5
-    backward_simulation: bool = False
-    conditioning_limit: float | None = 10.0
-    trainable: str = "full"
-    lora_rank: int = 64
-    gradient_checkpointing: bool = False
-
-    @property
-    def nfe(self) -> tuple[int, ...]:
-        return (len(self.schedule),)
-
-    def uses_dmd(self, i: int) -> bool:
-        """Whether (13) applies at step i."""
-        return self.dmd > 0 and self.schedule[i].size not in self.dmd_excluded_sizes
-
-    @property
-    def needs_fake(self) -> bool:
-        return self.gan > 0 or any(self.uses_dmd(i) for i in range(len(self.schedule)))
 
 
 def make_scale_schedule(
@@ -93,10 +55,10 @@ def _mean_image(teacher: Denoiser, step: ScaleStep) -> Any:
     )
 
 
-def build_swd_pipeline(teacher: Denoiser, config: SwDConfig) -> SwDPipeline:
-    """The untrained student: the teacher's weights in the scale-wise sampler."""
+def build_swd_pipeline(teacher: Denoiser, schedule: Schedule, config: SwDConfig) -> SwDPipeline:
+    """The untrained student: a copy of the teacher's network in the scale-wise sampler."""
     network = student_network(teacher.network, teacher.shape[0], config.trainable, config.lora_rank)
-    scale_schedule = make_scale_schedule(teacher, config.schedule, config.conditioning_limit)
+    scale_schedule = make_scale_schedule(teacher, schedule, config.conditioning_limit)
     return SwDPipeline(
         unet=network,
         scale_schedule=[asdict(step) for step in scale_schedule],

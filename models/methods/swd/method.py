@@ -35,16 +35,24 @@ get.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.common.errors import InputError
 from models.common.shapes import append_dims
-from models.methods.base import Losses
+from models.methods.base import (
+    DistillationMethod,
+    ImageBatch,
+    Losses,
+    MethodContext,
+    without_dropout,
+)
 from models.methods.student_network import student_network
-from models.methods.swd.build import Critic, SwDConfig, build_swd_pipeline, frozen, pool, shrink
+from models.methods.swd.build import Critic, build_swd_pipeline, frozen, pool, shrink
+from models.methods.swd.config import SwDConfig
+from models.methods.swd.gate import excluded_sizes, measure_scales, measured_schedule
 from models.methods.swd.losses import (
     class_mmd,
     discriminator_loss,
@@ -53,56 +61,75 @@ from models.methods.swd.losses import (
     image_mmd,
     linear_mmd,
 )
-from models.methods.swd.pipeline import ScaleStep, renoise, upscale
+from models.methods.swd.pipeline import ScaleStep, SwDPipeline, renoise, upscale
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 
 RENOISE_FRACTION = 0.6
 
 
-class ImageBatch(NamedTuple):
-    """Teacher images ``x0`` (n, C, S, S) in its state space, ``condition`` or None, ``step``:
-    picks the scale; ``real``: images (n, C, S, S) that stand for y in the batches that (16)
-    compares, or None.
-    """
-
-    x0: Tensor
-    condition: Condition | None
-    step: int
-    real: Tensor | None = None
-
-
-class SwD:
+class SwD(DistillationMethod):
     """The method: networks ``student``, and where a loss needs them ``fake`` and
     ``discriminator``.
+
+    ``context.diagnostics`` (:mod:`models.methods.swd.gate`) holds the schedule, and the sizes at
+    which the teacher is no judge.
     """
 
-    ema: tuple[str, ...] = ("student",)
+    name = "swd"
+    Config = SwDConfig
+    needs = "endpoints"
+    config: SwDConfig
+    pipeline: SwDPipeline
 
-    def __init__(self, teacher: Denoiser, config: SwDConfig):
-        self.teacher, self.config = teacher, config
-        self.pipeline = build_swd_pipeline(teacher, config)
-        self.pipeline.unet.to(teacher.device)
+    def __init__(self, context: MethodContext):
+        super().__init__(context)
+        teacher, config = self.teacher, self.config
         self.scale_schedule = self.pipeline.scale_schedule
+        self.dmd_excluded_sizes = excluded_sizes(context.diagnostics)
         networks: dict[str, nn.Module] = {"student": self.pipeline.unet}
         self.fake: Denoiser | None = None
         self.critic: Critic | None = None
-        if config.needs_fake:
+        if config.gan.weight > 0 or any(map(self.uses_dmd, range(len(self.scale_schedule)))):
             self.fake = self._fake_network()
             networks["fake"] = self.fake.network
-        if config.gan > 0:
+        if config.gan.weight > 0:
             probe = torch.zeros((1, *teacher.shape), device=teacher.device)
             features = teacher.features(probe, 0.0, teacher.default_condition(1))
             self.critic = Critic(features.shape[1]).to(teacher.device)
             networks["discriminator"] = self.critic
         self.networks: Mapping[str, nn.Module] = networks
         self._check()
-        for name, network in self.networks.items():
-            for module in network.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
-            if config.gradient_checkpointing and name != "discriminator":
-                network.enable_gradient_checkpointing()  # type: ignore[operator]
+        without_dropout(networks)
+        if context.gradient_checkpointing:
+            for name in networks.keys() & {"student", "fake"}:
+                networks[name].enable_gradient_checkpointing()  # type: ignore[operator]
+
+    @classmethod
+    def prepare(cls, context: MethodContext) -> dict[str, Any]:
+        """The schedule, the data's spectrum, and the teacher's KID at every size."""
+        return measure_scales(context)
+
+    @classmethod
+    def untrained(cls, context: MethodContext) -> SwDPipeline:
+        """The teacher's weights in the scale-wise sampler."""
+        schedule = measured_schedule(context.diagnostics)
+        return build_swd_pipeline(context.teacher, schedule, context.config)
+
+    @classmethod
+    def image_target(cls, config: SwDConfig) -> tuple[str, str]:
+        """That of (16), where it is used."""
+        return config.mmd.target if config.mmd.weight else "teacher", "method.mmd.target"
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        rates = self.config.rates.model_dump()
+        return {role: rate for role, rate in rates.items() if rate is not None}
+
+    def uses_dmd(self, i: int) -> bool:
+        """Whether (13) applies at step i."""
+        excluded = self.scale_schedule[i].size in self.dmd_excluded_sizes
+        return self.config.dmd.weight > 0 and not excluded
 
     def _fake_network(self) -> Denoiser:
         c = self.config
@@ -117,10 +144,10 @@ class SwD:
         around the data.
         """
         c = self.config
-        for i, scale in enumerate(c.schedule):
-            if not (c.mmd or c.uses_dmd(i)):
-                why = "method.dmd is gated off there" if c.dmd else "method.dmd.weight is 0"
-                gan = " but the GAN, which does not converge alone," if c.gan else ""
+        for i, scale in enumerate(self.scale_schedule):
+            if not (c.mmd.weight or self.uses_dmd(i)):
+                why = "method.dmd is gated off there" if c.dmd.weight else "method.dmd.weight is 0"
+                gan = " but the GAN, which does not converge alone," if c.gan.weight else ""
                 raise InputError(
                     f"method: no loss{gan} is left at size {scale.size} ({why}); set "
                     "method.mmd.weight above 0"
@@ -137,7 +164,7 @@ class SwD:
     def updates(self, step: int) -> Sequence[str]:
         i = self.index(step)
         turns: list[str] = []
-        if self.fake is not None and (self.critic is not None or self.config.uses_dmd(i)):
+        if self.fake is not None and (self.critic is not None or self.uses_dmd(i)):
             turns += ["fake"] * self.config.fake_updates
         if self.critic is not None:
             turns.append("discriminator")
@@ -196,7 +223,7 @@ class SwD:
     ) -> Losses:
         c, size = self.config, self.scale_schedule[i].size
         total, terms = x0.new_zeros(()), {}
-        if self.fake is not None and (c.uses_dmd(i) or self.critic is not None):
+        if self.fake is not None and (self.uses_dmd(i) or self.critic is not None):
             t, x_u, _ = self._renoised(x0, generator, RENOISE_FRACTION)
             with (
                 frozen(self.fake.network),
@@ -205,17 +232,17 @@ class SwD:
             ):
                 fake_x0, middle = _denoise_with_features(self.fake, x_u, t, condition)
                 logits = None if self.critic is None else self.critic(pool(middle))
-            if c.uses_dmd(i):
+            if self.uses_dmd(i):
                 with torch.no_grad():
-                    real_x0 = self.teacher.denoise(x_u, t, condition, c.guidance)
+                    real_x0 = self.teacher.denoise(x_u, t, condition, self.context.guidance)
                 terms[f"dmd_{size}"] = dmd_loss(x0, real_x0, fake_x0.detach())
-                total = total + c.dmd * terms[f"dmd_{size}"]
+                total = total + c.dmd.weight * terms[f"dmd_{size}"]
             if logits is not None:
                 terms[f"gan_{size}"] = generator_gan_loss(logits)
-                total = total + c.gan * terms[f"gan_{size}"]
-        if c.mmd:
+                total = total + c.gan.weight * terms[f"gan_{size}"]
+        if c.mmd.weight:
             terms[f"mmd_{size}"] = self._mmd(i, x0, target, condition, generator)
-            total = total + c.mmd * terms[f"mmd_{size}"]
+            total = total + c.mmd.weight * terms[f"mmd_{size}"]
         return total, terms
 
     def _fake_loss(
@@ -246,7 +273,7 @@ class SwD:
                     terms["critic"] = discriminator_loss(
                         self.critic(real), self.critic(pool(middle)[seen])
                     )
-                total = total + self.config.gan_features * terms["critic"]
+                total = total + self.config.gan.features * terms["critic"]
         return total, terms
 
     def _critic_loss(
@@ -277,7 +304,7 @@ class SwD:
         """
         c = self.config
         batches = self._batchwise(i)
-        t, x_u, y_u = self._renoised(x0, generator, c.mmd_levels, target, together=batches)
+        t, x_u, y_u = self._renoised(x0, generator, c.mmd.levels, target, together=batches)
         image, middle = _denoise_with_features(self.teacher, x_u, t, condition)
         with torch.no_grad():
             wanted_image, wanted_middle = _denoise_with_features(self.teacher, y_u, t, condition)
@@ -286,15 +313,15 @@ class SwD:
             groups = None if condition is None else condition.groups()
             pairs = ((seen, wanted), (image.float(), wanted_image.float()))
             return torch.stack(
-                [class_mmd(x.flatten(1), y.flatten(1), groups, c.bandwidths) for x, y in pairs]
+                [class_mmd(x.flatten(1), y.flatten(1), groups, c.mmd.bandwidths) for x, y in pairs]
             ).sum()
-        if c.kernel == "rbf":
-            return image_mmd(seen, wanted, c.bandwidths)
-        return linear_mmd(seen, wanted, c.huber)
+        if c.mmd.kernel == "rbf":
+            return image_mmd(seen, wanted, c.mmd.bandwidths)
+        return linear_mmd(seen, wanted, c.mmd.huber)
 
     def _batchwise(self, i: int) -> bool:
         """Whether (16) compares batches at step i."""
-        return self.config.compare == "batch" or not self.paired(i)
+        return self.config.mmd.compare == "batch" or not self.paired(i)
 
     def paired(self, i: int) -> bool:
         """Whether the input of step i was made from its own target."""
@@ -325,15 +352,6 @@ class SwD:
     def _pooled(self, x_u: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         assert self.fake is not None
         return pool(self.fake.features(x_u, t, condition))
-
-    @torch.no_grad()
-    def sample(self, noise: Tensor, condition: Condition | None = None, **options: Any) -> Tensor:
-        """Clean states (n, C, S, S) from noise (n, C, S, S) with the live weights; options as in
-        the pipeline.
-        """
-        return self.pipeline.rollout(
-            noise, options.get("xi"), condition, options.get("nfe"), options.get("generator")
-        )[0]
 
 
 def _denoise_with_features(

@@ -13,7 +13,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from models.methods.sigdeg.method import SamplerGains, SigDEGConfig, build_pipeline, coarse_steps
+from models.methods.sigdeg.build import SamplerGains, build_pipeline, coarse_steps
+from models.methods.sigdeg.config import SigDEGConfig
 from models.methods.sigdeg.pipeline import rollout
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 from tests.models.sampling.test_chain import SETTINGS, in_double
@@ -134,7 +135,7 @@ def test_all_fine_steps_without_noise_are_edm_euler(schedule: str, prediction: s
 def test_a_coarse_grid_is_the_untrained_generator(kind: str, eta: float) -> None:
     teacher = teacher_of(kind)
     spec = spec_of(teacher, steps=24, intervals=6, eta=eta)
-    pipeline, _ = build_pipeline(teacher, spec, SigDEGConfig(nfe=(6, 3), order=3, look_ahead=0.0))
+    pipeline = build_pipeline(teacher, spec, SigDEGConfig(nfe=(6, 3), order=3, look_ahead=0.0))
     for nfe in (6, 3):
         noise = torch.randn(4, *teacher.shape, generator=torch.Generator().manual_seed(0))
         xi = torch.randn(4, nfe, 3, *teacher.shape, generator=torch.Generator().manual_seed(1))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.common.random import generator_for
+from models.methods.base import Trainable
 from models.training.loop import LoopConfig, NonFiniteError, StepReport, TrainState, train
 from tasks.training.checkpoints import flatten, latest_checkpoint, save_checkpoint, unflatten
 
@@ -22,7 +23,7 @@ def small_net(width: int = 6, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 2))
 
 
-class Regression:
+class Regression(Trainable):
     """A method of one or two networks; with ``noisy``, the loss draws from the generator and from
     dropout.
     """

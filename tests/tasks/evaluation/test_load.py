@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from models.common.errors import InputError
-from models.methods.sigdeg.method import build_pipeline
+from models.methods.sigdeg.build import build_pipeline
 from models.sampling.grids import subgrid
 from models.sampling.signature import bases, feature_matrix
 from models.sampling.trajectories import path_noise
@@ -24,7 +24,7 @@ from tasks.config.evaluation import FolderReference, NpzReference, Reference
 from tasks.config.schema import Params
 from tasks.data.dataset import load_split
 from tasks.data.student import open_student
-from tasks.evaluation.load import load_inputs, load_paths, real_images, untrained_config
+from tasks.evaluation.load import load_inputs, load_paths, real_images
 from tasks.registry.lineage import stage_sums
 from tasks.stages import dataset, trajectories
 
@@ -167,9 +167,9 @@ def test_load_inputs_has_a_working_student_and_untrained_generator(
     """
     teacher = load_denoiser(root / "data" / "teacher")
     spec = trajectories.path_spec(PARAMS.trajectories, teacher)
-    pipeline, _ = build_pipeline(teacher, spec, untrained_config(PARAMS, (4, 2)))
+    pipeline = build_pipeline(teacher, spec, PARAMS.method)
     monkeypatch.setattr(
-        "tasks.evaluation.load.load_student", lambda folder, device: pipeline.to(device)
+        "tasks.evaluation.load.open_student", lambda root, device: pipeline.to(device)
     )
     inputs = load_inputs(PARAMS, root)
     assert (

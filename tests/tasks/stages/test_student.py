@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.common.errors import InputError
-from models.methods.sigdeg.pipeline import load_student
+from models.methods.export import open_student
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.stages import student
@@ -35,7 +35,7 @@ def killed(self, report, advance):
 Training._after = killed
 """
 SPOIL = """
-from models import sigdeg
+from models.methods.sigdeg import method as sigdeg
 whole, calls = sigdeg.path_loss, []
 def spoiled(*arguments):
     calls.append(1)
@@ -49,11 +49,11 @@ def work(config):
     import tasks.stages.student
     from tasks.data.batches import PathBatches
     call, mark = PathBatches.__call__, config["root"] + "/killed"
-    def batch(self, step, micro, turn):
-        if step == 3 and self.rank == 1 and not os.path.exists(mark):
+    def batch(self, step, micro, update):
+        if step == 3 and self.plan.rank == 1 and not os.path.exists(mark):
             open(mark, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
-        return call(self, step, micro, turn)
+        return call(self, step, micro, update)
     PathBatches.__call__ = batch
     tasks.stages.student._work(config)
 tasks.stages.student._work = work
@@ -162,7 +162,7 @@ def test_a_spoiled_student_is_never_published(root: Path, monkeypatch: pytest.Mo
     found = record(root)
     assert (found["best_step"], found["steps"]) == (0, 4)
     assert found["scores"] == {"kid_4": 0.01, "kid_2": 0.02}
-    weights = load_student(root / "data/student").unet.state_dict()
+    weights = open_student(root / "data/student").unet.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in untrained(root).items())
 
 
@@ -184,7 +184,7 @@ def test_no_steps_publish_the_untrained_generator(root: Path) -> None:
     params = settings(student={"steps": 0})
     student.run(params, root)
     assert (record(root)["best_step"], record(root)["steps"]) == (0, 0)
-    pipeline = load_student(root / "data/student")
+    pipeline = open_student(root / "data/student")
     assert pipeline.nfe == [2, 4]
     weights = pipeline.unet.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in untrained(root).items())
@@ -285,7 +285,7 @@ def test_all_inputs_name_the_scratch_folder(root: Path) -> None:
 def test_conditional_student(tmp_path: Path) -> None:
     root = make_root(tmp_path, classes=3)
     student.run(settings(student={"steps": 2}), root)
-    images = load_student(root / "data/student")(3, class_labels=[0, 1, 2], output_type="pt").images
+    images = open_student(root / "data/student")(3, class_labels=[0, 1, 2], output_type="pt").images
     assert images.shape == (3, 1, 8, 8) and torch.isfinite(images).all()
 
 

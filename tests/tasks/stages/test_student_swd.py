@@ -22,7 +22,10 @@ import torch
 
 from models.common.errors import InputError
 from models.evaluation.metrics import Interval
-from models.methods.export import open_student, with_network
+from models.methods.base import MethodContext
+from models.methods.export import open_student
+from models.methods.swd import gate as scalewise
+from models.methods.swd.method import SwD
 from models.methods.swd.pipeline import SwDPipeline
 from tasks.config.schema import Params
 from tasks.data.teacher import load_teacher
@@ -31,8 +34,7 @@ from tasks.evaluation.benchmark import _compare, equal_compute
 from tasks.evaluation.load import free_name, load_inputs
 from tasks.evaluation.results import Result, Row
 from tasks.evaluation.samplers import to_bytes
-from tasks.methods import swd_gate as scalewise
-from tasks.methods.registry import RECIPES, MethodContext
+from tasks.methods.context import make_context, real_images
 from tasks.stages import evaluation, student
 from tasks.training.selection import Selection
 from tests.tasks.distillation import from_training_split, make_root, settings, stage
@@ -68,27 +70,34 @@ def root(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-def source(root: Path, params: Params) -> MethodContext:
-    return MethodContext(params, load_teacher(root), open_trajectories(root))
+def source(root: Path, params: Params, diagnostics: dict[str, Any] | None = None) -> MethodContext:
+    shards = open_trajectories(root)
+    return make_context(params, root, load_teacher(root), shards, diagnostics)
+
+
+def batches_of(root: Path, params: Params) -> Any:
+    """The batches of training; a measured schedule is taken for granted."""
+    (root / "diagnostics.json").write_text(json.dumps({"schedule": PAIRS, "gate": []}))
+    return student.build_training(params, root, root, torch.device("cpu")).batches
 
 
 def test_real_images_reach_the_batches(root: Path) -> None:
     """auto and data take the training split's images; teacher, or no MMD, takes none."""
 
     def batch(**mmd: Any) -> Any:
-        given = source(root, swd_settings(method={"mmd": mmd}))
-        return RECIPES["swd"].batches(given, torch.device("cpu"), 0, 1)(0, 0, 0)
+        return batches_of(root, swd_settings(method={"mmd": mmd}))(0, 0, 0)
 
     assert batch(target="teacher").real is None and batch(target="data", weight=0.0).real is None
     for choice in ({}, {"target": "data"}):
         real = batch(**choice).real
         assert real.shape == (4, 1, 8, 8) and from_training_split(root, real)
-    given = source(root, swd_settings(method={"mmd": {"target": "data"}}))
-    given.teacher.num_classes = 10
+    teacher = load_teacher(root)
+    teacher.num_classes = 10
     with pytest.raises(
         InputError, match=r"method.mmd.target = data: images .* conditional teacher"
     ):
-        RECIPES["swd"].prepare(given, root)
+        config = swd_settings(method={"mmd": {"target": "data"}}).method
+        real_images(SwD, config, root, teacher)
 
 
 def test_stage_writes_a_student_that_opens_anywhere(root: Path, tmp_path: Path) -> None:
@@ -151,10 +160,10 @@ def test_gate_switches_dmd_off_where_the_teacher_fails(
     )
     given = source(root, params)
     with caplog.at_level(logging.WARNING):
-        diagnostics = RECIPES["swd"].prepare(given, root)
+        diagnostics = SwD.prepare(given)
     assert [row["dmd"] for row in diagnostics["gate"]] == [False, True, True]
     assert len(caplog.messages) == 1 and "size 4: KID 0.90000" in caplog.messages[0]
-    method = RECIPES["swd"].method(MethodContext(params, given.teacher, given.shards, diagnostics))
+    method = SwD(source(root, params, diagnostics))
     assert [method.updates(i) for i in range(3)] == [
         ("student",),
         ("fake", "student"),
@@ -163,22 +172,20 @@ def test_gate_switches_dmd_off_where_the_teacher_fails(
     values = iter(
         [0.25, 0.001, 0.31, 0.001, 0.2, 0.1]
     )  # small images look alike; as good as at full size is enough
-    assert [row["dmd"] for row in RECIPES["swd"].prepare(given, root)["gate"]] == [
+    assert [row["dmd"] for row in SwD.prepare(given)["gate"]] == [
         True,
         False,
         True,
     ]
     off = swd_settings(method={"dmd": {"gate": "off"}})
-    assert RECIPES["swd"].prepare(source(root, off), root)["gate"] == []
+    assert SwD.prepare(source(root, off))["gate"] == []
 
 
 def test_gate_measures_own_samples_at_each_size_against_reduced_ones(root: Path) -> None:
     params = swd_settings()
-    gate = RECIPES["swd"].prepare(source(root, params), root)["gate"]
+    gate = SwD.prepare(source(root, params))["gate"]
     assert all(np.isfinite([row["kid"], row["reduced_kid"]]).all() and row["dmd"] for row in gate)
-    assert (
-        gate == RECIPES["swd"].prepare(source(root, params), root)["gate"]
-    )  # the same noise every time
+    assert gate == SwD.prepare(source(root, params))["gate"]  # the same noise every time
 
 
 @pytest.mark.parametrize(
@@ -199,7 +206,7 @@ def test_auto_schedule_comes_from_the_cached_images(root: Path) -> None:
     params = swd_settings(
         method={"schedule": {"kind": "auto", "sigmas": [1.0, 0.6, 0.3], "smallest": 4}}
     )
-    diagnostics = RECIPES["swd"].prepare(source(root, params), root)
+    diagnostics = SwD.prepare(source(root, params))
     sizes = [size for _, size in diagnostics["schedule"]]
     assert sizes == sorted(sizes) and sizes[0] == 4 and sizes[-1] == 8
     power = np.array(diagnostics["power"])
@@ -208,9 +215,8 @@ def test_auto_schedule_comes_from_the_cached_images(root: Path) -> None:
 
 
 def test_batches_are_the_ends_of_the_paths_and_other_players_see_others(root: Path) -> None:
-    given = source(root, swd_settings())
-    batches = RECIPES["swd"].batches(given, torch.device("cpu"), 0, 1)
-    last = torch.from_numpy(given.shards.array("train", "Y")[:16][:, -1]).float()
+    batches = batches_of(root, swd_settings())
+    last = torch.from_numpy(open_trajectories(root).array("train", "Y")[:16][:, -1]).float()
     seen = torch.cat([batches(step, 0, 0).x0 for step in range(4)])
     order = torch.cdist(seen.flatten(1), last.flatten(1)).argmin(1)
     assert torch.equal(seen, last[order]) and sorted(order.tolist()) == list(range(16))
@@ -291,7 +297,7 @@ def test_rows_are_the_samplers_they_name(evaluated: Path) -> None:
     samples = np.load(evaluated / "data/evaluation/samples.npz")
     assert json.loads((evaluated / "data/student/student.json").read_text())["best_step"] > 0
     pipeline, rival = (open_student(evaluated / "data" / name) for name in ("student", "full.size"))
-    untrained = with_network(pipeline, load_teacher(evaluated).network)
+    untrained = pipeline.untrained(load_teacher(evaluated).network)
     noise = torch.from_numpy(
         open_trajectories(evaluated).array("validation", "Y")[:8][:, 0]
     ).float()
@@ -330,8 +336,9 @@ def test_rates_and_guidance_reach_the_training(root: Path) -> None:
     }
     assert rates == {"student": 1e-3, "fake": 3e-3, "discriminator": 1e-3}
     guided = swd_settings(trajectories={"guidance": 2.5})
-    config = scalewise.swd_config(guided, diagnostics)
-    assert config.guidance == 2.5 and config.dmd_excluded_sizes == (4,) and config.nfe == (3,)
+    method = SwD(source(root, guided, diagnostics))
+    assert method.context.guidance == 2.5
+    assert method.dmd_excluded_sizes == (4,) and method.nfe == (3,)
 
 
 def test_rivals_never_take_the_name_of_another_sampler() -> None:

@@ -113,7 +113,7 @@ def test_figures_are_those_of_the_pipeline(
     params = settings(student={"validation_samples": 6, "seed": 2})
     method, state, selection = parts(folder, tmp_path, params)
     found = selection.validate(0, state)
-    extractor, real = selection._validation_kid.extractor, selection._judge.real
+    extractor, real = selection._validation_kid.extractor, selection._validation_kid.real
     generator = generator_for("cpu", 2, 13, 4, 0)
     noise = torch.randn(6, 1, 8, 8, generator=generator)
     xi = torch.randn(6, 4, 3, 1, 8, 8, generator=generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,16 @@ import torch
 from torch import Tensor
 
 from models.common.errors import InputError
+from models.methods.base import PathBatch
+from models.methods.sigdeg.build import SamplerGains, coarse_steps, gains_for, make_step_schedule
 from models.methods.sigdeg.integrator import make_plan
-from models.methods.sigdeg.method import (
-    PathBatch,
-    SamplerGains,
-    SigDEG,
-    SigDEGConfig,
-    coarse_steps,
-    make_step_schedule,
-)
+from models.methods.sigdeg.method import SigDEG
 from models.methods.sigdeg.pipeline import next_state, path_average, query_state, rollout
 from models.sampling.grids import subgrid
 from models.sampling.signature import bases, feature_matrix
 from models.teachers.conditioning import class_condition
 from models.training.loop import LoopConfig, TrainState, train
+from tests.models.methods.made import sigdeg, sigdeg_config
 from tests.models.tinypaths import batch_of, spec_of, teacher_of
 from tests.tiny import perturbed, tiny_teacher, weights
 
@@ -33,8 +29,8 @@ GENERATOR_SEED = 4
 
 def method_of(kind: str = "v_prediction", total: int = 10, **choices: Any) -> SigDEG:
     teacher = teacher_of(kind)
-    config = SigDEGConfig(**({"nfe": (4, 2), "conditioning_limit": None} | choices))
-    return SigDEG(teacher, spec_of(teacher), config, total)
+    choices = {"nfe": (4, 2), "conditioning_limit": None} | choices
+    return sigdeg(teacher, spec_of(teacher), total, **choices)
 
 
 def paths_of(method: SigDEG, n: int = 4, step: int = 0) -> PathBatch:
@@ -53,7 +49,7 @@ def test_course_joins_the_caches_features(nfe: int, depth: int) -> None:
     """
     teacher = tiny_teacher()
     spec = spec_of(teacher, 16, 8, depth)
-    step_schedule = make_step_schedule(spec, nfe, SigDEGConfig(nfe=(nfe,)))
+    step_schedule = make_step_schedule(spec, nfe, sigdeg_config(nfe=(nfe,)))
     z = torch.randn(3, 16, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     own, direct = (
         torch.einsum("ipk,nkchw->nipchw", torch.as_tensor(feature_matrix(parts)), z)
@@ -63,7 +59,7 @@ def test_course_joins_the_caches_features(nfe: int, depth: int) -> None:
     assert found.shape == (3, nfe, depth + 1, 1, 2, 2)
     torch.testing.assert_close(found, direct, rtol=1e-9, atol=1e-9)
     with pytest.raises(InputError, match="method.nfe 3: must divide trajectories.intervals = 8"):
-        make_step_schedule(spec, 3, SigDEGConfig())
+        make_step_schedule(spec, 3, sigdeg_config())
 
 
 def test_loss_weights() -> None:
@@ -73,7 +69,7 @@ def test_loss_weights() -> None:
     variance = (0.5 * levels.alpha[[6, 12]]) ** 2 + levels.sigma[[6, 12]] ** 2
     expected = {"marginal": 1 / variance, "uniform": [1, 1], "final": [0, 2]}
     for name, values in expected.items():
-        found = make_step_schedule(spec, 2, SigDEGConfig(nfe=(2,), weighting=name)).weights
+        found = make_step_schedule(spec, 2, sigdeg_config(nfe=(2,), weighting=name)).weights
         np.testing.assert_allclose(found, values, rtol=1e-6)
 
 
@@ -82,8 +78,7 @@ def test_the_teachers_own_steps_lose_nothing(kind: str) -> None:
     """With a network call per fine step the untrained student is the teacher on the same path."""
     teacher = teacher_of(kind)
     spec = spec_of(teacher, 6, 6, 1)
-    config = SigDEGConfig(nfe=(6,), conditioning_limit=None, window_until=0.0)
-    method = SigDEG(teacher, spec, config, 10)
+    method = sigdeg(teacher, spec, nfe=(6,), conditioning_limit=None, window_until=0.0)
     batch = batch_of(teacher, spec, 4)
     loss, terms = loss_of(method, batch)
     scale = float(
@@ -219,7 +214,7 @@ def test_gradient_is_that_of_finite_differences() -> None:
 def trained(method: SigDEG, batch: PathBatch, steps: int, rate: float) -> list[float]:
     """Losses of ``steps`` updates on one batch."""
     state = TrainState(method, LoopConfig(steps=steps, learning_rate=rate, schedule="constant"))
-    reports = train(method, lambda step, micro, turn: batch._replace(step=step), state)
+    reports = train(method, lambda step, micro, update: batch._replace(step=step), state)
     return [report.terms["student/loss"] for report in reports]
 
 
@@ -288,27 +283,29 @@ def test_real_images_take_the_teachers_place_in_the_mmd() -> None:
     assert numbers_of(off, near) == numbers_of(off, batch)
 
 
-def test_tuned_numbers_are_of_their_own_schedule() -> None:
-    """``gains_by_nfe`` replaces the free numbers of the schedules that it names; others keep the
-    configured look-ahead.
+def test_calibrated_gains_are_of_their_own_numbers_of_steps() -> None:
+    """They replace the plain ones in plans; a number of steps without any is refused, since gains
+    of another would keep it from the teacher.
     """
-    spec = spec_of(tiny_teacher())
-    numbers = SamplerGains(0.5, 1.6, 0.2)
-    config = SigDEGConfig(nfe=(4, 2), look_ahead=0.3, gains_by_nfe=((2, numbers),))
+    teacher = tiny_teacher()
+    spec, numbers = spec_of(teacher), SamplerGains(0.5, 1.6, 0.2)
+    config = sigdeg_config(nfe=(2,), look_ahead=0.3)
     parts = bases(spec.chain, subgrid(spec.grid, 2), 2)
     expected = make_plan(spec.chain, parts, 2, 0.5, 2, gain=1.6, last_gain=0.2)
-    assert (
-        coarse_steps(spec, 2, config, numbers)
-        == expected
-        == make_step_schedule(spec, 2, config).steps
-    )
-    plain = make_step_schedule(spec, 4, replace(config, gains_by_nfe=())).steps
-    assert (
-        make_step_schedule(spec, 4, config).steps
-        == plain
-        == make_plan(spec.chain, spec.parts, 2, 0.3, 2)
-    )
-    assert make_step_schedule(spec, 2, replace(config, gains_by_nfe=())).steps != expected
+    assert coarse_steps(spec, 2, config, numbers) == expected
+    assert make_step_schedule(spec, 2, config, numbers).steps == expected
+    plain = make_plan(spec.chain, parts, 2, 0.3, 2)
+    assert make_step_schedule(spec, 2, config).steps == plain != expected
+    diagnostics = {"gains_by_nfe": {"2": asdict(numbers)}}
+    method = sigdeg(teacher, spec, nfe=(2,), look_ahead=0.3, diagnostics=diagnostics)
+    assert method.step_schedules[2].steps == method.pipeline.plan(2) == expected
+    assert method.pipeline.untrained(method.pipeline.unet).plan(2) == plain
+    assert gains_for(2, config, {2: numbers}) == numbers
+    assert gains_for(4, config, {}) == SamplerGains(0.3)
+    with pytest.raises(
+        InputError, match=r"4 steps: the gains were calibrated for \[2\] steps only"
+    ):
+        sigdeg(teacher, spec, nfe=(4, 2), diagnostics=diagnostics)
 
 
 @pytest.mark.parametrize("trainable", ["full", "lora", "input"])
@@ -395,8 +392,8 @@ def test_dropout_is_off() -> None:
     for module in teacher.network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
-    config = replace(SigDEGConfig(), nfe=(4,), conditioning_limit=None, window_until=0.0)
-    method = SigDEG(teacher, spec_of(teacher), config, 10)
+    choices = {"nfe": (4,), "conditioning_limit": None, "window_until": 0.0}
+    method = sigdeg(teacher, spec_of(teacher), **choices)
     batch = batch_of(teacher, spec_of(teacher), 4)
     assert method.pipeline.unet.training
     assert float(loss_of(method, batch)[0].detach()) == float(loss_of(method, batch)[0].detach())

@@ -4,7 +4,6 @@ that improves.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.common.random import generator_for
+from models.methods.base import ImageBatch
 from models.methods.denoising import Denoising, Images
 from models.methods.losses import rbf_mmd
-from models.methods.swd.build import SwDConfig, shrink
+from models.methods.swd.build import shrink
 from models.methods.swd.losses import linear_mmd
-from models.methods.swd.method import ImageBatch, SwD
+from models.methods.swd.method import SwD
 from models.methods.swd.pipeline import renoise, upscale
 from models.methods.swd.schedule import make_schedule
 from models.teachers.architectures import build_scheduler, build_unet
@@ -28,11 +28,12 @@ from models.teachers.base import Denoiser
 from models.teachers.conditioning import class_condition
 from models.teachers.loading import build_denoiser
 from models.training.loop import LoopConfig, TrainState, train
+from tests.models.methods.made import swd
 from tests.tiny import tiny_dit, tiny_teacher, tiny_unet, weights
 
 SCHEDULE = make_schedule([(1.0, 4), (0.9, 4), (0.7, 6), (0.4, 8)], 8, 2)
-CONFIG = SwDConfig(SCHEDULE, fake_updates=2)
-MMD_ONLY = SwDConfig(SCHEDULE, dmd=0.0, gan=0.0)
+CONFIG: dict[str, Any] = {"fake_updates": 2}
+MMD_ONLY: dict[str, Any] = {"dmd": 0.0, "gan": 0.0}
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
@@ -52,35 +53,33 @@ def test_mmd_alone_never_builds_the_fake_network(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("built")
 
     monkeypatch.setattr(SwD, "_fake_network", refuse)
-    method = SwD(tiny_teacher(), MMD_ONLY)
+    method = swd(tiny_teacher(), SCHEDULE, **MMD_ONLY)
     assert set(method.networks) == {"student"} and method.updates(3) == ("student",)
-    gated = SwD(tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, dmd_excluded_sizes=(4, 6, 8)))
+    gated = swd(tiny_teacher(), SCHEDULE, gan=0.0, excluded=(4, 6, 8))
     assert set(gated.networks) == {"student"}
     with pytest.raises(AssertionError, match="built"):
-        SwD(tiny_teacher(), CONFIG)
+        swd(tiny_teacher(), SCHEDULE, **CONFIG)
 
 
 def test_turns_follow_the_gate() -> None:
-    method = SwD(
-        tiny_teacher(), SwDConfig(SCHEDULE, gan=0.0, fake_updates=3, dmd_excluded_sizes=(4,))
-    )
+    method = swd(tiny_teacher(), SCHEDULE, gan=0.0, fake_updates=3, excluded=(4,))
     assert [method.updates(i) for i in range(4)] == [("student",)] * 2 + [
         ("fake",) * 3 + ("student",)
     ] * 2
-    both = SwD(
-        tiny_teacher(), replace(CONFIG, dmd=0.0)
+    both = swd(
+        tiny_teacher(), SCHEDULE, **CONFIG | {"dmd": 0.0}
     )  # a GAN trains the fake network for its features
     assert both.updates(0) == ("fake", "fake", "discriminator", "student")
     with pytest.raises(InputError, match="no loss is left at size 4"):
-        SwD(tiny_teacher(), SwDConfig(SCHEDULE, mmd=0.0, gan=0.0, dmd_excluded_sizes=(4,)))
+        swd(tiny_teacher(), SCHEDULE, mmd=0.0, gan=0.0, excluded=(4,))
     with pytest.raises(
         InputError, match="no loss but the GAN, which does not converge alone, is left at size 4"
     ):
-        SwD(tiny_teacher(), SwDConfig(SCHEDULE, mmd=0.0, dmd_excluded_sizes=(4,)))
+        swd(tiny_teacher(), SCHEDULE, mmd=0.0, excluded=(4,))
 
 
-def test_players_touch_their_own_weights_only() -> None:
-    method = SwD(tiny_teacher(), CONFIG)
+def test_networks_touch_their_own_weights_only() -> None:
+    method = swd(tiny_teacher(), SCHEDULE, **CONFIG)
     for role in ("fake", "discriminator", "student"):
         for network in method.networks.values():
             network.zero_grad(set_to_none=True)
@@ -97,7 +96,7 @@ def test_players_touch_their_own_weights_only() -> None:
 
 
 def test_student_loss_is_the_sum_of_its_terms() -> None:
-    method = SwD(tiny_teacher(), replace(CONFIG, dmd=0.5, gan=0.25, mmd=2.0))
+    method = swd(tiny_teacher(), SCHEDULE, **CONFIG | {"dmd": 0.5, "gan": 0.25, "mmd": 2.0})
     total, terms = method.loss("student", batch(3), stream(4))
     wanted = 0.5 * terms["dmd_8"] + 0.25 * terms["gan_8"] + 2.0 * terms["mmd_8"]
     assert torch.allclose(total, wanted) and set(terms) == {"dmd_8", "gan_8", "mmd_8"}
@@ -106,7 +105,7 @@ def test_student_loss_is_the_sum_of_its_terms() -> None:
 
 
 def test_pairs_are_shrunk_by_area_upscaled_and_then_noised() -> None:
-    method = SwD(tiny_teacher("flow"), MMD_ONLY)
+    method = swd(tiny_teacher("flow"), SCHEDULE, **MMD_ONLY)
     given = batch(2)
     target, x = method.pair(given, 2, stream(3))
     six = F.adaptive_avg_pool2d(given.x0, 6)
@@ -120,7 +119,11 @@ def test_pairs_are_shrunk_by_area_upscaled_and_then_noised() -> None:
 
 
 def test_backward_simulation_feeds_the_students_own_steps() -> None:
-    method = SwD(tiny_teacher("flow"), replace(MMD_ONLY, backward_simulation=True))
+    method = swd(
+        tiny_teacher("flow"),
+        SCHEDULE,
+        **MMD_ONLY | {"compare": "batch", "backward_simulation": True},
+    )
     target, x = method.pair(batch(3), 3, stream(3))
     generator = stream(3)
     sizes = [step.size for step in method.scale_schedule]
@@ -142,14 +145,18 @@ def test_real_images_stand_for_the_teachers_where_batches_are_compared() -> None
     """Inputs from noise do not depend on x0, so with y as ``real`` the loss is that of a batch made
     of y.
     """
-    method = SwD(tiny_teacher("flow"), replace(MMD_ONLY, compare="batch", backward_simulation=True))
+    method = swd(
+        tiny_teacher("flow"),
+        SCHEDULE,
+        **MMD_ONLY | {"compare": "batch", "backward_simulation": True},
+    )
     for step in range(4):
         given, y = batch(step), 0.5 * normals(6, 1, 8, 8, seed=7)
         real = method.loss("student", given._replace(real=y), stream())[0]
         assert torch.equal(real, method.loss("student", given._replace(x0=y), stream())[0])
         assert not torch.equal(real, method.loss("student", given, stream())[0])
-    own = SwD(
-        tiny_teacher("flow"), MMD_ONLY
+    own = swd(
+        tiny_teacher("flow"), SCHEDULE, **MMD_ONLY
     )  # every image with its own target, but for the first step
     given, y = batch(2), normals(6, 1, 8, 8, seed=7)
     alone, beside = (
@@ -159,7 +166,7 @@ def test_real_images_stand_for_the_teachers_where_batches_are_compared() -> None
 
 
 def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> None:
-    method = SwD(tiny_teacher(), MMD_ONLY)
+    method = swd(tiny_teacher(), SCHEDULE, **MMD_ONLY)
     y = shrink(method.teacher, batch().x0, 6)
     assert float(method._mmd(2, y, y, None, stream())) == pytest.approx(0, abs=1e-7)
     assert float(method._mmd(2, y.roll(1, 0), y, None, stream())) > 1e-3
@@ -172,7 +179,7 @@ def test_batch_mmd_compares_features_and_denoised_images_within_classes() -> Non
     teacher = build_denoiser(
         tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_class=3
     )
-    method = SwD(teacher, replace(MMD_ONLY, compare="batch", mmd_levels=0.3))
+    method = swd(teacher, SCHEDULE, **MMD_ONLY | {"compare": "batch", "mmd_levels": 0.3})
     condition = class_condition(torch.tensor([0, 1, 0, 1, 0, 1, 0]))
     x0, target = normals(7, 1, 6, 6), normals(7, 1, 6, 6, seed=1)
     t, x_u, y_u = method._renoised(x0, stream(2), 0.3, target, together=True)
@@ -181,20 +188,20 @@ def test_batch_mmd_compares_features_and_denoised_images_within_classes() -> Non
     for look in (teacher.features, teacher.denoise):
         a, b = (look(v, t, condition).flatten(1) for v in (x_u, y_u))
         wanted += sum(
-            len(rows) / 7 * float(rbf_mmd(a[rows], b[rows], MMD_ONLY.bandwidths))
+            len(rows) / 7 * float(rbf_mmd(a[rows], b[rows], (0.5, 1.0, 2.0)))
             for rows in ([0, 2, 4, 6], [1, 3, 5])
         )
     assert float(method._mmd(2, x0, target, condition, stream(2))) == pytest.approx(
         wanted, abs=1e-5
     )
-    paired = SwD(teacher, replace(MMD_ONLY, mmd_levels=0.3))
+    paired = swd(teacher, SCHEDULE, **MMD_ONLY | {"mmd_levels": 0.3})
     assert float(paired._mmd(2, x0, target, condition, stream(2))) != pytest.approx(
         wanted, abs=1e-2
     )
 
 
-def test_one_scale_per_step_for_all_micro_batches_and_players() -> None:
-    method = SwD(tiny_teacher(), CONFIG)
+def test_one_scale_per_step_for_all_micro_batches_and_networks() -> None:
+    method = swd(tiny_teacher(), SCHEDULE, **CONFIG)
     seen: list[tuple[int, str, int]] = []
     kept = method.pair
 
@@ -204,37 +211,37 @@ def test_one_scale_per_step_for_all_micro_batches_and_players() -> None:
 
     method.pair = pair  # type: ignore[method-assign, assignment]
     state = TrainState(method, LoopConfig(steps=4, accumulate=2))
-    for _ in train(method, lambda step, micro, turn: batch(step, 4), state):
+    for _ in train(method, lambda step, micro, update: batch(step, 4), state):
         pass
     assert {(step, i) for step, _, i in seen} == {(k, k) for k in range(4)}
     assert len(seen) == 4 * 2 * (2 + 1 + 1)
 
 
 def test_every_cycle_takes_each_scale_once_in_a_rotating_order() -> None:
-    method = SwD(tiny_teacher(), MMD_ONLY)
+    method = swd(tiny_teacher(), SCHEDULE, **MMD_ONLY)
     order = [method.index(step) for step in range(16)]
     assert all(sorted(order[k : k + 4]) == [0, 1, 2, 3] for k in range(0, 16, 4))
     assert {method.index(step) for step in range(9, 160, 10)} == {0, 1, 2, 3}
 
 
-def test_resume_is_exact_with_three_players(tmp_path: Path) -> None:
+def test_resume_is_exact_with_three_networks(tmp_path: Path) -> None:
     from tasks.training.checkpoints import flatten, latest_checkpoint, save_checkpoint, unflatten
 
     def fresh() -> tuple[SwD, TrainState]:
         torch.manual_seed(1)
-        method = SwD(tiny_teacher(), CONFIG)
+        method = swd(tiny_teacher(), SCHEDULE, **CONFIG)
         rates = {"fake": 2e-4, "discriminator": 5e-4}
         return method, TrainState(method, LoopConfig(steps=4, learning_rates=rates, ema=0.9))
 
     method, state = fresh()
-    for report in train(method, lambda step, micro, turn: batch(step), state):
+    for report in train(method, lambda step, micro, update: batch(step), state):
         if report.step == 2:
             save_checkpoint(tmp_path, 2, *flatten(state.state_dict()), keep=1)
     again, resumed = fresh()
     found = latest_checkpoint(tmp_path)
     assert found is not None
     resumed.load_state_dict(unflatten(*found.load()))
-    for _ in train(again, lambda step, micro, turn: batch(step), resumed):
+    for _ in train(again, lambda step, micro, update: batch(step), resumed):
         pass
     assert set(method.networks) == {"student", "fake", "discriminator"}
     for name, network in method.networks.items():
@@ -246,7 +253,7 @@ def test_resume_is_exact_with_three_players(tmp_path: Path) -> None:
     )
 
 
-def two_colours(step: int, micro: int, turn: int) -> ImageBatch:
+def two_colours(step: int, micro: int, update: int) -> ImageBatch:
     """Images of one colour each, -0.8 or 0.8."""
     colour = torch.randint(2, (32, 1, 1, 1), generator=generator_for("cpu", step)) * 1.6 - 0.8
     return ImageBatch(colour.expand(-1, 1, 8, 8).contiguous(), None, step)
@@ -268,7 +275,7 @@ def test_each_loss_alone_brings_two_step_samples_to_the_data(
     taught: Denoiser, mmd: float, dmd: float
 ) -> None:
     schedule = make_schedule([(1.0, 4), (0.6, 8)], 8, 2)
-    method = SwD(taught, SwDConfig(schedule, mmd=mmd, dmd=dmd, gan=0.0, fake_updates=2))
+    method = swd(taught, schedule, mmd=mmd, dmd=dmd, gan=0.0, fake_updates=2)
     state = TrainState(method, LoopConfig(steps=120, learning_rate=1e-3))
 
     def samples() -> Tensor:
@@ -291,13 +298,13 @@ def test_dmd_and_gan_with_a_guided_conditional_teacher_and_lora() -> None:
     teacher = build_denoiser(
         tiny_unet(classes=3), DDPMScheduler(prediction_type="v_prediction"), null_class=3
     )
-    config = replace(CONFIG, guidance=2.0, trainable="lora", lora_rank=2, kernel="rbf")
-    method = SwD(teacher, config)
+    choices = CONFIG | {"trainable": "lora", "lora_rank": 2, "kernel": "rbf"}
+    method = swd(teacher, SCHEDULE, guidance=2.0, **choices)
     trained = {n for n, p in method.networks["student"].named_parameters() if p.requires_grad}
     assert trained and all("lora" in name or name.startswith("conv_in") for name in trained)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     state = TrainState(method, LoopConfig(steps=4, learning_rate=1e-3))
-    reports = list(train(method, lambda step, micro, turn: batch(step, labels=labels), state))
+    reports = list(train(method, lambda step, micro, update: batch(step, labels=labels), state))
     assert {key.split("/")[0] for key in reports[-1].terms} == {"student", "fake", "discriminator"}
     assert all(torch.isfinite(torch.tensor(list(r.terms.values()))).all() for r in reports)
     assert method.fake is not None and not any(
@@ -307,7 +314,7 @@ def test_dmd_and_gan_with_a_guided_conditional_teacher_and_lora() -> None:
 
 def test_dit_students_run_at_every_size() -> None:
     teacher = build_denoiser(tiny_dit(), DDPMScheduler(clip_sample=False))
-    method = SwD(teacher, CONFIG)
+    method = swd(teacher, SCHEDULE, **CONFIG)
     condition = class_condition(torch.tensor([0, 1, 2, 0]))
     given = ImageBatch(0.5 * normals(4, 2, 8, 8), condition, 2)
     for role in ("fake", "discriminator", "student"):
@@ -347,7 +354,7 @@ def test_guidance_reaches_the_teacher_alone() -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     terms = []
     for guidance in (1.0, 3.0):
-        method = SwD(teacher, replace(CONFIG, guidance=guidance, gan=0.0, mmd=0.0))
+        method = swd(teacher, SCHEDULE, **CONFIG | {"guidance": guidance, "gan": 0.0, "mmd": 0.0})
         terms.append(float(method.loss("student", batch(3, labels=labels), stream())[0].detach()))
     assert terms[0] == pytest.approx(0, abs=1e-9) and terms[1] > 1e-4
 
@@ -356,7 +363,7 @@ def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The student's losses look at the lower 60 % of levels, the fake network learns all; batches
     share one level.
     """
-    method = SwD(tiny_teacher(), MMD_ONLY)
+    method = swd(tiny_teacher(), SCHEDULE, **MMD_ONLY)
     x0 = normals(512, 1, 4, 4)
     for part in (0.6, 1.0):
         t, x_u, _ = method._renoised(x0, stream(), part)
@@ -377,7 +384,7 @@ def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(4):
         method.loss("student", batch(i, 16), stream(i))
     assert asked == [(0.6, True)] + [(0.6, False)] * 3
-    uses_dmd = SwD(tiny_teacher(), replace(CONFIG, gan=0.0))
+    uses_dmd = swd(tiny_teacher(), SCHEDULE, **CONFIG | {"gan": 0.0})
     monkeypatch.setattr(uses_dmd, "_renoised", renoised)
     asked.clear()
     uses_dmd.loss("fake", batch(3, 16), stream())
@@ -388,8 +395,12 @@ def test_fake_loss_of_epsilon_networks_is_bounded_at_high_noise() -> None:
     """An epsilon error e is an error e sigma / alpha of x0, 158 at the last level; it weighs at
     most 10 times.
     """
-    method = SwD(tiny_teacher("epsilon"), replace(CONFIG, gan=0.0, conditioning_limit=10.0))
-    free = SwD(tiny_teacher("epsilon"), replace(CONFIG, gan=0.0, conditioning_limit=None))
+    method = swd(
+        tiny_teacher("epsilon"), SCHEDULE, **CONFIG | {"gan": 0.0, "conditioning_limit": 10.0}
+    )
+    free = swd(
+        tiny_teacher("epsilon"), SCHEDULE, **CONFIG | {"gan": 0.0, "conditioning_limit": None}
+    )
     for each in (method, free):
         assert each.fake is not None
         with torch.no_grad():
@@ -401,11 +412,11 @@ def test_fake_loss_of_epsilon_networks_is_bounded_at_high_noise() -> None:
     assert bounded < 0.2 * unbounded
 
 
-def test_dropout_is_off_in_all_players() -> None:
+def test_dropout_is_off_in_all_networks() -> None:
     teacher = build_denoiser(
         build_unet(8, 1, (8, 16), 1, dropout=0.5), build_scheduler("v_prediction", "linear")
     )
-    method = SwD(teacher, CONFIG)
+    method = swd(teacher, SCHEDULE, **CONFIG)
     layers = [
         m
         for net in method.networks.values()
@@ -425,7 +436,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(role: str) -> None:
 
     found = []
     for saving in (False, True):
-        method = SwD(tiny_teacher(), replace(CONFIG, gradient_checkpointing=saving))
+        method = swd(tiny_teacher(), SCHEDULE, **CONFIG | {"gradient_checkpointing": saving})
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
             loss, _ = method.loss(role, batch(3), stream())

@@ -15,13 +15,14 @@ from diffusers import FlowMatchLCMScheduler
 from torch import Tensor
 
 from models.common.errors import InputError
-from models.methods.swd.build import SwDConfig, build_swd_pipeline, make_scale_schedule
+from models.methods.swd.build import build_swd_pipeline, make_scale_schedule
 from models.methods.swd.pipeline import ScaleStep, SwDPipeline
 from models.methods.swd.schedule import make_schedule
+from tests.models.methods.made import swd_config
 from tests.tiny import tiny_teacher
 
 SCHEDULE = make_schedule([(1.0, 4), (0.9, 4), (0.7, 6), (0.4, 8)], 8, 2)
-CONFIG = SwDConfig(SCHEDULE, fake_updates=2)
+CONFIG = swd_config(fake_updates=2)
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
@@ -34,7 +35,7 @@ def stream(seed: int = 0) -> torch.Generator:
 
 def test_sampler_is_diffusers_lcm_scheduler_for_flow_matching() -> None:
     teacher = tiny_teacher("flow")
-    pipeline = build_swd_pipeline(teacher, CONFIG)
+    pipeline = build_swd_pipeline(teacher, SCHEDULE, CONFIG)
     noise = normals(3, 1, 8, 8)
     ours, seen = pipeline.rollout(noise, generator=stream(5))
 
@@ -102,7 +103,7 @@ def test_epsilon_networks_are_damped_at_pure_noise_only() -> None:
     scale_schedule = make_scale_schedule(teacher, SCHEDULE, limit=10.0)
     assert [s.damping < 1 for s in scale_schedule] == [True, False, False, False]
     first = scale_schedule[0]
-    pipeline = build_swd_pipeline(teacher, CONFIG)
+    pipeline = build_swd_pipeline(teacher, SCHEDULE, CONFIG)
     x = normals(3, 1, 4, 4)
     free, held = teacher.denoise(x, first.t), pipeline.denoise(first, x)
     mean = torch.tensor(first.mean)
@@ -125,7 +126,7 @@ def test_levels_that_a_teacher_cannot_tell_apart_are_refused() -> None:
 
 
 def test_pipeline_folder_round_trip(tmp_path: Path) -> None:
-    pipeline = build_swd_pipeline(tiny_teacher("epsilon"), CONFIG)
+    pipeline = build_swd_pipeline(tiny_teacher("epsilon"), SCHEDULE, CONFIG)
     pipeline.save_pretrained(tmp_path)
     again = SwDPipeline.from_pretrained(tmp_path)
     first, second = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import pytest
 import torch
 
 from models.common.errors import InputError
-from models.methods.sigdeg.method import SamplerGains, coarse_steps
-from models.methods.sigdeg.pipeline import load_student
+from models.methods.base import MethodContext
+from models.methods.export import open_student
+from models.methods.sigdeg import calibration
+from models.methods.sigdeg import method as methods
+from models.methods.sigdeg.build import SamplerGains, coarse_steps
+from models.methods.sigdeg.method import SigDEG
 from tasks.config.schema import Params
 from tasks.data.teacher import load_teacher
-from tasks.data.trajectories import cached_spec, open_trajectories
+from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.validation import ValidationKID
-from tasks.methods import registry as methods
-from tasks.methods import sigdeg_calibration as calibration
-from tasks.methods.registry import RECIPES, MethodContext, method_config
+from tasks.methods.context import make_context, real_images
 from tasks.stages import student
 from tests.tasks.distillation import from_training_split, make_root, settings
 
@@ -50,12 +52,13 @@ def root(made: Path, tmp_path: Path) -> Iterator[Path]:
 def source_of(
     root: Path, params: Params, diagnostics: dict[str, Any] | None = None
 ) -> MethodContext:
-    return MethodContext(params, load_teacher(root), open_trajectories(root), diagnostics or {})
+    shards = open_trajectories(root)
+    return make_context(params, root, load_teacher(root), shards, diagnostics)
 
 
 def found(root: Path, params: Params) -> dict[str, Any]:
     """What the stage measures before training."""
-    return RECIPES["sigdeg"].prepare(source_of(root, params), root)
+    return SigDEG.prepare(source_of(root, params))
 
 
 def record(root: Path) -> dict[str, Any]:
@@ -79,10 +82,12 @@ def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> N
     source = source_of(root, params, diagnostics)
     judge, pipeline = (
         ValidationKID(params, root, source.teacher),
-        RECIPES["sigdeg"].pipeline(source),
+        SigDEG.untrained(source),
     )
     pipeline.unet.eval()
-    rounds = [(low, high) for low, high, *_ in calibration._rounds(params, 1)]
+    rounds = [
+        (low, high) for low, high, *_ in calibration._rounds(params.student.validation_samples, 1)
+    ]
     for nfe in (4, 2):
         kids = {
             json.dumps(t["gains"]): t["kid"]
@@ -141,7 +146,7 @@ def test_numbers_that_act_on_one_another(made: Path, monkeypatch: pytest.MonkeyP
     counts = [sum(1 for nfe, _ in asked if nfe == n) for n in (4, 2)]
     assert counts == [36 + 10 + 3] * 2  # fewer settings in every round
     monkeypatch.setattr(ValidationKID, "kid_of", lambda self, features: 0.5)
-    start = SamplerGains(method_config(params).look_ahead)
+    start = SamplerGains(params.method.look_ahead)
     assert [
         SamplerGains(**numbers) for numbers in found(made, params)["gains_by_nfe"].values()
     ] == [
@@ -172,9 +177,8 @@ def test_the_published_student_has_the_tuned_plans(
     monkeypatch.setattr(student, "build_training", build)
     student.run(params, root)
     assert record(root)["diagnostics"] == diagnostics and record(root)["steps"] == 2
-    source, config = source_of(root, params), method_config(params)
-    spec = cached_spec(params.trajectories, source.teacher, source.shards)
-    pipeline = load_student(root / "data/student")
+    config, spec = params.method, source_of(root, params).spec
+    pipeline = open_student(root / "data/student")
     for nfe in (4, 2):
         expected = coarse_steps(spec, nfe, config, numbers[str(nfe)])
         assert pipeline.plan(nfe) == expected == used[0].method.step_schedules[nfe].steps
@@ -187,11 +191,10 @@ def test_facts_of_the_real_search_are_published(root: Path) -> None:
     diagnostics = record(root)["diagnostics"]
     assert diagnostics == found(root, params)
     source = source_of(root, params)
-    spec = cached_spec(params.trajectories, source.teacher, source.shards)
-    pipeline = load_student(root / "data/student")
+    pipeline = open_student(root / "data/student")
     for nfe in (4, 2):
         assert pipeline.plan(nfe) == coarse_steps(
-            spec, nfe, method_config(params), SamplerGains(**diagnostics["gains_by_nfe"][str(nfe)])
+            source.spec, nfe, params.method, SamplerGains(**diagnostics["gains_by_nfe"][str(nfe)])
         )
     judge = ValidationKID(params, root, source.teacher)
     pipeline.unet.eval()
@@ -211,13 +214,10 @@ def test_without_calibration_the_plan_is_plain(root: Path, monkeypatch: pytest.M
     params = settings(student=NONE, method={"calibrate": False, "look_ahead": 0.4})
     student.run(params, root)
     assert record(root)["diagnostics"] == {}
-    source, config = source_of(root, params), method_config(params)
-    spec = cached_spec(params.trajectories, source.teacher, source.shards)
-    pipeline = load_student(root / "data/student")
+    config, spec = params.method, source_of(root, params).spec
+    pipeline = open_student(root / "data/student")
     for nfe in (4, 2):
-        assert pipeline.plan(nfe) == coarse_steps(
-            spec, nfe, replace(config, gains_by_nfe=()), SamplerGains(0.4, 1.0, 0.0)
-        )
+        assert pipeline.plan(nfe) == coarse_steps(spec, nfe, config, SamplerGains(0.4, 1.0, 0.0))
 
 
 def test_a_rerun_takes_the_facts_that_are_there(
@@ -243,16 +243,13 @@ def test_a_teacher_unlike_the_images_takes_its_own(root: Path, tmp_path: Path) -
     """auto falls back for a conditional teacher; data is refused with one line."""
     teacher = load_teacher(root)
     teacher.num_classes = 10
-    shards = open_trajectories(root)
     losses = [{"mmd": 0.1, "mmd_target": target} for target in ("auto", "data")]
-    given = [
-        methods.MethodContext(settings(method={"loss": loss}), teacher, shards) for loss in losses
-    ]
-    assert methods._real_images(given[0]) is None
+    auto, data = (settings(method={"loss": loss}).method for loss in losses)
+    assert real_images(SigDEG, auto, root, teacher) is None
     with pytest.raises(
         InputError, match="mmd_target = data.*conditional teacher.*use teacher or auto"
     ):
-        methods._real_images(given[1])
+        real_images(SigDEG, data, root, teacher)
 
 
 def test_real_images_reach_the_loss(root: Path) -> None:
@@ -260,8 +257,7 @@ def test_real_images_reach_the_loss(root: Path) -> None:
 
     def batch(**loss: Any) -> Any:
         params = settings(method={"loss": loss})
-        source = methods.MethodContext(params, load_teacher(root), open_trajectories(root))
-        return RECIPES["sigdeg"].batches(source, torch.device("cpu"), 0, 1)(0, 0, 0)
+        return student.build_training(params, root, root, torch.device("cpu")).batches(0, 0, 0)
 
     assert batch(mmd=0.1, mmd_target="teacher").real is None and batch(mmd=0.1).real is not None
     assert batch(mmd=0.0, mmd_target="data").real is None

@@ -1,0 +1,188 @@
+"""The untrained Sig-DEG student: its plans on the cached grid, and the pipeline around a copy of
+the teacher's network. Equations: models/methods/sigdeg/method.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.common.errors import InputError
+from models.methods.sigdeg.config import SigDEGConfig
+from models.methods.sigdeg.integrator import make_plan
+from models.methods.sigdeg.pipeline import SigDEGPipeline, Step, rollout, steps_as_dicts
+from models.methods.student_network import student_network
+from models.sampling.grids import subgrid
+from models.sampling.signature import bases, join_maps, joined
+from models.sampling.trajectories import PathSpec
+from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
+
+DATA_STD = 0.5
+
+
+@dataclass(frozen=True)
+class SamplerGains:
+    """Free numbers of one schedule, see :func:`models.methods.sigdeg.integrator.make_plan`."""
+
+    look_ahead: float
+    gain: float = 1.0
+    last_gain: float = 0.0
+    noise_gain: float = 1.0
+
+
+Gains = Mapping[int, SamplerGains]
+
+
+def calibrated_gains(diagnostics: Mapping[str, Any]) -> dict[int, SamplerGains]:
+    """What calibration chose, by number of steps; empty where there was none."""
+    chosen = diagnostics.get("gains_by_nfe", {})
+    return {int(nfe): SamplerGains(**numbers) for nfe, numbers in chosen.items()}
+
+
+def gains_for(nfe: int, config: SigDEGConfig, gains: Gains) -> SamplerGains:
+    """The gains of ``nfe`` steps: the calibrated ones, or the plain ones where nothing was
+    calibrated.
+
+    Calibrated gains make up for what coarse steps lose and do not shrink with the step: another
+    number of steps would not come nearer to the teacher with them. So they hold for the numbers
+    of steps that they were chosen for; InputError for others.
+    """
+    if not gains:
+        return SamplerGains(config.look_ahead)
+    if nfe not in gains:
+        raise InputError(
+            f"{nfe} steps: the gains were calibrated for {sorted(gains)} steps only; add {nfe} to "
+            "method.nfe, or set method.calibrate to false"
+        )
+    return gains[nfe]
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """One number of steps: its plan, Chen's maps from the cached intervals (N, m + 1, r, m + 1),
+    and the weights (N,) of the path error.
+    """
+
+    steps: list[Step]
+    joins: Tensor
+    weights: Tensor
+
+    @property
+    def every(self) -> int:
+        """Cached intervals in one step."""
+        return int(self.joins.shape[2])
+
+    def features(self, xi: Tensor) -> Tensor:
+        """xi of the cache (n, N r, m + 1, C, H, W) joined to (n, N, m + 1, C, H, W)."""
+        return joined(xi, self.joins)
+
+
+def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerGains) -> list[Step]:
+    """The plan of ``nfe`` steps on the cached grid with these free numbers."""
+    depth = spec.parts[0].Q.shape[1] - 1
+    parts = bases(spec.chain, subgrid(spec.grid, nfe), depth)
+    return make_plan(
+        spec.chain,
+        parts,
+        config.order,
+        gains.look_ahead,
+        config.predict_order,
+        gains.gain,
+        gains.last_gain,
+        gains.noise_gain,
+    )
+
+
+def make_step_schedule(
+    spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerGains | None = None
+) -> StepSchedule:
+    """Everything about ``nfe`` steps that follows from the cached grid; ``gains`` None: the plain
+    ones. Raises InputError if nfe does not divide the grid.
+    """
+    grid = subgrid(spec.grid, nfe)
+    steps = coarse_steps(spec, nfe, config, gains or SamplerGains(config.look_ahead))
+    alpha, sigma = spec.chain.levels.alpha[grid[1:]], spec.chain.levels.sigma[grid[1:]]
+    weights = {
+        "marginal": 1.0 / (alpha**2 * DATA_STD**2 + sigma**2),
+        "uniform": np.ones(nfe),
+        "final": np.append(np.zeros(nfe - 1), float(nfe)),
+    }[config.loss.weighting]
+    return StepSchedule(
+        steps,
+        torch.as_tensor(join_maps(spec.chain, spec.parts, nfe)),
+        torch.as_tensor(weights, dtype=torch.float32),
+    )
+
+
+@torch.no_grad()
+def mean_image(teacher: Denoiser, t: float, n: int = 256) -> Tensor:
+    """The teacher's mean image (C, H, W): what it sees in pure noise, averaged; classes in
+    turn where it has them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((n, *teacher.shape), generator=generator).to(teacher.device)
+    return teacher.denoise(noise, t, teacher.default_condition(n)).mean(0).cpu()
+
+
+def build_pipeline(
+    teacher: Denoiser, spec: PathSpec, config: SigDEGConfig, gains: Gains | None = None
+) -> SigDEGPipeline:
+    """The untrained student as a pipeline around a copy of the teacher's network; ``gains``: those
+    that calibration chose.
+    """
+    plain = SamplerGains(config.look_ahead)
+    plain_plans = {n: coarse_steps(spec, n, config, plain) for n in config.nfe}
+    plans = {
+        n: coarse_steps(spec, n, config, gains_for(n, config, gains or {})) for n in config.nfe
+    }
+    # input channels: X, the features, the previous output where it is an input, the width
+    channels = teacher.shape[0] * (1 + spec.parts[0].Q.shape[1] + int(config.memory)) + 1
+    frozen = teacher.network if _damps(teacher, config, plans, plain_plans) else None
+    mean = mean_image(teacher, float(spec.chain.levels.t[0]))
+    return SigDEGPipeline(
+        unet=student_network(teacher.network, channels, config.trainable, config.lora_rank),
+        plans=steps_as_dicts(plans),
+        plain_plans=None if plain_plans == plans else steps_as_dicts(plain_plans),
+        prediction_type=teacher.prediction_type,
+        shape=list(teacher.shape),
+        mean_image=mean.mul(1e4).round().div(1e4).tolist(),
+        memory=config.memory,
+        clip=teacher.clip,
+        conditioning_limit=config.conditioning_limit if frozen is not None else None,
+        num_classes=teacher.num_classes,
+        vae=teacher.codec.vae,
+        frozen=frozen,
+    )
+
+
+def _damps(teacher: Denoiser, config: SigDEGConfig, *plans: Mapping[int, Sequence[Step]]) -> bool:
+    """Whether some step amplifies an epsilon network's errors beyond the limit."""
+    limit = config.conditioning_limit
+    if teacher.prediction_type != "epsilon" or limit is None:
+        return False
+    steps = (step for plan in plans for steps in plan.values() for step in steps)
+    return any(step.sigma > limit * step.alpha for step in steps)
+
+
+def untrained_rollout(
+    teacher: Denoiser,
+    step_schedule: StepSchedule,
+    Y: Tensor,
+    xi: Tensor,
+    condition: Condition | None = None,
+) -> Tensor:
+    """States (n, N + 1, C, H, W) of the generator with the teacher's own network; a second way to
+    the untrained student.
+    """
+    mean = mean_image(teacher, float(teacher.schedule.levels(1).t[0])).to(Y)
+
+    def denoise(step: Step, X: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
+        return teacher.denoise(X, step.t, condition)
+
+    return rollout(denoise, step_schedule.steps, Y, xi, mean)

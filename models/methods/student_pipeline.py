@@ -1,0 +1,324 @@
+"""What every student pipeline shares: its call, class labels, decoding, saving.
+
+This file is self-contained. A copy of it travels in a student's folder beside the copy of its
+pipeline's own file (:meth:`StudentPipeline.save_pretrained`), so that diffusers alone opens it:
+``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Generators = torch.Generator | Sequence[torch.Generator] | None
+OnStep = Callable[[], object]
+
+
+class StudentOutput(BaseOutput):  # type: ignore[misc]
+    """``images``: see :meth:`StudentPipeline.__call__`."""
+
+    images: Any
+
+
+class StudentPipeline:
+    """Mixin of a student's class, before ``DiffusionPipeline`` in its bases.
+
+    A student's class has ``unet`` and ``vae`` (or None) among its components; its config has
+    ``prediction_type``, ``shape`` (C, H, W of a clean state), ``clip`` and ``num_classes``. It
+    defines :attr:`nfe` and :meth:`rollout`; the rest has defaults.
+
+    ``title``: the method's name for tables. ``path_features``: the features of cached teacher
+    paths that :meth:`rollout` takes as ``xi``: "signature" (models/sampling/signature.py), or None
+    for a method that follows no path.
+    """
+
+    title: str = "Student"
+    path_features: ClassVar[str | None] = None
+    model_cpu_offload_seq = "unet->vae"
+
+    # provided by DiffusionPipeline
+    unet: Any
+    vae: Any
+    config: Any
+
+    @property
+    def nfe(self) -> list[int]:
+        """Numbers of steps this student was made for, ascending."""
+        raise NotImplementedError
+
+    def rollout(
+        self,
+        noise: Tensor,
+        xi: Any = None,
+        condition: Mapping[str, Tensor] | None = None,
+        nfe: int | None = None,
+        generator: Generators = None,
+        on_step: OnStep | None = None,
+    ) -> tuple[Tensor, Any]:
+        """(x0, what was passed on the way): x0 (n, C, H, W) from start noise (n, C, H, W).
+
+        ``xi``: the rest of the randomness, or None for fresh normals from ``generator``;
+        ``condition``: keyword arguments of the network; ``on_step`` is called after each step.
+        """
+        raise NotImplementedError
+
+    def network_calls(self, steps: int) -> int:
+        """Network evaluations of one sample with ``steps`` steps."""
+        return steps
+
+    def controls(self) -> dict[str, tuple[str, Callable[..., Any]]]:
+        """Rollouts that show what a part of the sampler is for: name -> (title, rollout)."""
+        return {}
+
+    def untrained(self, network: Any) -> Any:
+        """The same sampler around the teacher's ``network``, before any tuning or training."""
+        return self.with_network(network)
+
+    def with_network(self, network: Any, **changes: Any) -> Any:
+        """The same sampler around another network; ``changes`` replace entries of the config."""
+        settings = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        parts = self.components  # type: ignore[attr-defined]
+        return type(self)(**{**settings, **parts, "unet": network, **changes})
+
+    def start_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the start noise."""
+        return tuple(self.config.shape)
+
+    def check_steps(self, steps: int | None) -> int:
+        """``steps``, or the largest number for None; ValueError for one that is not in nfe."""
+        steps = max(self.nfe) if steps is None else steps
+        if steps not in self.nfe:
+            raise ValueError(
+                f"num_inference_steps = {steps}: this student has {self.nfe}; distil one for "
+                f"{steps} steps"
+            )
+        return steps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int | None = None,
+        class_labels: Any = None,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        progress: bool = False,
+    ) -> Any:
+        """Draw ``batch_size`` images.
+
+        ``class_labels``: one whole number for all images or one each, in a list, an array or a
+        tensor. ``generator``: one for all, or a list with one each; image i of a list is the image
+        that its generator draws alone, up to rounding. ``output_type``: "pil"; "np" for
+        (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [-1, 1]; "latent" for the
+        clean states as they are. ``progress`` shows a bar over the steps. Raises ValueError for a
+        number of steps the student was not made for, missing, unknown or unexpected classes, and
+        other output types and batch sizes.
+        """
+        steps = self.check_steps(num_inference_steps)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type {output_type!r}: expected {', '.join(OUTPUT_TYPES)}")
+        n = self._count(batch_size, generator)
+        device = self._execution_device  # type: ignore[attr-defined]
+        condition = self._condition(class_labels, n, device)
+        noise = normals((n, *self.start_shape()), device, generator)
+        with self.progress_bar(total=steps) if progress else nullcontext() as bar:  # type: ignore[attr-defined]
+            on_step = None if bar is None else bar.update
+            x0, _ = self.rollout(noise, None, condition, steps, generator, on_step)
+        images = x0 if output_type == "latent" else self._images(x0, output_type)
+        return StudentOutput(images=images) if return_dict else (images,)
+
+    def network_x0(
+        self,
+        network: Any,
+        inputs: Tensor,
+        x: Tensor,
+        level: Any,
+        condition: Mapping[str, Tensor] | None,
+    ) -> Tensor:
+        """x0 (n, C, h, w) by one call of ``network`` on ``inputs``, whose first channels are x.
+
+        ``level`` has ``t``, ``alpha`` and ``sigma``. The network works in its own dtype; x0 has
+        that of x.
+        """
+        t = torch.full((len(x),), level.t, device=x.device)
+        t = t if self.config.prediction_type == "flow" else t.long()
+        given = {k: _like(v, network.dtype) for k, v in (condition or {}).items()}
+        output = network(inputs.to(network.dtype), t, **given, return_dict=False)[0]
+        # a network that also predicts a variance has more channels than x
+        output = output[:, : x.shape[1]].to(x.dtype)
+        return prediction_to_x0(self.config.prediction_type, output, x, level)
+
+    def clipped(self, x0: Tensor) -> Tensor:
+        """x0 within the teacher's bound, where it has one."""
+        return x0 if self.config.clip is None else x0.clamp(-self.config.clip, self.config.clip)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images (n, C, H, W) of clean states: themselves, or decoded by the VAE in its dtype."""
+        if self.vae is None:
+            return x0
+        vae, config = self.vae, self.vae.config
+        if vae.dtype == torch.float16 and config.get("force_upcast"):
+            vae.to(torch.float32)  # such a VAE overflows in half precision, and says so
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(v).to(x0).view(1, -1, 1, 1) for v in (mean, std))
+            z = x0 * std / config.get("scaling_factor", 1.0) + mean
+        else:
+            z = x0 / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
+        images: Tensor = vae.decode(z.to(vae.dtype)).sample
+        return images
+
+    def _images(self, x0: Tensor, output_type: str) -> Any:
+        images = self.decode(x0).float().clamp(-1, 1)
+        if output_type == "pt":
+            return images
+        array = np.asarray(((images + 1) / 2).permute(0, 2, 3, 1).cpu())
+        return array if output_type == "np" else self.numpy_to_pil(array)  # type: ignore[attr-defined]
+
+    def _count(self, batch_size: Any, generator: Generators) -> int:
+        whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+        if not whole or batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: expected at least 1, a whole number")
+        if isinstance(generator, Sequence) and len(generator) != batch_size:
+            raise ValueError(
+                f"generator: a list of {len(generator)} for batch_size = {batch_size}; expected "
+                "one generator, or one for each image"
+            )
+        return int(batch_size)
+
+    def _condition(self, wanted: Any, n: int, device: torch.device) -> dict[str, Tensor] | None:
+        """The network's keyword arguments for the classes that were asked for."""
+        classes = self.config.num_classes
+        if classes is None:
+            if wanted is not None:
+                raise ValueError("class_labels: this student has no classes; leave them out")
+            return None
+        expected = f"expected {n} classes in 0..{classes - 1}"
+        if wanted is None:
+            raise ValueError(
+                f"class_labels: this student is conditional; give a class 0..{classes - 1}, or "
+                "one per image"
+            )
+        values = np.asarray(wanted.cpu() if isinstance(wanted, Tensor) else wanted)
+        if values.dtype.kind not in "iu":
+            raise ValueError(f"class_labels {wanted}: {expected}, whole numbers")
+        values = np.repeat(values, n) if values.ndim == 0 else values
+        if values.shape != (n,) or values.min() < 0 or values.max() >= classes:
+            raise ValueError(f"class_labels {values.tolist()}: {expected}")
+        return {"class_labels": torch.from_numpy(values.astype(np.int64)).to(device)}
+
+    @classmethod
+    def load_config(cls, *args: Any, **options: Any) -> Any:
+        """diffusers' own, with the class's plain name: a class that is at hand, this one, opens a
+        folder without running the code in it.
+        """
+        loaded = super().load_config(*args, **options)  # type: ignore[misc]
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return loaded
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write the folder: weights as safetensors, model_index.json, and the code that opens it.
+
+        Where the networks were read from is left out, so that equal students have equal bytes.
+        Raises ValueError for ``push_to_hub``, which would leave the code out.
+        """
+        if options.pop("push_to_hub", False):
+            raise ValueError("push_to_hub: expected False; call push_to_hub(repo_id) instead")
+        options = {"safe_serialization": True, **options}
+        super().save_pretrained(save_directory, **options)  # type: ignore[misc]
+        folder = Path(save_directory)
+        for weights in folder.rglob("*.safetensors"):
+            weights.chmod(0o644)  # safetensors writes 0600, unreadable for other users
+        files = travelling_code(type(self))
+        for name, text in files.items():
+            (folder / f"{name}.py").write_text(text, encoding="utf-8")
+        for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content.pop("_name_or_path", None)
+            if path.parent == folder:
+                content["_class_name"] = [next(iter(files)), type(self).__name__]
+            text = json.dumps(content, indent=2, sort_keys=True)
+            path.write_text(text + "\n", encoding="utf-8")
+
+
+def travelling_code(kind: type) -> dict[str, str]:
+    """The files that open a student without this project, by module name, the class's own first.
+
+    diffusers imports all local pipelines into one package and runs a module of the same name into
+    the one that is there, so that functions of two students would replace each other. The names
+    carry a digest of the code: different code never shares a name.
+    """
+    own, shared = (Path(str(sys.modules[c.__module__].__file__)) for c in (kind, StudentPipeline))
+    if own == shared:
+        raise TypeError(f"{kind.__name__}: expected a file of its own beside student_pipeline.py")
+    base = shared.read_text(encoding="utf-8")
+    text = own.read_text(encoding="utf-8")
+    digest = hashlib.sha256((base + _plain(text)).encode()).hexdigest()[:8]
+    names = [f"{kind.__name__.lower()}_{digest}", f"student_pipeline_{digest}"]
+    found = re.findall(rf"^from {_SHARED} import", text, flags=re.MULTILINE)
+    if len(found) != 1:
+        raise TypeError(
+            f"{own.name}: expected one import from student_pipeline, found {len(found)}"
+        )
+    moved = re.sub(rf"^from {_SHARED} import", f"from .{names[1]} import", text, flags=re.MULTILINE)
+    if left := re.findall(r"^\s*(?:from|import)\s+((?:models|tasks|flows)\b[\w.]*)", moved, re.M):
+        raise TypeError(
+            f"{own.name} travels with its students: expected no import of this project beside "
+            f"student_pipeline, found {left[0]}; put the pipeline into a file of its own"
+        )
+    return {names[0]: moved, names[1]: base}
+
+
+_SHARED = r"[\w.]*student_pipeline(?:_[0-9a-f]{8})?"
+
+
+def _plain(text: str) -> str:
+    """The text with its import of this file as it would be in any place."""
+    return re.sub(rf"^from {_SHARED} import", "from . import", text, flags=re.MULTILINE)
+
+
+def prediction_to_x0(prediction: str, output: Tensor, x: Tensor, level: Any) -> Tensor:
+    """x0 from the network's output in the teacher's parametrization, at ``level``."""
+    x0: Tensor = output
+    if prediction == "epsilon":
+        x0 = (x - level.sigma * output) / level.alpha
+    elif prediction == "v_prediction":
+        x0 = level.alpha * x - level.sigma * output
+    elif prediction == "flow":
+        x0 = x - level.sigma * output
+    return x0
+
+
+def normals(
+    shape: Sequence[int], device: torch.device | str, generator: Generators = None
+) -> Tensor:
+    """Standard normals (n, ...), float32 on ``device``.
+
+    They are drawn where a generator lives, so that a CPU seed gives the same images on any device;
+    with a list of n generators each draws its own row.
+    """
+    if isinstance(generator, Sequence):
+        return torch.cat([normals((1, *shape[1:]), device, g) for g in generator])
+    where = device if generator is None else generator.device
+    drawn = torch.randn(tuple(shape), generator=generator, device=where, dtype=torch.float32)
+    return drawn.to(device)
+
+
+def _like(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Embeddings in the network's dtype; whole numbers, such as classes, as they are."""
+    return value.to(dtype) if value.is_floating_point() else value

@@ -1,0 +1,113 @@
+"""The proof that a student's folder is whole: a fresh process with diffusers alone opens it and
+makes the same images as this project does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.methods.export import open_student
+
+IMAGES, SEED = 4, 0
+TOLERANCE = 1e-4  # of pixel values in [0, 1]: kernels may round differently in another process
+MINUTES = 10
+
+ALONE = """
+import sys
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging
+
+logging.disable_progress_bar()
+folder, target, images, seed, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+pipeline = DiffusionPipeline.from_pretrained(
+    folder, trust_remote_code=True, use_safetensors=True, local_files_only=True
+)
+classes = pipeline.config.num_classes
+made = pipeline(
+    batch_size=int(images),
+    class_labels=None if classes is None else [i % classes for i in range(int(images))],
+    generator=torch.Generator().manual_seed(int(seed)),
+    output_type="np",
+).images
+own = sorted({name.split(".")[0] for name in sys.modules} & {"models", "tasks", "flows"})
+if own:
+    sys.exit(f"the folder's code imports {', '.join(own)}")
+np.save(target, made)
+"""
+
+
+def prove_loadable(folder: Path) -> dict[str, Any]:
+    """{ok, max_abs_difference, images, seconds}, and ``reason`` where not ok.
+
+    The other process runs ``python -I`` in an empty folder, with no PYTHONPATH and no network. The
+    difference is that of pixel values in [0, 1], None where there are no images to compare.
+    """
+    start = time.perf_counter()
+    record: dict[str, Any] = {"ok": False, "max_abs_difference": None, "images": IMAGES}
+    with tempfile.TemporaryDirectory(prefix="load-back-") as place:
+        target = Path(place, "images.npy")
+        reason = _make_alone(folder.resolve(), target)
+        if reason is None:
+            found, expected = np.load(target, allow_pickle=False), _make_here(folder)
+            reason = _compare(found, expected, record)
+    record["ok"] = reason is None
+    record["seconds"] = round(time.perf_counter() - start, 1)
+    return record if reason is None else record | {"reason": reason}
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, record: dict[str, Any]) -> str | None:
+    if found.shape != expected.shape:
+        return f"images of shape {found.shape}, expected {expected.shape}"
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    record["max_abs_difference"] = difference
+    # not (a <= b), so that NaN is a difference too
+    return None if difference <= TOLERANCE else f"other images, by up to {difference:.3g}"
+
+
+def _make_here(folder: Path) -> np.ndarray:
+    pipeline = open_student(folder)
+    classes = pipeline.config.num_classes
+    made: np.ndarray = pipeline(
+        batch_size=IMAGES,
+        class_labels=None if classes is None else [i % classes for i in range(IMAGES)],
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="np",
+    ).images
+    return made
+
+
+def _make_alone(folder: Path, target: Path) -> str | None:
+    """Write the images of a process of its own to ``target``; the reason if there are none."""
+    hidden = ("PYTHONPATH", "PYTHONHOME")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment |= {"HF_HOME": str(target.parent / "hf"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"HF_MODULES_CACHE": str(target.parent / "modules"), "DO_NOT_TRACK": "1"}
+    numbers = [str(number) for number in (IMAGES, SEED, torch.get_num_threads())]
+    command = [sys.executable, "-I", "-c", ALONE, str(folder), str(target), *numbers]
+    try:
+        ended = subprocess.run(
+            command,
+            cwd=target.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60 * MINUTES,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no images after {MINUTES} minutes"
+    if ended.returncode == 0 and target.is_file():
+        return None
+    last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    return f"the folder does not open alone ({last.strip()})"
