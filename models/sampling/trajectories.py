@@ -1,9 +1,16 @@
-"""Teacher trajectories with the partial signatures of their Brownian paths.
+"""Teacher trajectories whose Brownian paths have known partial signatures.
 
-A trajectory is a function of (seed, split, index) and the lane size alone: its noise comes from a
-generator of its own, and the network always sees ``lane`` states at a time, aligned to the global
-index and padded at the end, because convolution and matrix kernels round differently for other
-batch sizes. So bytes do not depend on workers, shards or batch size.
+A trajectory is a function of (seed, split, index), the coarse grid and the lane size alone: its
+noise comes from generators of its own, and the network always sees ``lane`` states at a time,
+aligned to the global index and padded at the end, because convolution and matrix kernels round
+differently for other batch sizes. So bytes do not depend on workers, shards or batch size.
+
+The features xi of a path are drawn first, then its fine noise given them,
+
+    z = Q xi + (I - Q Q^T) z',      xi, z' ~ N(0, I) independent                               (5a)
+
+where Q has the orthonormal columns of all intervals (5). So z ~ N(0, I) and Q^T z = xi: nobody has
+to store xi, for whoever wants it draws it again.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 
 SPLITS = {"train": 0, "validation": 1}
+NOISE, FEATURES = 7, 23  # streams of random numbers: start and fine noise, features
 Advance = Callable[[int], None]
 
 
@@ -48,16 +56,47 @@ class PathSpec:
 def path_noise(
     spec: PathSpec, split: str, indices: Sequence[int], shape: tuple[int, ...]
 ) -> Tensor:
-    """(n, K + 1, C, H, W) standard normals on the CPU: the start and the K steps of each
-    trajectory.
+    """(n, K + 1, *shape) standard normals on the CPU: the start and the K steps of each
+    trajectory, by (5a) along the features of `path_features`; plainly drawn where the spec has no
+    intervals yet.
     """
     size = (spec.chain.steps + 1, *shape)
-    return torch.stack(
-        [
-            torch.randn(size, generator=generator_for("cpu", spec.seed, 7, SPLITS[split], i))
-            for i in indices
-        ]
-    )
+    free = [
+        torch.randn(size, generator=generator_for("cpu", spec.seed, NOISE, SPLITS[split], i))
+        for i in indices
+    ]
+    if spec.parts:
+        xi = path_features(spec.seed, split, indices, kept_features(spec.parts), shape)
+        matrix = (
+            torch.from_numpy(feature_matrix(spec.parts)).float().flatten(0, 1)
+        )  # Q^T: (N m', K)
+        with _one_thread():
+            for noise, wanted in zip(free, xi, strict=True):
+                z = noise[1:].flatten(1)  # (K, pixels), a view
+                z += matrix.T @ (wanted.flatten(0, 1).flatten(1) - matrix @ z)
+    return torch.stack(free)
+
+
+def path_features(
+    seed: int, split: str, indices: Sequence[int], kept: np.ndarray, shape: tuple[int, ...]
+) -> Tensor:
+    """xi of paths, (n, N, m + 1, *shape) float32 on the CPU: standard normals, a function of
+    (seed, split, index) and of how many intervals and features there are.
+
+    ``kept``: (N, m + 1) bool; a feature that is not kept is zero.
+    """
+    size = (*kept.shape, *shape)
+    drawn = [
+        torch.randn(size, generator=generator_for("cpu", seed, FEATURES, SPLITS[split], int(i)))
+        for i in indices
+    ]
+    mask = torch.from_numpy(kept).float().reshape(*kept.shape, *(1 for _ in shape))
+    return torch.stack(drawn) * mask if drawn else torch.zeros(0, *size)
+
+
+def kept_features(parts: Sequence[Basis]) -> np.ndarray:
+    """(N, m + 1) bool: which features of which interval are not dropped."""
+    return np.stack([part.kept for part in parts])
 
 
 def path_labels(spec: PathSpec, num_classes: int | None, indices: Sequence[int]) -> Tensor | None:
@@ -85,9 +124,9 @@ def teacher_paths(
 ) -> dict[str, np.ndarray]:
     """Trajectories ``start`` to ``stop`` (exclusive) of a split.
 
-    Returns float32 arrays ``Y`` (n, N + 1, C, H, W), the states at the coarse grid, ``xi`` (n, N, m
-    + 1, C, H, W), the features, and int64 ``labels`` (n,), -1 for unconditional teachers.
-    ``advance`` is called with the number of trajectories that made one more step.
+    Returns float32 ``Y`` (n, N + 1, *shape), the states at the coarse grid, and int64 ``labels``
+    (n,), -1 for unconditional teachers; their features are those of `path_features`. ``advance`` is
+    called with the number of trajectories that made one more step.
     """
     lane = spec.lane
     first, lanes = start // lane, -(-stop // lane)
@@ -126,15 +165,9 @@ def _advance_together(
             states.append(x.cpu().numpy())
         if after_step is not None:
             after_step()
-    weights = torch.as_tensor(feature_matrix(spec.parts), device=device, dtype=torch.float32)
-    N, width, K = weights.shape
-    xi = torch.matmul(weights.view(N * width, K), z.flatten(2)).view(
-        len(x), N, width, *teacher.shape
-    )
     none = torch.full((len(x),), -1)
     return {
         "Y": np.stack(states, 1),
-        "xi": xi.cpu().numpy(),
         "labels": (none if labels is None else labels).numpy().astype(np.int64),
     }
 
@@ -159,6 +192,17 @@ def movement(teacher: Denoiser, spec: PathSpec) -> np.ndarray:
 
 
 @contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums whose rounding does not depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def _lane_threads(device: torch.device) -> Iterator[Executor | None]:
     """On a CPU, threads that take a lane each: threads inside kernels round differently by their
     number.
@@ -167,12 +211,11 @@ def _lane_threads(device: torch.device) -> Iterator[Executor | None]:
     if device.type != "cpu":
         yield None
         return
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool if threads > 1 else None
-    finally:
-        torch.set_num_threads(threads)
+    with (
+        _one_thread(),
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield pool if threads > 1 else None
 
 
 def _in_lanes(

@@ -1,4 +1,4 @@
-"""Trajectories stage: teacher paths and their partial signatures, sharded, into
+"""Trajectories stage: teacher paths along noise of known partial signatures, sharded, into
 data/trajectories.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models.common.errors import InputError
-from models.sampling.trajectories import teacher_paths
+from models.sampling.trajectories import kept_features, teacher_paths
 from models.teachers.base import Denoiser
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
@@ -64,14 +64,18 @@ def run(params: Params, root: Path) -> None:
         with progress("trajectories", rows * spec.steps) as advance:
             for _ in _make(root, spec, missing, teacher, points, advance):
                 pass
-        meta = identity | {"grid_points": points, "teacher": teacher.fingerprint()}
+        kept = kept_features(path_spec(spec, teacher, points).parts)
+        meta = identity | {
+            "grid_points": points,
+            "teacher": teacher.fingerprint(),
+            "shape": list(teacher.shape),
+            "kept": kept.tolist(),  # with seed and shape, all that the features are drawn from
+        }
         names = {
             split: [str(job.folder.relative_to(scratch)) for job in listed]
             for split, listed in jobs.items()
         }
-        publish(
-            scratch, root / "data" / "trajectories", meta | {"shape": list(teacher.shape)}, names
-        )
+        publish(scratch, root / "data" / "trajectories", meta, names)
     print(
         f"trajectories: {spec.train} train + {spec.validation} validation, {spec.steps} steps; "
         f"{rows} are new"

@@ -1,0 +1,100 @@
+"""Noise that is drawn along its own features: laws and the exact projection of (5a)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from models.sampling.chain import Chain
+from models.sampling.grids import coarse_grid
+from models.sampling.signature import bases, feature_matrix
+from models.sampling.trajectories import PathSpec, kept_features, path_features, path_noise
+from tests.tiny import tiny_teacher
+
+SHAPE = (1, 4, 4)
+
+
+def spec_of(eta: float = 1.0, steps: int = 12, intervals: int = 4, depth: int = 2) -> PathSpec:
+    chain = Chain(tiny_teacher().schedule.levels(steps), eta)
+    grid = coarse_grid(chain, intervals)
+    return PathSpec(chain, grid, bases(chain, grid, depth), seed=5)
+
+
+def drawn(spec: PathSpec, count: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """(z (n, K, pixels), xi (n, N, m + 1, pixels)) in float64."""
+    kept = kept_features(spec.parts)
+    z = path_noise(spec, split, range(count), SHAPE)[:, 1:].flatten(2)
+    xi = path_features(spec.seed, split, range(count), kept, SHAPE).flatten(3)
+    return z.double().numpy(), xi.double().numpy()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(("steps", "intervals", "depth"), [(12, 4, 2), (40, 20, 3), (7, 7, 1)])
+def test_the_features_of_the_noise_are_those_drawn(
+    eta: float, steps: int, intervals: int, depth: int
+) -> None:
+    spec = spec_of(eta, steps, intervals, depth)
+    z, xi = drawn(spec, 5)
+    projected = np.einsum("npk,ikx->inpx", feature_matrix(spec.parts), z)
+    np.testing.assert_allclose(projected, xi, atol=2e-6)
+    dropped = ~kept_features(spec.parts)
+    assert dropped.any() and (xi[:, dropped] == 0).all()  # the last step has no noise at least
+
+
+def test_the_features_are_standard_normal_and_independent() -> None:
+    spec = spec_of()
+    _, xi = drawn(spec, 2000)
+    kept = xi[:, kept_features(spec.parts)]  # (n, features, pixels)
+    for column in kept.transpose(1, 0, 2).reshape(kept.shape[1], -1):
+        assert stats.kstest(column, "norm").pvalue > 1e-4
+    rows = kept.transpose(0, 2, 1).reshape(-1, kept.shape[1])  # over paths and pixels
+    _assert_identity(rows)
+    _assert_identity(kept[:, 0])  # pixels among each other
+
+
+def test_the_noise_is_standard_normal_and_independent() -> None:
+    """Over the steps of a path, over pixels and over paths, and in every direction of (5a)."""
+    spec = spec_of()
+    z, _ = drawn(spec, 2000)
+    steps = z.transpose(0, 2, 1).reshape(-1, z.shape[1])
+    for column in steps.T:
+        assert stats.kstest(column, "norm").pvalue > 1e-4
+    _assert_identity(steps)
+    _assert_identity(z[:, 3])
+    along = feature_matrix(spec.parts).reshape(-1, spec.chain.steps)
+    complement = np.eye(spec.chain.steps) - along.T @ along
+    for directions in (along, complement):  # the drawn part and the rest, each with its own law
+        covariance = (steps @ directions.T).T @ (steps @ directions.T) / len(steps)
+        np.testing.assert_allclose(covariance, directions @ directions.T, atol=0.03)
+    pairs = np.corrcoef(z[:1000].ravel(), z[1000:].ravel())[0, 1]
+    assert abs(pairs) < 5 / z[:1000].size ** 0.5
+
+
+def test_the_noise_is_a_function_of_seed_split_and_index() -> None:
+    """Whatever is drawn with it, and on any number of threads; the start is that of every grid."""
+    spec = spec_of()
+    whole = path_noise(spec, "train", range(6), SHAPE)
+    assert torch.equal(path_noise(spec, "train", [4, 1], SHAPE), whole[[4, 1]])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(path_noise(spec, "train", range(6), SHAPE), whole)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    finer = path_noise(spec_of(intervals=6), "train", range(6), SHAPE)
+    assert torch.equal(finer[:, 0], whole[:, 0]) and not torch.equal(finer[:, 1:], whole[:, 1:])
+    other = path_noise(spec, "validation", range(6), SHAPE)
+    assert not (other == whole).any() and not (whole[0] == whole[1]).any()
+    kept = kept_features(spec.parts)
+    assert path_features(spec.seed, "train", [], kept, SHAPE).shape == (0, 4, 3, *SHAPE)
+
+
+def _assert_identity(rows: np.ndarray) -> None:
+    """The second moments of independent standard normals, within five standard errors."""
+    count = len(rows)
+    moments = rows.T @ rows / count
+    off = moments - np.eye(len(moments))
+    assert np.abs(off).max() < 5 * (2 / count) ** 0.5
