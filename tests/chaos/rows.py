@@ -82,7 +82,7 @@ STAGES = (
         "keeps the first shard", says="; 32 are new",
     ),
     _kill(
-        "trajectories-files", "shard.array:9", "between the files of a shard", "keeps the whole shards",
+        "trajectories-files", "shard.array:5", "between the files of a shard", "keeps the whole shards",
         says="; 24 are new",
     ),
     _kill(
