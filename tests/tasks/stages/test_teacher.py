@@ -15,9 +15,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteSchedul
 
 from models.common.errors import InputError
 from models.teachers.base import Denoiser
+from models.teachers.conditioning import class_condition
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data.teacher import load_teacher
+from tasks.data.trajectories import open_trajectories
 from tasks.stages import dataset, teacher, trajectories
 from tasks.training.checkpoints import latest_checkpoint, unflatten
 from tasks.training.trainer import Training
@@ -117,7 +119,7 @@ def test_other_predictions_and_schedules(tmp_path: Path, prediction: str) -> Non
     kind = FlowMatchEulerDiscreteScheduler if prediction == "flow" else DDPMScheduler
     assert type(found.scheduler) is kind
     trajectories.run(settings(), tmp_path)
-    assert trajectories.open_trajectories(tmp_path).array("train", "Y").shape == (6, 4, 1, 8, 8)
+    assert open_trajectories(tmp_path).array("train", "Y").shape == (6, 4, 1, 8, 8)
 
 
 def test_classes_with_guidance_end_to_end(tmp_path: Path) -> None:
@@ -129,12 +131,12 @@ def test_classes_with_guidance_end_to_end(tmp_path: Path) -> None:
     params = settings(conditional=True)
     guided = params.trajectories.model_copy(update={"guidance": 2.0, "classes": (3, 7)})
     trajectories.run(params.model_copy(update={"trajectories": guided}), tmp_path)
-    shards = trajectories.open_trajectories(tmp_path)
+    shards = open_trajectories(tmp_path)
     assert shards.array("train", "labels")[:].tolist() == [3, 7] * 3
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         three, seven = (
-            found.denoise(x, 500, torch.tensor([label] * 2), guidance=2.0) for label in (3, 7)
+            found.denoise(x, 500, class_condition(torch.tensor([label] * 2)), guidance=2.0) for label in (3, 7)
         )
     assert (three - seven).abs().max() > 1e-4
 
