@@ -8,6 +8,7 @@ table in Markdown. Needs data/dataset: python -m tasks.stages.dataset.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="rows whose name this pattern finds")
+    parser.add_argument("--points", type=int, nargs="*", help="measured before; else measured now")
     given = parser.parse_args()
     pipe = DDPMPipeline.from_pretrained(FOLDER)
     pipe.set_progress_bar_config(disable=True)
@@ -95,12 +97,12 @@ def main() -> None:
     real = extract(extractor, torch.from_numpy(images[rows]).float() / 127.5 - 1)
     config = pipe.scheduler.config
     pilot = torch.Generator().manual_seed(given.seed + 1)
-    points = measure_points(pipe, batch_size=64, generator=pilot)
+    points = given.points or measure_points(pipe, batch_size=32, generator=pilot)
     print(f"measured points {points}\n")
     print("| scheduler | " + " | ".join(f"KID, {n} calls" for n in given.steps) + " |")
     print("|---" * (1 + len(given.steps)) + "|", flush=True)
     for name, kind, choices in (*rivals(), *ours(points)):
-        if given.only not in name:
+        if not re.search(given.only, name):
             continue
         pipe.scheduler = kind.from_config(config, **choices)
         figures = []

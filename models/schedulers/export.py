@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from models.common.errors import InputError
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 
 FILES = ("sigdeg_scheduler.py", "sigdeg_plan.py", "sigdeg_levels.py")
@@ -31,3 +32,20 @@ def export_scheduler(scheduler: SigDEGScheduler, folder: Path) -> None:
         record["scheduler"] = ["sigdeg_scheduler", "SigDEGScheduler"]
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
         index.write_text(text, encoding="utf-8")
+
+
+def stock_pipeline(student: Any, base: Any) -> Any:
+    """The ``base`` model's own pipeline with the network of a Sig-DEG ``student`` that was trained
+    with ``method.inputs: none``, and the scheduler that samples it. InputError for other students.
+
+    To save it: ``save_pretrained(folder)``, then ``export_scheduler(pipe.scheduler, folder)``.
+    """
+    settings = student.config.get("scheduler_config")
+    if settings is None:
+        raise InputError(
+            "student: its network takes more than the state, which stock pipelines do not hand "
+            "over; expected one trained with method.inputs: none"
+        )
+    part = "unet" if "unet" in base.components else "transformer"
+    scheduler = SigDEGScheduler.from_config(settings)
+    return type(base)(**{**base.components, part: student.unet, "scheduler": scheduler})

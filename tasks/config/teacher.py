@@ -18,7 +18,6 @@ class PretrainedTeacher(Section):
     revision: fields.Text | None = None
     digest: fields.Digest | None = None
     trust_remote_code: Flag = False
-    null_class: Natural | None = None
 
 
 class TrainedTeacher(Section):

@@ -5,7 +5,7 @@ the teacher's network. Equations: models/methods/sigdeg/method.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from models.methods.student_network import student_network
 from models.sampling.grids import subgrid
 from models.sampling.signature import bases, join_maps, joined
 from models.sampling.trajectories import PathSpec
+from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 
@@ -87,11 +88,14 @@ def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerG
     """The plan of ``nfe`` steps on the cached grid with these free numbers."""
     depth = spec.parts[0].Q.shape[1] - 1
     parts = bases(spec.chain, subgrid(spec.grid, nfe), depth)
+    ahead = [gains.look_ahead] * nfe
+    if config.inputs == "none":
+        ahead[0] = 0.0  # a stock pipeline asks at the start noise itself
     return make_plan(
         spec.chain,
         parts,
         config.order,
-        gains.look_ahead,
+        ahead,
         config.predict_order,
         gains.gain,
         gains.last_gain,
@@ -143,6 +147,15 @@ def build_pipeline(
     }
     # input channels: X, the features, the previous output where it is an input, the width
     channels = teacher.shape[0] * (1 + spec.parts[0].Q.shape[1] + int(config.memory)) + 1
+    scheduler_config = None
+    if config.inputs == "none":
+        if _damps(teacher, config, plans, plain_plans):
+            raise InputError(
+                "method.inputs = none: a network alone cannot damp its errors at high noise; set "
+                "method.conditioning_limit to null"
+            )
+        channels = teacher.shape[0]
+        scheduler_config = dict(student_scheduler(teacher, spec, config, gains or {}).config)
     frozen = teacher.network if _damps(teacher, config, plans, plain_plans) else None
     mean = mean_image(teacher, float(spec.chain.levels.t[0]))
     return SigDEGPipeline(
@@ -156,9 +169,31 @@ def build_pipeline(
         clip=teacher.clip,
         conditioning_limit=config.conditioning_limit if frozen is not None else None,
         num_classes=teacher.num_classes,
+        inputs=config.inputs,
+        scheduler_config=scheduler_config,
         vae=teacher.codec.vae,
         frozen=frozen,
     )
+
+
+def student_scheduler(
+    teacher: Denoiser, spec: PathSpec, config: SigDEGConfig, gains: Gains
+) -> SigDEGScheduler:
+    """The scheduler that samples a student without extra inputs as its own pipeline does."""
+    settings = {str(n): asdict(gains_for(n, config, gains)) for n in config.nfe}
+    scheduler: SigDEGScheduler = SigDEGScheduler.from_config(
+        teacher.scheduler.config,
+        chain_steps=spec.chain.steps,
+        eta=float(spec.chain.eta),
+        signature_depth=spec.parts[0].Q.shape[1] - 1,
+        solver_order=config.order,
+        predict_order=config.predict_order,
+        look_ahead=config.look_ahead,
+        by_steps=settings,
+        coarse_grid="given",
+        points=spec.grid.tolist(),
+    )
+    return scheduler
 
 
 def _damps(teacher: Denoiser, config: SigDEGConfig, *plans: Mapping[int, Sequence[Step]]) -> bool:

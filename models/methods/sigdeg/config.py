@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from models.common import config as fields
 from models.common.config import Count, Flag, Fraction, Nonnegative, Order, Section
@@ -45,7 +45,9 @@ class SigDEGConfig(Section):
     extrapolation to that place. `calibrate`: choose both for every schedule by KID on training
     images before training. `memory`: the previous output is an input. `conditioning_limit`: bound
     on how far an output error is amplified at high noise, None for none. `trainable` input: the
-    new input channels only.
+    new input channels only. `inputs`: what the network is given beside the state: the signature and
+    the step's width, or none, for a network of the teacher's own shape that any pipeline with a
+    `SigDEGScheduler` takes.
     """
 
     kind: Literal["sigdeg"] = "sigdeg"
@@ -63,3 +65,12 @@ class SigDEGConfig(Section):
     loss: Loss = Loss()
     trainable: Literal["full", "lora", "input"] = "full"
     lora_rank: fields.Rank = 16
+    inputs: Literal["signature", "none"] = "signature"
+
+    @model_validator(mode="after")
+    def _inputs_agree(self) -> Self:
+        if self.inputs == "none" and self.memory:
+            raise ValueError("inputs none: the previous output is an input; set memory to false")
+        if self.inputs == "none" and self.trainable == "input":
+            raise ValueError("trainable input: inputs none adds no channels; use full or lora")
+        return self

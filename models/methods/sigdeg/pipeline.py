@@ -139,7 +139,9 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
     calibration, for the untrained form; ``prediction_type``: the network's parametrization;
     ``mean_image``: nested list that broadcasts to (C, H, W); ``memory``: D_{i-1} is an input;
     ``clip``: bound on D or None. ``frozen`` is the teacher's network where steps with
-    sigma / alpha above ``conditioning_limit`` damp the student's correction.
+    sigma / alpha above ``conditioning_limit`` damp the student's correction. ``inputs``: signature,
+    or none where the network is given the state alone; then ``scheduler_config`` is that of the
+    SigDEGScheduler that samples it in a stock pipeline.
     """
 
     title = "Sig-DEG"
@@ -158,6 +160,8 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         conditioning_limit: float | None = None,
         num_classes: int | None = None,
         plain_plans: dict[str, list[dict[str, Any]]] | None = None,
+        inputs: str = "signature",
+        scheduler_config: dict[str, Any] | None = None,
         vae: Any = None,
         frozen: Any = None,
     ):
@@ -173,6 +177,8 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
             conditioning_limit=conditioning_limit,
             num_classes=num_classes,
             plain_plans=plain_plans,
+            inputs=inputs,
+            scheduler_config=scheduler_config,
         )
         self._plans = {
             int(k): [Step.from_dict(s) for s in steps] for k, steps in (plans or {}).items()
@@ -225,7 +231,9 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         condition: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """D_i: (n, C, H, W); the student's correction damped where x0 would amplify it."""
-        inputs = network_input(step, X, xi, history, self._mean(X), self.config.memory)
+        inputs = X
+        if self.config.inputs == "signature":
+            inputs = network_input(step, X, xi, history, self._mean(X), self.config.memory)
         D = self.network_x0(self.unet, inputs, X, step, condition)
         if self._damped(step):
             base = self.network_x0(self.frozen, X, X, step, condition)

@@ -404,7 +404,9 @@ def test_identical_images_stay_on_one_side(
 
 def test_groups_that_leave_no_way_are_told() -> None:
     labels, pairs = np.zeros(6, dtype=np.int64), np.array([0, 0, 1, 1, 2, 2])
-    with pytest.raises(InputError, match=r"holdout = 3: identical images .* try dataset\.holdout=2"):
+    with pytest.raises(
+        InputError, match=r"holdout = 3: identical images .* try dataset\.holdout=2"
+    ):
         split_rows(labels, 3, 0, pairs)
     train, held = split_rows(labels, 2, 0, pairs)
     assert len(held) == 2 and len(set(pairs[held])) == 1 and len(train) == 4
