@@ -5,6 +5,9 @@ ARGS ?=
 # More arguments for pip, e.g. PIP_ARGS="--extra-index-url URL" for torch wheels without CUDA.
 PIP_ARGS ?=
 TEST_ARGS ?=
+# Of `make chaos-random`.
+N ?= 50
+SEED ?= 0
 # Where `make up` listens.
 LISTEN ?= 127.0.0.1
 PORT ?= 4200
@@ -16,10 +19,12 @@ STAMP := .venv/.installed
 # Stages are `python -m tasks.stages.NAME`: whoever runs them must find the project's own interpreter first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-unexport PYTHONHOME PYTHONPATH
+# Packages go into .venv and the project is found in this folder, whatever a user's own settings say.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down status doctor test test-slow chaos check bench repro rollback ui lock clean distclean
+.PHONY: help run up down status doctor test test-slow chaos chaos-random check bench repro rollback ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -64,6 +69,9 @@ test-slow: $(STAMP) ## the tests that are too long for every day
 
 chaos: $(STAMP) ## kill and break everything for real, and see that nothing is lost: every row of docs/failures.md
 	@$(PYTEST) -m chaos tests/chaos $(TEST_ARGS)
+
+chaos-random: $(STAMP) ## kill runs at random times, N=50 of them, and compare with an undisturbed run; SEED=0
+	@$(BIN)/python -m tests.chaos.random_kills --cases "$(N)" --seed "$(SEED)"
 
 check: $(STAMP) ## style, types, import directions and tests
 	$(BIN)/ruff check .

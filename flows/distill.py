@@ -25,6 +25,7 @@ if __name__ == "__main__":  # Prefect reads its settings when it is imported
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 
 from flows import artifacts
@@ -33,10 +34,13 @@ from flows.dvc import experiments, fingerprints
 from flows.dvc.params_file import apply_overrides, as_list
 from flows.dvc.worktree import Workspace, uncommitted, workspace
 from flows.parameters import Method, Overrides, Revision
+from flows.services.own_server import ServerFailed, prefect_api
+from flows.services.reachable import check_tracking
 from flows.stages import StageFailed, run_stage
 from tasks.config.external_paths import local_paths
 from tasks.config.schema import Params, load_params
 from tasks.utils.cli import INTERRUPTED, overrides_parser
+from tasks.utils.sqlite_files import MigrationFailed
 
 if TYPE_CHECKING:
     from tasks.registry.promotion import Finding
@@ -57,6 +61,7 @@ def distill(overrides: Overrides = (), method: Method = None, revision: Revision
     environment.prepare(project)
     with workspace(project, revision, run_id()) as work:
         params = configure(work, overrides, method)
+        check_tracking(params)
         run_stages(work.root)
         kept = keep(work)
         model = register(work.root, params, fingerprints.inputs_of(work.root))
@@ -162,16 +167,22 @@ def main(argv: list[str] | None = None) -> int:
         arguments = overrides_parser(
             "python -m flows.distill", (__doc__ or "").split("\n")[0]
         ).parse_args(argv)
-        load_params(Path(PARAMS), arguments.overrides)  # before a server is started
+        params = load_params(Path(PARAMS), arguments.overrides)  # before a server is started
+        environment.check_place(Path.cwd())
+        check_tracking(params)
         _leave_in_order()
-        server = os.environ.get("PREFECT_API_URL")
+        server = PREFECT_API_URL.value()
         say(
             f"Prefect at {server.removesuffix('/api')}"
             if server
             else "starting Prefect (some seconds) ..."
         )
-        result: Any = distill(arguments.overrides)
+        with prefect_api(Path.cwd()):
+            result: Any = distill(arguments.overrides)
         artifacts.show(result)
+    except (ServerFailed, MigrationFailed) as error:
+        complain(str(error))
+        return 1
     except StageFailed as error:
         complain(f"{error}; the next run goes on from the finished work")
         return 1

@@ -22,6 +22,7 @@ from flows.distill import configure, keep, promote, register, run_id, run_stages
 from flows.dvc import fingerprints
 from flows.dvc.worktree import workspace
 from flows.parameters import Method, Overrides, Revision
+from flows.services.reachable import check_tracking
 from flows.stages import run_program
 from models.common.errors import InputError
 from tasks.config.schema import Params
@@ -51,6 +52,7 @@ def retrain(
     environment.prepare(project)
     with workspace(project, revision, run_id()) as work:
         params = configure(work, overrides, method)
+        check_tracking(params)
         inputs = fingerprints.inputs_of(work.root)
         same = unchanged(work.root, params, inputs)
         if same and not force:

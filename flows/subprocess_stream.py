@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -21,6 +22,8 @@ from tasks.utils.redaction import redact
 
 LOG_PROGRESS_SECONDS = 10.0
 GRACE_SECONDS = 10.0
+# What this process reads is UTF-8, whatever the locale. What is passed on is in the terminal's.
+IN_UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_]")
 
@@ -105,16 +108,18 @@ def stream(
     child = subprocess.Popen(
         command,
         cwd=cwd,
-        env=dict(env),
+        env={**env, **IN_UTF8},
         stdin=subprocess.DEVNULL,
         stdout=write_end,
         stderr=write_end,
         start_new_session=True,
     )
     os.close(write_end)
+    # A chunk may end inside a character.
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     try:
         for chunk in _chunks(read_end, child):
-            text = chunk.decode(errors="replace").replace("\r\n", "\n")
+            text = decoder.decode(chunk).replace("\r\n", "\n")
             output.write(text)
             lines.feed(text)
         return child.wait()

@@ -4,13 +4,9 @@ worktrees.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sqlite3
-import subprocess
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -20,7 +16,9 @@ from flows.dvc import repro as pipeline
 from flows.services import daemons
 from flows.services.services import NAMES
 from tasks.utils.environment import STATE
+from tasks.utils.git import find_checkout, run_git
 from tasks.utils.redaction import redact
+from tasks.utils.sqlite_files import revisions, script_heads
 
 SCRATCH_LIMIT = 5 * 1024**3
 REMOTE_SECONDS = 20.0
@@ -29,6 +27,7 @@ REMOTE_SECONDS = 20.0
 def project_checks(root: Path) -> list[tuple[str, Callable[[], Finding]]]:
     """All checks of this module, named."""
     return [
+        ("commit", lambda: commit(root)),
         ("dvc remote", lambda: remote(root)),
         ("prefect database", lambda: prefect_database(root)),
         ("mlflow database", lambda: mlflow_database(root)),
@@ -37,6 +36,19 @@ def project_checks(root: Path) -> list[tuple[str, Callable[[], Finding]]]:
         ("services", lambda: services(root)),
         ("worktrees", lambda: worktrees(root)),
     ]
+
+
+def commit(root: Path) -> Finding:
+    """Runs can record the commit that they are made from."""
+    checkout = find_checkout(root)
+    if checkout.top is not None:
+        return ok("commit", f"recorded with each run, from {checkout.top}")
+    if not checkout.why:
+        return ok("commit", "none: the project is not under git")
+    fix = "runs record no commit; make a repository of the project: git init, git add, git commit"
+    if "ownership" in checkout.why:
+        fix = f"runs record no commit: git config --global --add safe.directory {root.resolve()}"
+    return warn("commit", checkout.why, fix)
 
 
 def remote(root: Path) -> Finding:
@@ -60,10 +72,7 @@ def prefect_database(root: Path) -> Finding:
     if url := os.environ.get("PREFECT_API_URL"):
         return ok("prefect database", f"that of the server at {redact(url)}")
     home = Path(os.environ.get("PREFECT_HOME") or root / STATE / "prefect")
-    fix = (
-        "python -m tasks.utils.environment prefect server database upgrade -y "
-        "(the server does it too when it starts)"
-    )
+    fix = "make up or make run does it, and keeps the former one as prefect.db.before-..."
     return _migrated(
         "prefect database", home / "prefect.db", "prefect", "server/database/_migrations", fix
     )
@@ -77,16 +86,14 @@ def mlflow_database(root: Path) -> Finding:
         place,
         "mlflow",
         "store/db_migrations",
-        "make up does it; keep a copy of mlruns/",
+        "make up or make run does it, and keeps the former one as mlflow.db.before-...",
     )
 
 
 def _migrated(check: str, database: Path, package: str, folder: str, fix: str) -> Finding:
     if not database.is_file():
         return ok(check, "none yet; made at the first use")
-    spec = find_spec(package)
-    scripts = Path(spec.origin or "").parent / folder if spec else Path()
-    wanted, found = _heads(scripts), _revisions(database)
+    wanted, found = script_heads(package, folder), revisions(database)
     if found == wanted:
         return ok(check, f"current ({', '.join(sorted(found))})")
     return warn(
@@ -94,24 +101,6 @@ def _migrated(check: str, database: Path, package: str, folder: str, fix: str) -
         f"has {', '.join(sorted(found)) or 'no tables'}, wanted {', '.join(sorted(wanted))}",
         fix,
     )
-
-
-def _heads(scripts: Path) -> set[str]:
-    from alembic.script import ScriptDirectory
-
-    versions = scripts / "versions"
-    place = versions / "sqlite" if (versions / "sqlite").is_dir() else versions
-    return set(ScriptDirectory(str(scripts), version_locations=[str(place)]).get_heads())
-
-
-def _revisions(database: Path) -> set[str]:
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
-        try:
-            return {
-                str(name) for (name,) in store.execute("select version_num from alembic_version")
-            }
-        except sqlite3.OperationalError:
-            return set()
 
 
 def locks(root: Path) -> Finding:
@@ -188,8 +177,10 @@ def worktrees(root: Path) -> Finding:
     """Deployments' runs remove their git worktrees; one that is left was killed, and may hold
     changes.
     """
-    command = ["git", "worktree", "list", "--porcelain"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    try:
+        done = run_git(root, "worktree", "list", "--porcelain")
+    except FileNotFoundError:
+        return ok("worktrees", "git is not installed")
     if done.returncode:
         return ok("worktrees", "not under git")
     lines = done.stdout.splitlines()
@@ -222,9 +213,4 @@ def _at_work(place: Path) -> bool:
 
 
 def _dirty(place: Path) -> bool:
-    command = ["git", "status", "--porcelain", "--untracked-files=no"]
-    return bool(
-        subprocess.run(
-            command, cwd=place, capture_output=True, text=True, check=False
-        ).stdout.strip()
-    )
+    return bool(run_git(place, "status", "--porcelain", "--untracked-files=no").stdout.strip())

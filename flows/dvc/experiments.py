@@ -45,7 +45,9 @@ def save(work: Workspace, name: str) -> str:
     with FileLock(
         work.project / RUNS / "experiments.lock"
     ):  # DVC's refs for this are shared by all worktrees
-        done = subprocess.run(command, cwd=work.root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=work.root, capture_output=True, text=True, errors="replace", check=False
+        )
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line] or [
             f"status {done.returncode}"

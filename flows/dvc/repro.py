@@ -18,12 +18,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from models.common.errors import InputError
 from tasks.utils import environment
 from tasks.utils.atomic import atomic_write_text
+from tasks.utils.git import find_checkout
 from tasks.utils.os_errors import os_error_line
 from tasks.utils.parent_death import exit_with_parent
 
@@ -34,23 +35,37 @@ STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
 
 WITH_PARENT = "--with-parent"
 
+WITHOUT_GIT = "[core]\n    no_scm = true\n"  # .dvc/config.local
+
 _EXITED = re.compile(r"exited with (\d+)")
 
 
 def prepare_repository(root: Path) -> None:
-    """Let DVC work in a folder that is not under git (an unpacked archive); InputError if it has no
-    .dvc.
+    """Let DVC work in a folder that is in no git repository of its own (an unpacked archive, be it
+    inside another repository); InputError if it has no .dvc.
     """
     if not (root / ".dvc" / "config").is_file():
         raise InputError(
             f"{root}: no .dvc/config here: expected the project's root folder; change into it"
         )
     local = root / ".dvc" / "config.local"
-    under_git = any(
-        (folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents)
-    )
-    if not under_git and not local.exists():
-        atomic_write_text(local, "[core]\n    no_scm = true\n")
+    own = find_checkout(root).top is not None
+    if own and local.is_file() and local.read_text() == WITHOUT_GIT:
+        local.unlink()  # written below before the folder came under git
+    elif not own and not local.exists():
+        atomic_write_text(local, WITHOUT_GIT)
+    elif not own:
+        _set_without_git(root)
+
+
+def _set_without_git(root: Path) -> None:
+    """Add to settings that the user has made."""
+    from dvc.config import Config
+
+    config = Config(str(root / ".dvc"))
+    if not config["core"].get("no_scm"):
+        with config.edit("local") as local:
+            local["core"]["no_scm"] = True
 
 
 @contextmanager
@@ -98,9 +113,7 @@ def outdated(root: Path, name: str) -> bool:
 
     with open_repository(root) as repository:
         try:
-            return bool(
-                repository.reproduce(targets=[_target(root, name)], single_item=True, dry=True)
-            )
+            return bool(repository.reproduce(**_target(root, name), dry=True))
         except DvcException:  # e.g. an input is missing; running the stage words the reason
             return True
 
@@ -118,7 +131,7 @@ def reproduce(root: Path, name: str) -> int:
 
     with open_repository(root) as repository:
         try:
-            repository.reproduce(targets=[_target(root, name)], single_item=True)
+            repository.reproduce(**_target(root, name))
         except DvcException as error:
             return _explain(error)
     return 0
@@ -163,9 +176,17 @@ def _nothing_there(url: str) -> str:
     return ""
 
 
-def _target(root: Path, name: str) -> str:
-    # A bare name would be looked up in the current folder.
-    return f"{root.resolve() / 'dvc.yaml'}:{name}"
+def _target(root: Path, name: str) -> dict[str, Any]:
+    """Arguments of DVC's `reproduce` for one stage.
+
+    A bare name would be looked up in the current folder, and in a path DVC takes an `@` for a
+    stage's key, unless the name is a pattern.
+    """
+    return {
+        "targets": [f"{root.resolve() / 'dvc.yaml'}:{name}"],
+        "glob": True,
+        "single_item": True,
+    }
 
 
 def _explain(error: BaseException) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from flows.dvc import storage
 from models.common.errors import InputError
 from tasks.utils.atomic import atomic_write_json
+from tasks.utils.git import find_checkout, run_git
 from tasks.utils.locks import scratch_lock
 
 RUNS = Path(".fewstep/runs")
@@ -105,9 +105,7 @@ def git(folder: Path, *arguments: str) -> str:
     fails.
     """
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
-        )
+        done = run_git(folder, *arguments)
     except FileNotFoundError:
         raise InputError(
             "git not found: expected it for a run at a revision; install git"
@@ -138,15 +136,12 @@ def resolve(project: Path, revision: str) -> str:
     """The commit (hex) that `revision` names; InputError outside a repository or if there is
     none.
     """
-    try:
-        top = git(project, "rev-parse", "--show-toplevel")
-    except InputError:
-        top = ""
-    if not top or Path(top).resolve() != project.resolve():
+    checkout = find_checkout(project)
+    if checkout.top is None or checkout.top.resolve() != project.resolve():
+        why = f" ({checkout.why})" if checkout.why else ""
         raise InputError(
-            f"revision = {revision}: {project} is not the root of a git repository, which runs at "
-            "a revision need; "
-            "run `git init` and commit, or work in place with `make run`"
+            f"revision = {revision}: {project} is not the root of a git repository{why}, which "
+            "runs at a revision need; run `git init` and commit, or work in place with `make run`"
         )
     try:
         return git(

@@ -44,6 +44,13 @@ def check_free(host: str, port: int, option: str) -> None:
             ) from None
 
 
+def any_free_port() -> int:
+    """A port of loopback that nothing listens on at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
 def holder(port: int) -> str:
     """ " by process 12 (name)", or "" where the system does not tell."""
     try:

@@ -121,7 +121,9 @@ def deploy(root: Path) -> int:
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     env = os.environ | {"PWD": str(root)}  # prefect.yaml takes the project's folder from there
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=env, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
     return done.returncode

@@ -25,6 +25,7 @@ from flows.services.ports import LOOPBACK, answers, check_free, reachable, worke
 from models.common.errors import InputError
 from tasks.utils import environment
 from tasks.utils.cli import INPUT_ERROR, INTERRUPTED
+from tasks.utils.sqlite_files import MigrationFailed
 
 PREFECT, WORKER, MLFLOW = "prefect", "worker", "mlflow"
 NAMES = (PREFECT, WORKER, MLFLOW)  # ended in the order worker, MLflow, Prefect
@@ -107,6 +108,8 @@ def _start_all(
     )
     listen = {"PREFECT_SERVER_API_HOST": options.host, "PREFECT_SERVER_API_PORT": str(options.port)}
     own = {"PREFECT_API_URL": f"{server_url}/api", "PREFECT_UI_API_URL": f"{server_url}/api"}
+    if found[PREFECT] is None:
+        _ensure_database()
     server = ensure(PREFECT, commands[PREFECT], server_url, listen | own)
     _upgrade_store(root)
     pages = ensure(MLFLOW, commands[MLFLOW], pages_url, {})
@@ -148,6 +151,15 @@ def _commands(root: Path, options: Options) -> dict[str, list[str]]:
     }
 
 
+def _ensure_database() -> None:
+    from flows.services.prefect_database import ensure_database
+
+    try:
+        ensure_database()
+    except MigrationFailed as error:
+        raise StartFailed(str(error)) from error
+
+
 def _upgrade_store(root: Path) -> None:
     from tasks.registry.store import upgrade_store  # imports MLflow, which takes seconds
 
@@ -163,7 +175,13 @@ def _upgrade_store(root: Path) -> None:
 def _set_up(root: Path, api: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "flows.services.prefect_setup"]
     done = subprocess.run(
-        command, cwd=root, env=os.environ | api, capture_output=True, text=True, check=False
+        command,
+        cwd=root,
+        env=os.environ | api,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if done.returncode:
         lines = "\n  ".join((done.stdout + done.stderr).splitlines()[-daemons.SHOWN_LINES :])
@@ -215,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{root}: no prefect.yaml here: expected the project's root folder; change into it"
             )
         environment.prepare(root)
+        environment.check_place(root)
         if arguments.command == "status":
             show(root)
             return 0

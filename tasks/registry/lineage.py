@@ -4,7 +4,7 @@ evaluated on.
 
 from __future__ import annotations
 
-import subprocess
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ import yaml
 
 from models.common.errors import InputError
 from tasks.config.schema import Params
+from tasks.utils.git import find_checkout, run_git
 from tasks.utils.hashing import fingerprint
+
+TRACKED = (".", ":(exclude)dvc.lock")  # pathspecs, below the project's folder
+PROGRAM = ("models", "tasks", "flows")
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
 
@@ -52,27 +58,30 @@ def evaluation_set(params: Params, hashes: dict[str, str]) -> str:
 
 
 def git_state(root: Path) -> dict[str, str]:
-    """{"git.commit": hex, "git.dirty": "true"|"false"}, or {} outside a git repository.
+    """{"git.commit": hex, "git.dirty": "true"|"false"} of the repository that holds the project.
 
-    dvc.lock is left out of "dirty": every run writes it.
+    {} where there is none; {"git.unknown": reason} where git cannot tell, or where the repository
+    around the project does not hold its files. Changes of tracked files and new files of the
+    program count as dirty; dvc.lock, which every run writes, does not.
     """
-    commit = _git(root, "rev-parse", "HEAD")
-    if not commit:
-        return {}
-    changes = _git(
-        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock"
-    )
-    return {"git.commit": commit, "git.dirty": "true" if changes else "false"}
+    checkout = find_checkout(root)
+    if checkout.top is None:
+        return _unknown(root, checkout.why) if checkout.why else {}
+    head = run_git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    if head.returncode:
+        return _unknown(root, "no commit yet")
+    tracked = run_git(root, "status", "--porcelain", "--untracked-files=no", "--", *TRACKED)
+    new = run_git(root, "status", "--porcelain", "--untracked-files=all", "--", *PROGRAM)
+    failed = tracked if tracked.returncode else new
+    if failed.returncode:
+        return _unknown(root, next(iter(failed.stderr.splitlines()), "git status failed"))
+    dirty = bool(tracked.stdout or new.stdout)
+    return {"git.commit": head.stdout.strip(), "git.dirty": "true" if dirty else "false"}
 
 
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+def _unknown(root: Path, why: str) -> dict[str, str]:
+    logger.warning("no commit is recorded for %s: %s", root, why)
+    return {"git.unknown": why}
 
 
 def _hash_of(outs: list[dict[str, Any]], path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -202,11 +203,18 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
     mine = {
         OWNER: owner()
     }  # the run is RUNNING again meanwhile, perhaps in another process than the one that made it
-    with calm(), mlflow.start_run(run_id=run_id, tags=mine, log_system_metrics=False):
+    with (
+        tempfile.TemporaryDirectory() as place,
+        calm(),
+        mlflow.start_run(run_id=run_id, tags=mine, log_system_metrics=False),
+    ):
+        # Real files: with DVC's cache.type = symlink those in data/ are links, which MLflow refuses
+        # as paths out of its folder.
+        files = shutil.copytree(folder, Path(place) / STUDENT.name)
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={STUDENT.name: str(folder)},
+            artifacts={STUDENT.name: str(files)},
             model_config={"sha256": content},  # whoever loads it compares
             signature=_signature(),
             input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),

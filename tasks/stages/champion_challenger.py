@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.utils import environment
+
+if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
+    environment.prepare(Path.cwd())
+
 import torch
 
 from models.common.errors import InputError

@@ -8,6 +8,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.utils import environment
+
+if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
+    environment.prepare(Path.cwd())
+
 import numpy as np
 
 from models.common.errors import InputError

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tasks.utils import environment
+
+if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
+    environment.prepare(Path.cwd())
+
 import pandas as pd
 
 from tasks.config.schema import Params

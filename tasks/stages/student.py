@@ -17,6 +17,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from tasks.utils import environment
+
+if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
+    environment.prepare(Path.cwd())
+
 import pandas as pd
 import torch
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tasks.utils import environment
+
+if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
+    environment.prepare(Path.cwd())
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -7,8 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from models.common.errors import InputError
+from tasks.utils.environment import thread_settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# The path of a Unix socket holds 103 bytes on macOS, 107 on Linux; below the folder for temporary
+# files Ray needs "/ray/session_2026-11-25_16-27-44_123456_1234567/sockets/plasma_store".
+LONGEST_PLACE = 103 - 68
+SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @contextmanager
@@ -16,8 +24,9 @@ def connect(workers: int | None = None) -> Iterator[int]:
     """A Ray cluster for the block, yielding its number of GPUs.
 
     Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback, with room for ``workers``
-    whatever the number of cores, and stops it at the end. Workers import this checkout: its folder
-    goes first on their path.
+    whatever the number of cores, and stops it at the end; another cluster on this machine is left
+    alone. Workers import this checkout: its folder goes first on their path. Raises InputError if
+    the cluster at ``RAY_ADDRESS`` does not answer.
     """
     import ray
 
@@ -29,20 +38,57 @@ def connect(workers: int | None = None) -> Iterator[int]:
         paths = os.pathsep.join(
             [str(CHECKOUT), str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         )
-        alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": workers}
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
-            **({} if address else alone),
-        )
+        threads = thread_settings(os.environ)
+        variables = {name: os.environ.get(name, value) for name, value in threads.items()}
+        try:
+            ray.init(
+                # Without an address Ray joins whatever cluster a file in its temporary folder
+                # names, be it alive or not.
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": variables | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+                **({} if address else _own_cluster(workers)),
+            )
+        except ConnectionError as error:
+            raise InputError(
+                f"RAY_ADDRESS = {address}: no Ray cluster answers there ({_first_line(error)}); "
+                "start it, or unset RAY_ADDRESS to use this machine alone"
+            ) from error
     try:
         yield int(ray.cluster_resources().get("GPU", 0))
     finally:
         if started:
             ray.shutdown()
         sys.stdout.flush()
+
+
+def _own_cluster(workers: int | None) -> dict[str, Any]:
+    alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": workers}
+    place = temporary_place()
+    return alone if place is None else alone | {"_temp_dir": str(place)}
+
+
+def temporary_place() -> Path | None:
+    """A folder for Ray's sockets; None: its own choice will do.
+
+    A long TMPDIR, as batch systems set, leaves no room for a socket's path. Raises InputError if
+    there is no short folder that can be written.
+    """
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(chosen)) <= LONGEST_PLACE:
+        return None
+    for name in SHORT_PLACES:
+        if os.access(name, os.W_OK | os.X_OK):
+            return Path(name) / f"ray-{os.getuid()}"
+    raise InputError(
+        f"{chosen}: too long for Ray's sockets (longest: {LONGEST_PLACE} bytes), and none of "
+        f"{', '.join(SHORT_PLACES)} can be written; set RAY_TMPDIR to a short folder"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, replacing it in one step; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
-    temporary = _temporary_beside(path)
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -92,7 +92,7 @@ def atomic_dir(dest: Path) -> Iterator[Path]:
     """
     dest.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(dest)
-    temporary = _temporary_beside(dest)
+    temporary = temporary_beside(dest)
     temporary.mkdir()
     try:
         yield temporary
@@ -120,7 +120,8 @@ def remove_stale(dest: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _temporary_beside(dest: Path) -> Path:
+def temporary_beside(dest: Path) -> Path:
+    """A new name beside `dest` for what is to become it; :func:`remove_stale` knows such names."""
     return dest.with_name(f".{dest.name}.tmp-{_node()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -128,7 +129,7 @@ def _swap(new: Path, dest: Path) -> None:
     if not dest.exists():
         new.rename(dest)
     else:
-        old = _temporary_beside(dest)
+        old = temporary_beside(dest)
         dest.rename(old)
         reach("atomic.between")
         try:

@@ -19,6 +19,7 @@ from tasks.utils.os_errors import os_error_line
 from tasks.utils.parent_death import exit_with_parent
 from tasks.utils.redaction import redact
 from tasks.utils.resource_usage import measure_resources
+from tasks.utils.streams import tolerate_encodings
 
 TROUBLE, INPUT_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -34,6 +35,7 @@ def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None =
     """
     if "DVC_STAGE" in os.environ:
         exit_with_parent()
+    tolerate_encodings()
     set_up_logging()
     module = inspect.getmodule(run)
     spec = getattr(module, "__spec__", None)

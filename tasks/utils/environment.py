@@ -11,7 +11,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
+
+from models.common.errors import InputError
+from tasks.utils.cpus import usable_cores
+from tasks.utils.git import LOCAL_VARIABLES
+from tasks.utils.proxies import spare_loopback
+from tasks.utils.streams import tolerate_encodings
 
 STATE = (
     ".fewstep"  # the folder for what can be thrown away: Prefect's database, DVC's index, scratch
@@ -19,6 +26,15 @@ STATE = (
 MLFLOW_PAGES = (
     "FEWSTEP_MLFLOW_PAGES"  # the address of MLflow's server, for links in Prefect's pages
 )
+
+
+# In a project's path.
+UNUSABLE = {
+    ":": "separates the folders of PATH",
+    "%": "MLflow's addresses of files read %41 as a letter",
+    "?": "addresses of databases end there",
+    "\n": "a line ends there",
+}
 
 
 def settings(root: Path) -> dict[str, str]:
@@ -51,13 +67,34 @@ def settings(root: Path) -> dict[str, str]:
     }
 
 
+# A thread that waits for the others of its team spins this often and then sleeps. libgomp's own
+# 300,000 keeps a core from the thread that is waited for as soon as another program needs one:
+# training beside one busy core is 16 times slower then (docs/decisions.md).
+SPINS = "1000"
+# Variables that make Python or git look elsewhere than in the project.
+MISLEADING = ("PYTHONSAFEPATH", *LOCAL_VARIABLES)
+
+
+def thread_settings(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """Defaults for OpenMP, read when torch is imported: threads, and how long an idle one spins."""
+    found = {"OMP_NUM_THREADS": str(usable_cores())}
+    # GOMP_SPINCOUNT would overrule a policy that the user has chosen.
+    return found if "OMP_WAIT_POLICY" in environ else found | {"GOMP_SPINCOUNT": SPINS}
+
+
 def prepare(root: Path) -> None:
     """Set the variables that the user has not set, and put this interpreter's folder first on PATH.
 
     Stages are `python -m tasks.stages.NAME`, so that the same command means the same environment in
-    any shell.
+    any shell. Call it before torch, Prefect or MLflow is imported. Loopback is taken out of every
+    proxy; a proxy that cannot be used is named in a line on stderr.
     """
-    for name, value in settings(root).items():
+    tolerate_encodings()
+    for name in MISLEADING:
+        os.environ.pop(name, None)
+    for line in spare_loopback(os.environ):
+        print(f"warning: {line}", file=sys.stderr)
+    for name, value in (settings(root) | thread_settings(os.environ)).items():
         os.environ.setdefault(name, value)
     Path(os.environ["PREFECT_HOME"]).mkdir(
         parents=True, exist_ok=True
@@ -65,6 +102,17 @@ def prepare(root: Path) -> None:
     here = str(Path(sys.executable).parent)
     others = [part for part in os.environ.get("PATH", os.defpath).split(os.pathsep) if part != here]
     os.environ["PATH"] = os.pathsep.join([here, *others])
+
+
+def check_place(root: Path) -> None:
+    """Raise InputError if the project's path has a character that a tool reads as syntax.
+
+    Spaces, `@`, `#` and the like are no matter.
+    """
+    found = [name for name in UNUSABLE if name in str(root.resolve())]
+    if found:
+        told = "; ".join(f"{name!r}: {UNUSABLE[name]}" for name in found)
+        raise InputError(f"{root.resolve()}: {told}: move or rename the folder")
 
 
 def join_services(root: Path) -> None:
@@ -77,18 +125,18 @@ def join_services(root: Path) -> None:
         ("prefect", "PREFECT_API_URL", "/api"),
         ("mlflow", MLFLOW_PAGES, ""),
     ):
-        if variable not in os.environ and (
-            address := _running(root / STATE / "services" / f"{name}.json")
-        ):
+        if variable not in os.environ and (address := running_service(root, name)):
             os.environ[variable] = address + path
 
 
-def _running(record: Path) -> str | None:
-    """The address in a service's record, if that very process is alive."""
+def running_service(root: Path, name: str) -> str | None:
+    """The address of a service that `make up` has started in `root`, if that very process is alive;
+    `name`: prefect, worker or mlflow.
+    """
     import psutil
 
     try:
-        service = json.loads(record.read_text())
+        service = json.loads((root / STATE / "services" / f"{name}.json").read_text())
         alive = abs(psutil.Process(service["pid"]).create_time() - service["started"]) < 0.02
         return str(service["address"]) if alive else None
     except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):

@@ -11,11 +11,14 @@ from collections.abc import Callable
 GRACE_SECONDS = 10.0
 
 
-def exit_with_parent(end: Callable[[], None] | None = None) -> None:
+def exit_with_parent(end: Callable[[], None] | None = None, parent: int | None = None) -> None:
     """Call `end` within about a second after this process's parent has died; by default end this
     process.
+
+    `parent`: its process id, where the parent may have died before this call.
     """
-    threading.Thread(target=_watch, args=(os.getppid(), end or _end), daemon=True).start()
+    watched = os.getppid() if parent is None else parent
+    threading.Thread(target=_watch, args=(watched, end or _end), daemon=True).start()
 
 
 def _watch(parent: int, end: Callable[[], None]) -> None:

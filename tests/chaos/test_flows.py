@@ -30,10 +30,10 @@ HOLD = "training.step:3"
 QUICK_CRASH = """
 from datetime import timedelta
 from prefect import get_client
-from flows import server_setup
-server_setup.SILENCE = timedelta(seconds=35)
+from flows.services import prefect_setup
+prefect_setup.SILENCE = timedelta(seconds=35)
 with get_client(sync_client=True) as client:
-    server_setup.create_automation(client)
+    prefect_setup.create_automation(client)
 """
 
 

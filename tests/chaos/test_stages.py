@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.chaos.forkserver import ForkServer
 from tests.chaos.project import STAGES, leftovers, result
+from tests.chaos.random_kills import figures
 from tests.chaos.rows import STAGES as ROWS
 from tests.chaos.rows import Kill
-
-TIMINGS = {"ms_per_image"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
@@ -38,14 +35,3 @@ def test_killed_stage(
     if row.stage == "evaluation":
         assert figures(root) == figures(made)
     assert leftovers(root) == []
-
-
-def figures(root: Path) -> Any:
-    """metrics.json without what depends on the machine's load."""
-
-    def plain(tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        return {key: plain(value) for key, value in tree.items() if key not in TIMINGS}
-
-    return plain(json.loads((root / "data/evaluation/metrics.json").read_text()))

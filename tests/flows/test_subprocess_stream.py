@@ -59,6 +59,27 @@ def test_status_and_both_streams_are_passed_on(
     assert capsys.readouterr().out == "one\ntwo\n"
 
 
+def test_output_in_any_encoding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child whose locale is ASCII, bytes that are no UTF-8, a character in two pieces."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("LC_ALL", "C")
+    code = """
+        import sys, time
+        print("\u2713 done", flush=True)
+        sys.stdout.buffer.write(b"caf\\xe9\\n")
+        for piece in ("\u00fc".encode()[:1], "\u00fc".encode()[1:] + b"ber\\n"):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+            time.sleep(0.3)
+    """
+    seen: list[str] = []
+    assert run(code, tmp_path, seen.append) == 0
+    assert seen == ["\u2713 done", "caf\ufffd", "\u00fcber"]
+    assert capsys.readouterr().out == "\u2713 done\ncaf\ufffd\n\u00fcber\n"
+
+
 def test_death_by_a_signal_is_a_negative_status(tmp_path: Path) -> None:
     assert run("import os; os.kill(os.getpid(), 9)", tmp_path) == -9
 

@@ -40,8 +40,8 @@ def test_a_sound_machine_has_nothing_to_mend(
     monkeypatch.chdir(REPOSITORY)
     assert doctor.main(["--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found) == 17 and [item for item in found if item["state"] == "fail"] == []
-    assert all(bool(item["mend"]) == (item["state"] != "ok") for item in found)
+    assert len(found) == 18 and [item for item in found if item["state"] == "fail"] == []
+    assert all(bool(item["fix"]) == (item["state"] != "ok") for item in found)
 
 
 def test_a_failure_gives_status_1_and_a_line_how_to_mend_it(

@@ -24,7 +24,12 @@ PLUMBING = {
     "tasks",
     "tasks.utils.atomic",
     "tasks.utils.cli",
+    "tasks.utils.cpus",
     "tasks.utils.environment",
+    "tasks.utils.git",
+    "tasks.utils.proxies",
+    "tasks.utils.sqlite_files",
+    "tasks.utils.streams",
     "tasks.utils.failpoints",
     "tasks.config.types",
     "tasks.utils.locks",
@@ -163,6 +168,56 @@ def test_an_unpacked_archive_without_git_works(
     root = make_project(tmp_path / "archive", git=False)
     reproduce_all(root)
     assert pipeline.outdated_stages(root) == []
+
+
+@pytest.mark.parametrize("name", ["me@corp.example", "a b#c%41?[x]*"])
+def test_folders_with_characters_that_dvc_reads_as_syntax(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.chdir(tmp_path)
+    root = make_project(tmp_path / name / "project", git=False)
+    done = python(root, "-m", "flows.dvc.repro", "dataset")
+    assert done.returncode == 0, done.stderr
+    assert (root / "data/dataset/n.txt").is_file()
+    assert not pipeline.outdated(root, "dataset") and pipeline.outdated(root, "teacher")
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_an_archive_inside_a_repository_that_ignores_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a home folder under git: the project is in none of its commits, and DVC works without."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("*\n")
+    git(tmp_path, "add", "-f", ".gitignore")
+    git(tmp_path, "commit", "-qm", "my settings")
+    root = make_project(tmp_path / "archive", git=False)
+    (root / ".dvc/config.local").write_text("[cache]\n    type = copy\n")
+    done = python(root, "-m", "flows.dvc.repro", "dataset")
+    assert done.returncode == 0, done.stderr
+    assert not pipeline.outdated(root, "dataset")
+    settings = (root / ".dvc/config.local").read_text()
+    assert "type = copy" in settings and "no_scm = True" in settings
+
+
+def test_a_repository_that_comes_later_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    root = make_project(tmp_path / "archive", git=False)
+    pipeline.prepare_repository(root)
+    assert (root / ".dvc/config.local").read_text() == pipeline.WITHOUT_GIT
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "start")
+    pipeline.prepare_repository(root)
+    assert not (root / ".dvc/config.local").exists()
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options) -> I
         WORKER: [sys.executable, "-c", "import time; time.sleep(60)"],
     }
     monkeypatch.setattr(services, "_commands", lambda root, options: commands)
+    monkeypatch.setattr(services, "_ensure_database", lambda: None)
     monkeypatch.setattr(services, "_upgrade_store", lambda root: None)
     monkeypatch.setattr(services, "_set_up", lambda root, api: None)
     monkeypatch.setattr(services, "worker_reported", lambda server, since: True)
@@ -154,6 +155,7 @@ def test_a_broken_database_is_told_and_nothing_is_left_running(
     monkeypatch.chdir(root)
     commands = {name: [sys.executable, "-c", "import time; time.sleep(60)"] for name in NAMES}
     monkeypatch.setattr(services, "_commands", lambda root, options: commands)
+    monkeypatch.setattr(services, "_ensure_database", lambda: None)
     (root / "mlruns").mkdir()
     (root / "mlruns/mlflow.db").write_text("this is no database, " * 100)
     assert services.main(arguments(options)) == 1

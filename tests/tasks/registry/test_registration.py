@@ -64,6 +64,30 @@ def test_pickled_or_missing_weights_are_refused(
         registration.folder_hash(tmp_path / "nothing")
 
 
+def test_results_that_are_links_into_a_cache_are_registered(copy: tuple[Path, Params]) -> None:
+    """DVC's cache.type = symlink: each file of data/ is a link to one elsewhere."""
+    root, params = copy
+    write_kid(root, 0.02)
+    write_lock(root, {"student": "of links"})
+    (root / "data/student/student.json").write_text('{"kind": "sigdeg", "nfe": [10]}')
+    cache = root.parent / "cache"
+    cache.mkdir()
+    for number, path in enumerate(sorted((root / "data").rglob("*"))):
+        if path.is_file():
+            path.rename(cache / str(number))
+            path.symlink_to(cache / str(number))
+    run = tracking.track_run(root, params)
+    version = registration.register_student(root, params, run.run_id)
+    assert version == Version(NAME, "2", created=True)
+    client = store.open_store(root, params)
+    model = registration.fetch_version(client, NAME, "2", root.parent / "fetched")
+    assert registration.folder_hash(model / registration.STUDENT) == registration.folder_hash(
+        root / "data/student"
+    )
+    kept = list((root / "mlruns").rglob("*"))
+    assert kept and not any(path.is_symlink() for path in kept)
+
+
 def test_the_logged_model_holds_no_pickle(registered: tuple[Path, Params]) -> None:
     (folder,) = (registered[0] / "mlruns/artifacts" / NAME / "models").iterdir()
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}

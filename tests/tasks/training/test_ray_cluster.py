@@ -1,0 +1,73 @@
+"""Ray on this machine, whatever else of Ray is or was there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.common.errors import InputError
+from tasks.training import ray_cluster
+from tests.paths import PROJECT
+
+USE = """
+from tasks.training.ray_cluster import connect
+with connect(1):
+    import os, ray
+    seen = ray.get(ray.remote(lambda: (os.environ["GOMP_SPINCOUNT"], os.environ["OMP_NUM_THREADS"])).remote())
+    print("seen", *seen, ray.cluster_resources()["CPU"])
+"""
+
+
+def use(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    left_out = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    env = {name: value for name, value in os.environ.items() if name not in left_out}
+    env |= {"PYTHONPATH": str(PROJECT), **settings}
+    command = [sys.executable, "-c", USE]
+    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", ["address file", "long TMPDIR"])
+def test_a_cluster_of_its_own(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("r")
+    settings = {"TMPDIR": str(place / ("x" * 60))}
+    Path(settings["TMPDIR"]).mkdir()
+    if kind == "address file":  # what `ray start --head` leaves, even after it was killed
+        short = Path("/tmp") / f"r{os.getpid()}"
+        (short / "ray").mkdir(parents=True)
+        (short / "ray/ray_current_cluster").write_text("127.0.0.1:6399")
+        settings = {"RAY_TMPDIR": str(short)}
+    done = use(place, **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-4:] == ["seen", "1000", "1", "1.0"]
+
+
+def test_a_named_cluster_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(address: str, **_: object) -> None:
+        assert address == "127.0.0.1:6399"
+        raise ConnectionError("Failed to connect to Ray cluster\nand more")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6399")
+    with (
+        pytest.raises(InputError, match=r"no Ray cluster answers there \(Failed to connect .*\); "),
+        ray_cluster.connect(1),
+    ):
+        pass
+
+
+def test_short_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/scratch/job-1")
+    assert ray_cluster.temporary_place() is None
+    monkeypatch.setenv("TMPDIR", "/scratch/" + "long/" * 12)
+    place = ray_cluster.temporary_place()
+    assert place is not None and len(str(place)) <= ray_cluster.LONGEST_PLACE
+    monkeypatch.setattr(ray_cluster, "SHORT_PLACES", ("/nowhere",))
+    with pytest.raises(InputError, match="set RAY_TMPDIR to a short folder"):
+        ray_cluster.temporary_place()
