@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.common.errors import InputError
 from models.common.precision import DTYPES
 from models.common.random import generator_for
 from models.sampling.chain import Chain
@@ -138,8 +139,21 @@ def teacher_paths(
         after_step = partial(advance, inside.stop - inside.start) if advance is not None else None
         with _lane_threads(teacher.device) as pool:
             piece = _advance_together(teacher, spec, split, range(low, high), after_step, pool)
-        pieces.append({name: array[inside] for name, array in piece.items()})
+        pieces.append(_finite({name: array[inside] for name, array in piece.items()}))
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _finite(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays; InputError if a trajectory holds NaN or infinity."""
+    bad = ~np.isfinite(arrays["Y"]).all(axis=tuple(range(2, arrays["Y"].ndim)))
+    if bad.any():
+        point = int(bad.any(0).argmax())
+        raise InputError(
+            f"trajectories: the teacher gives NaN or infinity in {int(bad.any(1).sum())} of "
+            f"{len(bad)} trajectories, first at coarse point {point}; try trajectories.precision = "
+            "float32, and check the teacher with its own pipeline"
+        )
+    return arrays
 
 
 @torch.no_grad()

@@ -115,6 +115,10 @@ class Denoiser(nn.Module):
             "set the weights of losses on features to 0"
         )
 
+    @classmethod
+    def check_channels(cls, channels: int, vae: Any) -> None:
+        """InputError unless states of ``channels`` are data, or latents of ``vae``."""
+
     def feature_map(self, output: Tensor, x: Tensor) -> Tensor:
         """The middle block's output in the layout (n, F, ...)."""
         return output
@@ -232,19 +236,22 @@ class Denoiser(nn.Module):
         return other
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of weights, network configuration, schedule and null class, wherever it came
-        from.
+        """sha256 (hex) of all that results depend on, wherever it came from: weights and
+        configuration of network and autoencoder, schedule, prediction type, bound and classes.
         """
         digest = hashlib.sha256()
-        configs = [
-            dict(getattr(self.network, "config", {})),
-            dict(getattr(self.scheduler, "config", {})),
-            {"null_class": self.null_class},
-        ]
-        public = [{k: v for k, v in c.items() if not k.startswith("_")} for c in configs]
-        digest.update(json.dumps(public, sort_keys=True, default=str).encode())
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(
-                name.encode() + np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes()
-            )
+        numbers = (self.prediction_type, self.clip, self.num_classes, self.null_class, self.shape)
+        configs = [_public(part) for part in (self.network, self.codec.vae, self.scheduler)]
+        digest.update(json.dumps([numbers, configs], sort_keys=True, default=str).encode())
+        digest.update(self.schedule.table().tobytes())
+        for part in (self.network, self.codec):
+            for name, value in sorted(part.state_dict().items()):
+                array = np.ascontiguousarray(value.detach().cpu().float().numpy())
+                digest.update(name.encode() + array.tobytes())
         return digest.hexdigest()
+
+
+def _public(part: Any) -> dict[str, Any]:
+    """A diffusers object's configuration without private keys (paths, versions)."""
+    config = dict(getattr(part, "config", None) or {})
+    return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.common.errors import InputError
+
 
 class Codec(nn.Module):
     """The identity: states are the data themselves.
@@ -38,31 +40,53 @@ class Codec(nn.Module):
 
 
 class VAECodec(Codec):
-    """Latents of a diffusers autoencoder, centred and scaled: ``x0 = (z - shift) * scale``.
+    """Latents of a diffusers autoencoder, centred and scaled.
 
-    ``scale`` is the VAE's ``scaling_factor`` and ``shift`` its ``shift_factor`` (SD3, FLUX).
+        x0 = (z - mean) * scale / std
+
+    ``scale`` is the autoencoder's ``scaling_factor``; ``mean`` its ``shift_factor`` (SD3, FLUX) or
+    ``latents_mean`` per channel, ``std`` its ``latents_std`` per channel, 0 and 1 where it has
+    none. Takes AutoencoderKL, VQModel (LDMPipeline's ``vqvae``; states are latents before
+    quantisation) and others with the same ``encode`` and ``decode``.
     """
 
     def __init__(self, vae: nn.Module):
         super().__init__()
         self.vae = vae
-
-    @property
-    def scale(self) -> float:
-        return float(self.vae.config.scaling_factor)
-
-    @property
-    def shift(self) -> float:
-        return float(self.vae.config.get("shift_factor") or 0.0)
+        config: Any = vae.config
+        self.scale = float(config.scaling_factor)
+        shift, mean, std = (
+            config.get(name) for name in ("shift_factor", "latents_mean", "latents_std")
+        )
+        if shift and mean is not None:
+            raise InputError(
+                f"teacher's {type(vae).__name__}: shift_factor = {shift} beside latents_mean; "
+                "expected one of them"
+            )
+        self.mean = [float(shift or 0.0)] if mean is None else [float(v) for v in mean]
+        self.std = [1.0] if std is None else [float(v) for v in std]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """x0 of images in [-1, 1]: the mode of their encoding."""
-        latents: Tensor = self.vae.encode(images).latent_dist.mode()
-        return (latents - self.shift) * self.scale
+        encoded = self.vae.encode(images)
+        latents: Tensor
+        if hasattr(encoded, "latent_dist"):
+            latents = encoded.latent_dist.mode()
+        else:
+            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+        return (latents - _channels(self.mean, latents)) * self.scale / _channels(self.std, latents)
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Images in [-1, 1]."""
-        images: Tensor = self.vae.decode(x0 / self.scale + self.shift).sample
+        latents = x0 * _channels(self.std, x0) / self.scale + _channels(self.mean, x0)
+        images: Tensor = self.vae.decode(latents).sample
         return images.clamp(-1, 1)
+
+
+def _channels(values: list[float], like: Tensor) -> Tensor:
+    """(1, C or 1, 1, ...), to broadcast against ``like`` (n, C, ...)."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(
+        1, -1, *[1] * (like.dim() - 2)
+    )

@@ -6,16 +6,21 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from models.common.errors import InputError
 from models.teachers.base import Denoiser
 from models.teachers.codec import Codec, VAECodec
 from models.teachers.conditioning import Condition
 from models.teachers.schedule import read_schedule
+
+LEARNED_VARIANCE = ("learned", "learned_range")
 
 
 class DiffusersDenoiser(Denoiser):
     """A network with a ``config``; a family says how that means shape, classes and features."""
 
     value_range: tuple[float, float] | None = (-1.0, 1.0)
+    data_channels: tuple[int, ...] | None = (1, 3)
+    """Channels that data have; None: any number."""
 
     @classmethod
     def from_diffusers(
@@ -27,16 +32,22 @@ class DiffusersDenoiser(Denoiser):
     ) -> Self:
         """Wrap the parts of a diffusers pipeline; InputError for what is not supported."""
         config: Any = network.config
-        schedule, prediction_type = read_schedule(scheduler)
+        schedule, prediction_type, clip = read_schedule(scheduler)
+        if config.get("sample_size") is None:
+            raise InputError(
+                f"teacher's {type(network).__name__}: sample_size null; expected the size it is "
+                "to make; write it into its config.json"
+            )
+        cls.check(network, scheduler)
+        shape = cls.state_shape(config)
         num_classes, null = cls.classes(config, null_class)
-        clips = scheduler.config.get("clip_sample")
         return cls(
             network,
             schedule,
-            shape=cls.state_shape(config),
+            shape=shape,
             prediction_type=prediction_type,
             codec=Codec(cls.value_range) if vae is None else VAECodec(vae),
-            clip=float(scheduler.config.get("clip_sample_range", 1.0)) if clips else None,
+            clip=clip,
             num_classes=num_classes,
             null_class=null,
             scheduler=scheduler,
@@ -52,7 +63,42 @@ class DiffusersDenoiser(Denoiser):
         """(number of real classes, null class) of a network, given the null class if one is
         known.
         """
+        if null_class is not None:
+            raise InputError(f"teacher.null_class = {null_class}: this teacher has no classes")
         return None, None
+
+    @classmethod
+    def check(cls, network: Any, scheduler: Any) -> None:
+        """InputError for a network that this family cannot use: outputs unlike the states."""
+        config, kind = network.config, type(network).__name__
+        given, made = config.in_channels, config.get("out_channels") or config.in_channels
+        variance = made == 2 * given and cls.splits_variance(scheduler)
+        if made != given and not variance:
+            raise InputError(
+                f"teacher's {kind}: in_channels {given}, out_channels {made}; expected the same "
+                "(inputs beside the state are not supported), or twice as many with a scheduler "
+                "whose variance_type is learned or learned_range"
+            )
+
+    @staticmethod
+    def splits_variance(scheduler: Any) -> bool:
+        """Whether twice the channels mean that the network predicts a variance too."""
+        return scheduler.config.get("variance_type") in LEARNED_VARIANCE
+
+    @classmethod
+    def check_channels(cls, channels: int, vae: Any) -> None:
+        """InputError unless states of ``channels`` are data, or latents of ``vae``."""
+        if vae is None and cls.data_channels is not None and channels not in cls.data_channels:
+            raise InputError(
+                f"teacher: {channels} channels and no autoencoder; images have 1 or 3; expected a "
+                "pipeline with the vae that its latents belong to"
+            )
+        latent = None if vae is None else vae.config.get("latent_channels")
+        if latent is not None and latent != channels:
+            raise InputError(
+                f"teacher: its network has {channels} channels, the latents of its "
+                f"{type(vae).__name__} {latent}; expected the same"
+            )
 
     def call_network(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         keywords = {} if condition is None else dict(condition.items())

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from models.common.errors import InputError
 from models.teachers.diffusers_model import DiffusersDenoiser
 
 
@@ -22,7 +23,17 @@ class DiT(DiffusersDenoiser):
 
     @staticmethod
     def classes(config: Any, null_class: int | None) -> tuple[int | None, int | None]:
-        return int(config.num_embeds_ada_norm), int(config.num_embeds_ada_norm)
+        classes = int(config.num_embeds_ada_norm)
+        if null_class not in (None, classes):
+            raise InputError(
+                f"teacher.null_class = {null_class}: expected null or {classes}, a DiT's null "
+                "class comes after its classes"
+            )
+        return classes, classes
+
+    @staticmethod
+    def splits_variance(scheduler: Any) -> bool:
+        return True  # DiTPipeline cuts the second half off, whatever the scheduler says
 
     @property
     def stride(self) -> int:

@@ -12,6 +12,9 @@ from models.common.errors import InputError
 from models.teachers.base import Denoiser
 from models.teachers.families import family_of
 
+USED = {"unet", "transformer", "scheduler", "vae", "vqvae"}
+IGNORED = {"safety_checker", "feature_extractor"}  # they look at finished images only
+
 
 def load_denoiser(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
@@ -33,16 +36,36 @@ def denoiser_of_pipeline(
     ``source`` names it in errors; if it is a folder with teacher.json, that may tell
     ``null_class``.
     """
-    parts = pipe.components
+    parts = pipeline_parts(pipe)
     network = parts.get("unet") or parts.get("transformer")
     family_of(network, source)
+    if unknown := sorted(set(parts) - USED - IGNORED):
+        raise InputError(
+            f"teacher {source}: {type(pipe).__name__} has the parts {', '.join(unknown)}, which "
+            "its images may depend on and this project does not use; expected a network, a "
+            "scheduler and at most an autoencoder"
+        )
     if parts.get("scheduler") is None:
         raise InputError(
             f"teacher {source}: a pipeline without scheduler; expected one that says the "
             "noise levels"
         )
     null_class = read_null_class(source) if null_class is None else null_class
-    return build_denoiser(network, parts["scheduler"], parts.get("vae"), null_class)
+    vae = parts.get("vae") or parts.get("vqvae")
+    teacher = build_denoiser(network, parts["scheduler"], vae, null_class)
+    teacher.check_channels(teacher.shape[0], vae)
+    return teacher
+
+
+def pipeline_parts(pipe: Any) -> dict[str, Any]:
+    """All that a pipeline holds, by name; ``components`` leaves optional parts out."""
+    names = [
+        name
+        for name, kept_as in pipe.config.items()
+        if not name.startswith("_") and isinstance(kept_as, list | tuple) and len(kept_as) == 2
+    ]
+    parts = {name: getattr(pipe, name, None) for name in names}
+    return {name: part for name, part in parts.items() if hasattr(part, "save_pretrained")}
 
 
 def build_denoiser(
@@ -83,12 +106,38 @@ def open_pipeline(
                 "and if you trust it set "
                 "teacher.trust_remote_code: true"
             ) from error
+        if other := _other_weights(Path(source)):
+            raise InputError(f"teacher {source}: {other}") from error
         raise InputError(
             f"teacher {source}: no diffusers pipeline with safetensors weights opens there "
             f"({first}); give "
             "a folder written by save_pretrained, or a hub id that this machine can reach"
         ) from error
     return pipe
+
+
+def _other_weights(folder: Path) -> str | None:
+    """What a folder has in the place of plain safetensors weights, and how to convert it."""
+    for part in sorted(path for path in folder.glob("*") if path.is_dir()):
+        files = sorted(part.iterdir())
+        plain = [f for f in files if f.suffix == ".safetensors" and f.name.count(".") == 1]
+        plain += [f for f in files if f.name.endswith(".safetensors.index.json")]
+        other = [f for f in files if f.suffix in (".safetensors", ".bin") and f not in plain]
+        if plain or not other:
+            continue
+        weights = next((f for f in other if f.suffix == ".safetensors"), other[0])
+        pieces = weights.name.split(".")
+        variant = f", variant={pieces[1]!r}" if len(pieces) == 3 else ""
+        kind = "pickled weights" if weights.suffix == ".bin" else f"{pieces[1]} weights alone"
+        trust = " (only if you trust the file)" if weights.suffix == ".bin" else ""
+        return (
+            f"{part.name}/{weights.name} is there, {kind}; expected "
+            f'{pieces[0]}.safetensors; convert the folder once{trust}: python -c "from diffusers '
+            f"import DiffusionPipeline as P; P.from_pretrained('{folder}', "
+            f"use_safetensors={weights.suffix != '.bin'}{variant}).save_pretrained("
+            f"'{folder}-converted')\""
+        )
+    return None
 
 
 def read_null_class(source: str | Path) -> int | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.common.errors import InputError
+from models.teachers.scheduler_options import EDM, FLOW_MATCHING, scheduler_options
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class NoiseSchedule(ABC):
         """alpha and sigma at one time, as numbers."""
         alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
         return float(alpha), float(sigma)
+
+    def table(self) -> np.ndarray:
+        """(3, T) times, alpha and sigma of the longest chain: what tells schedules apart."""
+        levels = self.levels(self.train_steps)
+        return np.stack([levels.t, levels.alpha[:-1], levels.sigma[:-1]])
 
     def network_time(self, t: Tensor) -> Tensor:
         """``t`` as the network takes it: whole numbers where the schedule is discrete."""
@@ -141,18 +147,60 @@ class FlowMatching(NoiseSchedule):
         return self.train_steps / (1.0 + float(np.sqrt(snr)))
 
 
-def read_schedule(scheduler: Any) -> tuple[NoiseSchedule, str]:
-    """(schedule, prediction type) of a diffusers scheduler; InputError for one that is neither."""
-    if "FlowMatch" in type(scheduler).__name__:
-        shift = float(scheduler.config.get("shift") or 1.0)
-        return FlowMatching(int(scheduler.config.num_train_timesteps), shift), "flow"
-    cumprod = getattr(scheduler, "alphas_cumprod", None)
-    prediction = scheduler.config.get("prediction_type", "epsilon")
-    if cumprod is None or prediction not in ("epsilon", "v_prediction", "sample"):
+def read_schedule(scheduler: Any) -> tuple[NoiseSchedule, str, float | None]:
+    """(schedule, prediction type, bound on x0) of a diffusers scheduler.
+
+    Raises InputError for a scheduler that is no teacher's, and for options that are not supported
+    (models/teachers/scheduler_options.py).
+    """
+    options, name = scheduler_options(scheduler), type(scheduler).__name__
+    steps = int(options["num_train_timesteps"])
+    if name in EDM:
+        raise InputError(f"teacher scheduler {name}: preconditioned networks are not supported")
+    if name in FLOW_MATCHING:
+        return FlowMatching(steps, options["shift"]), "flow", None
+    prediction = options["prediction_type"]
+    if options.get("use_flow_sigmas") or prediction == "flow_prediction":
+        if not (options.get("use_flow_sigmas") and prediction == "flow_prediction"):
+            raise InputError(
+                f"teacher {name}: prediction_type {prediction!r} with use_flow_sigmas = "
+                f"{options.get('use_flow_sigmas')}: expected flow_prediction and true together"
+            )
+        return FlowMatching(steps, options["flow_shift"]), "flow", None
+    if prediction not in ("epsilon", "v_prediction", "sample"):
         raise InputError(
-            f"teacher scheduler {type(scheduler).__name__} with prediction_type {prediction!r}: "
-            "expected one "
-            "with alphas_cumprod and epsilon, v_prediction or sample, or "
-            "FlowMatchEulerDiscreteScheduler"
+            f"teacher scheduler {name} with prediction_type {prediction!r}: expected epsilon, "
+            "v_prediction or sample"
         )
-    return VariancePreserving(np.asarray(cumprod.double())), prediction
+    if prediction == "epsilon" and options.get("rescale_betas_zero_snr"):
+        raise InputError(
+            f"teacher {name}: rescale_betas_zero_snr with prediction_type epsilon: at zero "
+            "signal-to-noise ratio the noise says nothing about the image; expected v_prediction "
+            "or sample, or rescale_betas_zero_snr: false"
+        )
+    schedule = VariancePreserving(_alphas_cumprod(scheduler, steps))
+    clips = options.get("clip_sample", False)
+    return schedule, prediction, float(options["clip_sample_range"]) if clips else None
+
+
+def _alphas_cumprod(scheduler: Any, steps: int) -> np.ndarray:
+    """(T,) float64; InputError unless they are T decreasing numbers in [0, 1]."""
+    found = np.array(scheduler.alphas_cumprod.double())
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        found[-1] = 0.0  # Euler, DPM-Solver and UniPC keep 2^-24 there, above the one before
+    if len(found) != steps:
+        raise InputError(
+            f"teacher {type(scheduler).__name__}: trained_betas has {len(found)} entries, "
+            f"num_train_timesteps is {steps}: expected as many"
+        )
+    if not (np.isfinite(found).all() and (np.diff(found) < 0).all() and found[-1] >= 0):
+        raise InputError(
+            f"teacher {type(scheduler).__name__}: betas that do not add noise at every time; "
+            "expected each in (0, 1)"
+        )
+    if found[-1] == 0 and scheduler.config.get("prediction_type", "epsilon") == "epsilon":
+        raise InputError(
+            f"teacher {type(scheduler).__name__}: the last beta is 1 (zero signal-to-noise ratio) "
+            "with prediction_type epsilon; expected v_prediction or sample"
+        )
+    return found

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from models.common.errors import InputError
 from models.teachers.diffusers_model import DiffusersDenoiser
 
 
@@ -13,10 +14,25 @@ class UNet1D(DiffusersDenoiser):
     """States (C, L) of any range; the middle block's features are (n, F, l)."""
 
     value_range = None
+    data_channels = None
 
     @staticmethod
     def state_shape(config: Any) -> tuple[int, ...]:
         return int(config.in_channels), int(config.sample_size)
+
+    @classmethod
+    def check(cls, network: Any, scheduler: Any) -> None:
+        super().check(network, scheduler)
+        if network.config.get("extra_in_channels") and network.config.use_timestep_embedding:
+            raise InputError(
+                f"teacher's UNet1DModel: extra_in_channels {network.config.extra_in_channels} "
+                "beside a time embedding; expected 0"
+            )
+        if network.mid_block is None:
+            raise InputError(
+                "teacher's UNet1DModel: mid_block_type null; expected a middle block, whose "
+                "features losses compare"
+            )
 
     @property
     def stride(self) -> int:

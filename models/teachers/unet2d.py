@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from models.common.errors import InputError
 from models.teachers.diffusers_model import DiffusersDenoiser
 
 
 class UNet2D(DiffusersDenoiser):
-    """States (C, H, W); the middle block's features are (n, F, h, w)."""
+    """States (C, H, W); the middle block's features are (n, F, h, w).
+
+    Classes are embeddings; one of them may stand for "no class". Networks are trained with that one
+    first or last; :func:`null_class_last` moves it to the end, so that the real classes are always
+    0 to ``num_classes - 1``.
+    """
 
     @staticmethod
     def state_shape(config: Any) -> tuple[int, ...]:
@@ -21,8 +28,31 @@ class UNet2D(DiffusersDenoiser):
     @staticmethod
     def classes(config: Any, null_class: int | None) -> tuple[int | None, int | None]:
         embeds = config.get("num_class_embeds")
-        real = embeds if null_class is None or embeds is None else embeds - 1
-        return real, null_class
+        if null_class is None:
+            return embeds, None
+        if embeds is None:
+            raise InputError(f"teacher.null_class = {null_class}: this teacher has no classes")
+        if null_class != embeds - 1:
+            raise InputError(
+                f"teacher.null_class = {null_class}: expected {embeds - 1}, the last of the "
+                f"network's {embeds} classes; the teacher stage moves another one there"
+            )
+        return embeds - 1, null_class
+
+    @classmethod
+    def check(cls, network: Any, scheduler: Any) -> None:
+        super().check(network, scheduler)
+        config = network.config
+        if config.get("class_embed_type") is not None:
+            raise InputError(
+                f"teacher's UNet2DModel: class_embed_type {config.class_embed_type!r}; expected "
+                "null with num_class_embeds, one embedding per class"
+            )
+        if network.mid_block is None:
+            raise InputError(
+                "teacher's UNet2DModel: mid_block_type null; expected a middle block, whose "
+                "features losses compare"
+            )
 
     @property
     def stride(self) -> int:
@@ -31,3 +61,23 @@ class UNet2D(DiffusersDenoiser):
     def middle_block(self) -> nn.Module:
         block: nn.Module = self.network.mid_block
         return block
+
+
+def null_class_last(network: Any, null_class: int) -> int:
+    """Move the embedding of ``null_class`` behind the others, in place; returns its new number.
+
+    Real classes keep their order. InputError for a network without that class.
+    """
+    embeds = network.config.get("num_class_embeds")
+    if embeds is None:
+        raise InputError(f"teacher.null_class = {null_class}: this teacher has no classes")
+    if not 0 <= null_class < embeds:
+        raise InputError(
+            f"teacher.null_class = {null_class}: expected 0 to {embeds - 1}, the network has "
+            f"{embeds} classes"
+        )
+    order = [i for i in range(embeds) if i != null_class] + [null_class]
+    with torch.no_grad():
+        weight = network.class_embedding.weight
+        weight.copy_(weight[order].clone())
+    return int(embeds) - 1

@@ -18,6 +18,7 @@ class PretrainedTeacher(Section):
     revision: fields.Text | None = None
     digest: fields.Digest | None = None
     trust_remote_code: Flag = False
+    null_class: Natural | None = None
 
 
 class TrainedTeacher(Section):

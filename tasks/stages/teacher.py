@@ -19,7 +19,13 @@ from models.common.random import generator_for
 from models.methods.denoising import Denoising, Images
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.conditioning import class_condition
-from models.teachers.loading import denoiser_of_pipeline, open_pipeline
+from models.teachers.loading import (
+    denoiser_of_pipeline,
+    open_pipeline,
+    pipeline_parts,
+    read_null_class,
+)
+from models.teachers.unet2d import null_class_last
 from models.training.loop import Batches, LoopConfig, TrainState
 from tasks.config.schema import Params
 from tasks.config.teacher import PretrainedTeacher, TrainedTeacher
@@ -43,13 +49,13 @@ def run(params: Params, root: Path) -> None:
     else:
         pipeline, record = _pretrained(params.teacher, root)
     reach("teacher.ready")
-    teacher = denoiser_of_pipeline(pipeline, null_class=record["null_class"])
+    teacher = denoiser_of_pipeline(pipeline, "data/teacher", record["null_class"])
     record |= {
         "fingerprint": teacher.fingerprint(),
         "shape": list(teacher.shape),
         "prediction_type": teacher.prediction_type,
     }
-    for part in pipeline.components.values():
+    for part in pipeline_parts(pipeline).values():
         if "_name_or_path" in getattr(part, "config", ()):
             part.register_to_config(_name_or_path="")  # a folder of this machine
     with atomic_dir(destination) as folder:
@@ -69,7 +75,13 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
     pipeline = open_pipeline(
         name, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
-    teacher = denoiser_of_pipeline(pipeline, name)
+    null_class = source.null_class
+    if null_class is None:
+        null_class = read_null_class(name)
+    network = pipeline_parts(pipeline).get("unet")
+    if null_class is not None and type(network).__name__ == "UNet2DModel":
+        null_class = null_class_last(network, null_class)
+    teacher = denoiser_of_pipeline(pipeline, name, null_class)
     return _stock(pipeline), {
         "source": source.path,
         "revision": source.revision,
@@ -79,15 +91,18 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
 
 def _stock(pipeline: Any) -> Any:
     """diffusers' own pipeline of the same parts: code that came with the teacher is not needed
-    after this stage.
+    after this stage. None of the parts gets lost: the denoiser knows them all.
     """
-    from diffusers import DDPMPipeline, DiTPipeline
+    from diffusers import DDPMPipeline, DiTPipeline, LDMPipeline
 
     if type(pipeline).__module__.partition(".")[0] == "diffusers":
         return pipeline
-    parts = pipeline.components
-    if "transformer" in parts:
-        return DiTPipeline(parts["transformer"], parts["vae"], parts["scheduler"])
+    parts = pipeline_parts(pipeline)
+    vae = parts.get("vae") or parts.get("vqvae")
+    if parts.get("transformer") is not None:
+        return DiTPipeline(parts["transformer"], vae, parts["scheduler"])
+    if vae is not None:  # it takes any autoencoder, whatever the name of its argument
+        return LDMPipeline(vae, parts["unet"], parts["scheduler"])
     return DDPMPipeline(parts["unet"], parts["scheduler"])
 
 

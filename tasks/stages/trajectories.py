@@ -173,6 +173,12 @@ class ShardMaker:
         )
         reach("trajectories.paths")
         kind = np.dtype(self.spec.dtype)
+        largest = max(float(np.abs(a).max()) for a in arrays.values() if a.dtype == np.float32)
+        if largest > np.finfo(kind).max:
+            raise InputError(
+                f"trajectories.dtype = {kind}: states reach {largest:.3g}, more than it holds; use "
+                "float32"
+            )
         write_shard(
             job.folder,
             {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in arrays.items()},

@@ -246,7 +246,20 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     assert in_memory.fingerprint() != known
     other = build_denoiser(tiny_unet(), DDPMScheduler(clip_sample=False, beta_end=0.021))
     assert other.fingerprint() != known
-    assert build_denoiser(tiny_unet(), scheduler, null_class=0).fingerprint() != known
+    classes = build_denoiser(tiny_unet(classes=2), scheduler)
+    guided = build_denoiser(tiny_unet(classes=2), scheduler, null_class=2)
+    assert classes.fingerprint() != guided.fingerprint()
+    first, second = vae(), vae()
+    with torch.no_grad():
+        second.decoder.conv_out.bias[0] += 1e-3
+    latent = [build_denoiser(tiny_dit(), scheduler, part).fingerprint() for part in (first, second)]
+    assert latent[0] != latent[1]
+    assert latent[0] == build_denoiser(tiny_dit(), scheduler, vae()).fingerprint()
+    shifted = [
+        build_denoiser(tiny_unet(), FlowMatchEulerDiscreteScheduler(shift=shift)).fingerprint()
+        for shift in (1.0, 3.0)
+    ]
+    assert shifted[0] != shifted[1]
 
 
 def test_levels_end_at_clean_data() -> None:

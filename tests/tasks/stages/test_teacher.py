@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from models.common.errors import InputError
 from models.teachers.base import Denoiser
+from models.teachers.conditioning import class_condition
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data.teacher import load_teacher
+from tasks.data.trajectories import open_trajectories
 from tasks.stages import dataset, teacher, trajectories
 from tasks.training.checkpoints import latest_checkpoint, unflatten
 from tasks.training.trainer import Training
 from tests.models.training.test_loop import equal
-from tests.tiny import save_teacher, weights
+from tests.tiny import save_teacher, tiny_unet, weights
 
 TINY = {
     "source": "train", "steps": 6, "batch_size": 8, "learning_rate": 1e-3, "warmup": 2, "ema": 0.9,
@@ -117,7 +119,7 @@ def test_other_predictions_and_schedules(tmp_path: Path, prediction: str) -> Non
     kind = FlowMatchEulerDiscreteScheduler if prediction == "flow" else DDPMScheduler
     assert type(found.scheduler) is kind
     trajectories.run(settings(), tmp_path)
-    assert trajectories.open_trajectories(tmp_path).array("train", "Y").shape == (6, 4, 1, 8, 8)
+    assert open_trajectories(tmp_path).array("train", "Y").shape == (6, 4, 1, 8, 8)
 
 
 def test_classes_with_guidance_end_to_end(tmp_path: Path) -> None:
@@ -129,12 +131,13 @@ def test_classes_with_guidance_end_to_end(tmp_path: Path) -> None:
     params = settings(conditional=True)
     guided = params.trajectories.model_copy(update={"guidance": 2.0, "classes": (3, 7)})
     trajectories.run(params.model_copy(update={"trajectories": guided}), tmp_path)
-    shards = trajectories.open_trajectories(tmp_path)
+    shards = open_trajectories(tmp_path)
     assert shards.array("train", "labels")[:].tolist() == [3, 7] * 3
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         three, seven = (
-            found.denoise(x, 500, torch.tensor([label] * 2), guidance=2.0) for label in (3, 7)
+            found.denoise(x, 500, class_condition(torch.tensor([label] * 2)), guidance=2.0)
+            for label in (3, 7)
         )
     assert (three - seven).abs().max() > 1e-4
 
@@ -173,3 +176,57 @@ def test_classes_need_labels(tmp_path: Path) -> None:
 def test_training_needs_the_dataset(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"python -m tasks\.stages\.dataset"):
         teacher.run(settings(), tmp_path)
+
+
+def test_a_custom_pipeline_keeps_its_autoencoder(tmp_path: Path) -> None:
+    """Its code is run once, when trusted; what is saved is a stock pipeline with all its parts."""
+    source = tmp_path / "custom"
+    source.mkdir()
+    (source / "mine.py").write_text(
+        "from diffusers import DiffusionPipeline\n"
+        "class Mine(DiffusionPipeline):\n"
+        "    def __init__(self, unet, vae, scheduler):\n"
+        "        super().__init__()\n"
+        "        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)\n"
+        "    def __call__(self, **options):\n"
+        "        raise NotImplementedError\n"
+    )
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
+    vae = AutoencoderKL(block_out_channels=(8, 8), latent_channels=1, norm_num_groups=4, **blocks)
+    tiny_unet().save_pretrained(source / "unet")
+    vae.save_pretrained(source / "vae")
+    DDPMScheduler(clip_sample=False).save_pretrained(source / "scheduler")
+    index = {
+        "_class_name": ["mine", "Mine"], "_diffusers_version": "0.30.0",
+        "unet": ["diffusers", "UNet2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }  # fmt: skip
+    (source / "model_index.json").write_text(json.dumps(index))
+    params = settings(source="pretrained", path=str(source), trust_remote_code=True)
+    teacher.run(params, tmp_path)
+    found = load_teacher(tmp_path)
+    x0 = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(x0 / vae.config.scaling_factor).sample.clamp(-1, 1)
+    torch.testing.assert_close(found.decode(x0), expected)
+
+
+def test_null_class_is_a_parameter(tmp_path: Path) -> None:
+    """Class 0 means "none", as in several tutorials: the real ones are numbered without it."""
+    network = tiny_unet(classes=3)
+    scheduler = DDPMScheduler(clip_sample=False)
+    DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(tmp_path / "mine")
+    given = {"source": "pretrained", "path": str(tmp_path / "mine")}
+    teacher.run(settings(**given, null_class=0), tmp_path)
+    found, x = load_teacher(tmp_path), torch.randn(3, 1, 8, 8)
+    assert (found.num_classes, found.null_class, record(tmp_path)["null_class"]) == (3, 3, 3)
+    with torch.no_grad():
+        expected = network(x, 9, class_labels=torch.tensor([1, 2, 3])).sample
+        torch.testing.assert_close(
+            found.predict(x, 9.0, class_condition(torch.arange(3))), expected
+        )
+    with pytest.raises(InputError, match="null_class = 4: expected 0 to 3"):
+        teacher.run(settings(**given, null_class=4), tmp_path)
