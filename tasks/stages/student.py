@@ -36,6 +36,7 @@ from tasks.data.shards import ShardSet
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.methods.context import make_context, method_of, real_images
+from tasks.methods.model_card import provenance, render
 from tasks.training.selection import Selection
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json, read_json
@@ -255,11 +256,13 @@ def _publish(
         "diagnostics": diagnostics,
         "teacher": teacher.fingerprint(),
         "trajectories": {key: shards.meta[key] for key in kept},
+        "origin": provenance(params, root, pipeline),
     }
     with atomic_dir(root / "data" / "student") as folder:
         export_pipeline(pipeline, weights).save_pretrained(folder)
         reach("student.saved")
         atomic_write_json(folder / "student.json", record)
+        (folder / "README.md").write_text(render(record), encoding="utf-8")
         (folder / "history.csv").write_bytes((scratch / "history.csv").read_bytes())
     scores = ", ".join(f"{name} {value:.5f}" for name, value in result["scores"].items())
     print(f"student: best at step {result['best_step']} of {result['steps']}, {scores}")

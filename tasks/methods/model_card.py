@@ -1,0 +1,130 @@
+"""The model card of a student's folder: where it comes from, how good it is, how to sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.config.schema import Params
+from tasks.data.dataset import load_manifest
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+UNKNOWN = "not stated by the teacher; state one before you publish"
+SETTINGS = ("order", "trainable", "lora_rank", "fake_updates", "backward_simulation")
+SHOWN = ("kid", "frechet", "precision", "recall", "ms_per_image")
+
+
+def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
+    """What a card says about a student's origin, as JSON for student.json; no path of this machine
+    beside names of folders.
+    """
+    manifest, source = load_manifest(root), getattr(params.teacher, "path", None)
+    counts = manifest["counts"]
+    return {
+        "title": pipeline.title,
+        "teacher": "trained on the same data" if source is None else _name(source),
+        "data": f"{_name(str(manifest['source']))}, {counts['train']} training images",
+        "shape": "x".join(map(str, pipeline.config.shape)),
+        "classes": pipeline.config.num_classes,
+        "licence": None if source is None else licence_of(root / source),
+    }
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that a model folder's README.md states in its head; None where it states none."""
+    from huggingface_hub import ModelCard
+
+    if not (folder / "README.md").is_file():
+        return None
+    try:
+        stated = ModelCard.load(folder / "README.md").data.license
+    except ValueError:  # a head that is no YAML
+        return None
+    return None if stated is None else str(stated)
+
+
+def render(
+    record: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
+    *,
+    repo: str = "path/of/this/folder",
+    licence: str | None = None,
+) -> str:
+    """README.md of a student: ``record`` is student.json, ``metrics`` metrics.json or None.
+
+    ``repo``: the name that the example opens; ``licence`` overrides the teacher's.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    origin, method = record["origin"], record["method"]
+    licence = licence or origin["licence"]
+    head = ModelCardData(
+        library_name="diffusers",
+        license=licence,
+        pipeline_tag="unconditional-image-generation",
+        tags=["diffusion", "distillation", "few-step", method["kind"]],
+    )
+    columns, rows = figures_of(metrics or {})
+    loaded = (metrics or {}).get("load_back", {})
+    card = ModelCard.from_template(
+        head,
+        template_path=str(TEMPLATE),
+        title=f"{origin['title']} student of {origin['teacher']}",
+        method=origin["title"],
+        steps=" or ".join(map(str, record["nfe"])),
+        teacher_steps=record["trajectories"]["steps"],
+        teacher=origin["teacher"],
+        fingerprint=record["teacher"],
+        data=origin["data"],
+        settings=[(name, method[name]) for name in SETTINGS if name in method],
+        training_steps=record["steps"],
+        best_step=record["best_step"],
+        shape=origin["shape"],
+        classes=origin["classes"],
+        licence=licence or UNKNOWN,
+        repo=repo,
+        columns=columns,
+        figures=rows,
+        measured=_measured(metrics or {}),
+        load_back=loaded.get("max_abs_difference") if loaded.get("ok") else None,
+    )
+    return str(card.content)
+
+
+def figures_of(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of the student, its teacher and the best training-free sampler."""
+    rows = []
+    for sampler in ("student", "teacher", "best_training_free"):
+        for steps, found in metrics.get(sampler, {}).items():
+            rows.append((str(found.get("title") or sampler), steps.removeprefix("nfe"), found))
+    names = [name for name in SHOWN if any(name in found for *_, found in rows)]
+    table = [
+        [title, calls, *(_cell(found, name) for name in names)] for title, calls, found in rows
+    ]
+    return [name.replace("_", " ") for name in names], table
+
+
+def _cell(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return ""
+    low, high = (found.get(f"{name}_{end}") for end in ("low", "high"))
+    interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+    return f"{value:.4g}{interval}"
+
+
+def _measured(metrics: Mapping[str, Any]) -> str:
+    about = metrics.get("evaluation", {})
+    if not about:
+        return ""
+    return (
+        f"{about['samples']} samples against {about['real']} real images, features "
+        f"{about['features']}."
+    )
+
+
+def _name(place: str) -> str:
+    """A hub id or a title as it is; of a path of this machine the last part alone."""
+    return Path(place).name if Path(place).is_absolute() else place
