@@ -20,7 +20,7 @@ from flows.services.reachable import check_prefect
 from tasks.utils import environment
 from tasks.utils.parent_death import exit_with_parent
 
-START_SECONDS = 120.0  # on a busy machine
+START_SECONDS = 300.0  # a busy machine; a server that ends is noticed at once
 ATTEMPTS = 3  # another program may take the port first
 SETTINGS = {
     "PREFECT_UI_ENABLED": "0",

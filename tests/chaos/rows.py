@@ -140,6 +140,10 @@ def _registration(
 
 REGISTRATION = (
     _registration(
+        "registration-database", "database.made", "tables of MLflow's database made, its file not in its place",
+        "makes it again",
+    ),
+    _registration(
         "registration-run", "tracking.created", "MLflow run made, nothing logged", "marks it FAILED, makes another"
     ),
     _registration(
