@@ -1,6 +1,6 @@
 # Fewstep. `make` or `make help` lists the targets.
 PYTHON ?= python3
-METHOD ?= sigdeg
+PRESET ?= mnist-sigdeg
 ARGS ?=
 # More arguments for pip, e.g. PIP_ARGS="--extra-index-url URL" for torch wheels without CUDA.
 PIP_ARGS ?=
@@ -46,8 +46,8 @@ $(STAMP): requirements.lock
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements.lock
 	@touch $@
 
-run: $(STAMP) ## distil the teacher: all stages, report, registered model; METHOD=swd for scale-wise; ARGS="student.steps=500 ..." changes params.yaml
-	@$(BIN)/python -m flows.distill method.kind=$(METHOD) $(ARGS)
+run: $(STAMP) ## distil the teacher: all stages, report, registered model; PRESET=mnist-swd for another experiment; ARGS="student.steps=500 ..." changes values
+	@$(BIN)/python -m flows.distill --preset "$(PRESET)" $(ARGS)
 
 up: $(STAMP) ## start Prefect's server and worker and MLflow's server, apply the deployments; PORT=4200 MLFLOW_PORT=5000
 	@$(BIN)/python -m flows.services.services up --host "$(LISTEN)" --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"

@@ -1,8 +1,8 @@
 """The main flow: the stages in order, then register, then promote.
 
-`python -m flows.distill [key=value ...]`; overrides are written into params.yaml, as `dvc exp run
--S` does. A deployment gives a revision as well: the run then works in a git worktree and leaves a
-DVC experiment.
+`fewstep run [--preset NAME] [key=value ...]` composes the preset of conf/ with the overrides into
+params.yaml, as `dvc exp run -S` does. A deployment gives a revision as well: the run then works in
+a git worktree and leaves a DVC experiment.
 """
 
 from __future__ import annotations
@@ -31,36 +31,39 @@ from prefect.states import Completed
 from flows import artifacts
 from flows.console import complain, refuse, say
 from flows.dvc import experiments, fingerprints
-from flows.dvc.params_file import apply_overrides, as_list
+from flows.dvc.params_file import as_list, write_preset
 from flows.dvc.worktree import Workspace, uncommitted, workspace
-from flows.parameters import Method, Overrides, Revision
+from flows.parameters import Overrides, Preset, Revision
 from flows.services.own_server import ServerFailed, prefect_api
 from flows.services.reachable import check_tracking
 from flows.stages import StageFailed, run_stage
 from tasks.config.external_paths import local_paths
-from tasks.config.schema import Params, load_params
+from tasks.config.overrides import nested
+from tasks.config.presets import DEFAULT, compose
+from tasks.config.schema import Params
 from tasks.utils.cli import INTERRUPTED, overrides_parser
 from tasks.utils.sqlite_files import MigrationFailed
 
 if TYPE_CHECKING:
     from tasks.registry.promotion import Finding
 
-PARAMS = "params.yaml"
-
 
 @flow(name="distill", log_prints=False, validate_parameters=True)
-def distill(overrides: Overrides = (), method: Method = None, revision: Revision = None) -> Any:  # type: ignore[assignment]
-    """Distil the teacher of params.yaml and register the student; finished work is not done again.
+def distill(
+    preset: Preset = DEFAULT,
+    overrides: Overrides = {},  # noqa: B006
+    revision: Revision = None,
+) -> Any:
+    """Distil the teacher of a preset and register the student; finished work is not done again.
 
-    `overrides`: ["student.steps=500"] or {"student": {"steps": 500}}; `method`: sigdeg or swd;
-    `revision`: work in a worktree at that commit, branch or tag, else in place. The result holds
-    the registered model, the verdict on it and the report's path. Raises InputError for mistakes in
-    the input.
+    `preset`: a file of conf/preset; `overrides`: {"student": {"steps": 500}}; `revision`: work in a
+    worktree at that commit, branch or tag, else in place. The result holds the registered model,
+    the verdict on it and the report's path. Raises InputError for mistakes in the input.
     """
     project = Path.cwd()
     environment.prepare(project)
     with workspace(project, revision, run_id()) as work:
-        params = configure(work, overrides, method)
+        params = configure(work, preset, overrides)
         check_tracking(params)
         run_stages(work.root)
         kept = keep(work)
@@ -76,16 +79,14 @@ def run_id() -> str:
     return str(runtime.flow_run.id or "")
 
 
-def configure(work: Workspace, overrides: Overrides = (), method: Method = None) -> Params:  # type: ignore[assignment]
-    """Write the overrides into the workspace's params.yaml, say what changed, and return the
-    params.
-    """
-    wanted = ([f"method.kind={method}"] if method else []) + as_list(overrides)
-    params, changes = apply_overrides(work.root / PARAMS, wanted)
+def configure(work: Workspace, preset: str, overrides: Overrides) -> Params:
+    """Compose the workspace's params.yaml, say what changed, and return the params."""
+    texts = as_list(overrides)
+    params, changes = write_preset(work.root, preset, texts)
     logger = get_run_logger()
-    if changes:
+    if changes and not work.apart:
         say(f"params.yaml: {'; '.join(changes)}")
-        logger.info("params.yaml: %s", "; ".join(changes))
+    logger.info("preset %s: %s", preset, "; ".join(changes) or "params.yaml is as it was")
     if work.apart:
         logger.info("commit %s, in %s", work.commit, work.root)
         if left_out := uncommitted(work.project):
@@ -93,9 +94,8 @@ def configure(work: Workspace, overrides: Overrides = (), method: Method = None)
                 "not in this commit, so not in this run: changes of %s", ", ".join(left_out)
             )
         experiments.check_inputs(work, local_paths(params))
-        params, _ = apply_overrides(
-            work.root / PARAMS, fingerprints.digests(work.project, work.root, params)
-        )
+    if found := fingerprints.digests(work.project, work.root, params):
+        params, _ = write_preset(work.root, preset, [*texts, *found])
     return params
 
 
@@ -164,11 +164,14 @@ def main(argv: list[str] | None = None) -> int:
     interrupted).
     """
     try:
-        arguments = overrides_parser(
-            "python -m flows.distill", (__doc__ or "").split("\n")[0]
-        ).parse_args(argv)
-        params = load_params(Path(PARAMS), arguments.overrides)  # before a server is started
-        environment.check_place(Path.cwd())
+        parser = overrides_parser("fewstep run", (__doc__ or "").split("\n")[0], params_file=False)
+        parser.add_argument(
+            "--preset", default=DEFAULT, metavar="NAME", help="see `fewstep presets`"
+        )
+        arguments = parser.parse_intermixed_args(argv)
+        overrides = nested(arguments.overrides)
+        params = compose(Path.cwd(), arguments.preset, as_list(overrides))
+        environment.check_place(Path.cwd())  # before a server is started
         check_tracking(params)
         _leave_in_order()
         server = PREFECT_API_URL.value()
@@ -178,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             else "starting Prefect (some seconds) ..."
         )
         with prefect_api(Path.cwd()):
-            result: Any = distill(arguments.overrides)
+            result: Any = distill(arguments.preset, overrides)
         artifacts.show(result)
     except (ServerFailed, MigrationFailed) as error:
         complain(str(error))

@@ -21,10 +21,11 @@ from flows import artifacts
 from flows.distill import configure, keep, promote, register, run_id, run_stages
 from flows.dvc import fingerprints
 from flows.dvc.worktree import workspace
-from flows.parameters import Method, Overrides, Revision
+from flows.parameters import Overrides, Preset, Revision
 from flows.services.reachable import check_tracking
 from flows.stages import run_program
 from models.common.errors import InputError
+from tasks.config.presets import DEFAULT
 from tasks.config.schema import Params
 from tasks.utils import environment
 
@@ -37,8 +38,8 @@ DECIDED = "promotion.decided"
 
 @flow(name="retrain", log_prints=False, validate_parameters=True)
 def retrain(
-    overrides: Overrides = (),  # type: ignore[assignment]
-    method: Method = None,
+    preset: Preset = DEFAULT,
+    overrides: Overrides = {},  # noqa: B006
     revision: Revision = "HEAD",
     force: bool = False,
 ) -> Any:
@@ -46,12 +47,12 @@ def retrain(
     better.
 
     Ends as NothingChanged where a version made from the same has been decided on before.
-    `overrides`, `method` and `revision` as for `distill`.
+    `preset`, `overrides` and `revision` as for `distill`.
     """
     project = Path.cwd()
     environment.prepare(project)
     with workspace(project, revision, run_id()) as work:
-        params = configure(work, overrides, method)
+        params = configure(work, preset, overrides)
         check_tracking(params)
         inputs = fingerprints.inputs_of(work.root)
         same = unchanged(work.root, params, inputs)

@@ -1,19 +1,28 @@
-"""`key=value` overrides, checked first and then written into params.yaml, where DVC sees them."""
+"""params.yaml, where DVC sees every parameter: written whole, from a preset and overrides."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, MutableMapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, RoundTripRepresenter
-from ruamel.yaml.nodes import ScalarNode
-
-from tasks.config.overrides import read_overridden
-from tasks.config.schema import Params, load_params
+from models.common.errors import InputError
+from tasks.config.overrides import read_mapping
+from tasks.config.presets import compose
+from tasks.config.schema import Params, load_params, params_dict
+from tasks.config.written import params_text
 from tasks.utils.atomic import atomic_write_text
+from tasks.utils.redaction import redact
+
+PARAMS = "params.yaml"
+FORMER = Path(".fewstep/params-before.yaml")
+SHOWN_CHANGES = 6
+HEADER = (
+    "Composed from conf/ by `fewstep run {command}`; the next run writes it anew.\n"
+    'To change values: make run ARGS="key=value ...", or a preset of your own in conf/preset.'
+)
 
 
 def as_list(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -23,40 +32,43 @@ def as_list(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
     return list(overrides)
 
 
-def apply_overrides(path: Path, overrides: Sequence[str]) -> tuple[Params, list[str]]:
-    """Write the overrides into the parameter file at `path`; comments stay.
+def write_preset(root: Path, preset: str, overrides: Sequence[str]) -> tuple[Params, list[str]]:
+    """Compose a preset of the project at `root` with overrides and write its params.yaml.
 
-    Returns the typed params and what changed, as "student.steps: 300 -> 500". Nothing is written if
-    nothing changes, or if the result would not be valid (InputError).
+    Returns the typed params and what changed, as "student.steps: 300 -> 500"; the former file is
+    kept as .fewstep/params-before.yaml. Nothing is written if the result would not be valid
+    (InputError).
     """
+    params = compose(root, preset, overrides)
+    command = redact(shlex.join(["--preset", preset, *overrides]))
+    return params, _write(root / PARAMS, params, HEADER.format(command=command))
+
+
+def apply_overrides(path: Path, overrides: Sequence[str]) -> tuple[Params, list[str]]:
+    """Write overrides into the parameter file at `path` itself; otherwise as write_preset."""
     params = load_params(path, overrides)
-    before, after = (read_overridden(Params, path, texts) for texts in ((), overrides))
-    changes = _differences(before, after)
-    if changes:
-        _rewrite(path, after)
-    return params, changes
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return params, _write(path, params, "\n".join(line[2:] for line in lines[:end]))
 
 
-class _Representer(RoundTripRepresenter):
-    """Writes `null` where ruamel would leave the value out."""
+def _write(path: Path, params: Params, header: str) -> list[str]:
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = params_text(params, header)
+    changes = _differences(_values(path), params_dict(params))
+    if before and changes:
+        atomic_write_text(path.parent / FORMER, before)
+    if text != before:
+        atomic_write_text(path, text)
+    more = len(changes) - SHOWN_CHANGES
+    return [*changes[:SHOWN_CHANGES], f"and {more} more"] if more > 0 else changes
 
-    def represent_null(self, _: None) -> ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:null", "null")
 
-
-_Representer.add_representer(type(None), _Representer.represent_null)
-
-
-def _rewrite(path: Path, wanted: Mapping[str, Any]) -> None:
-    yaml = YAML()
-    yaml.Representer = _Representer
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    document = yaml.load(path.read_text(encoding="utf-8"))
-    _merge(document, wanted)
-    text = io.StringIO()
-    yaml.dump(document, text)
-    atomic_write_text(path, text.getvalue())
+def _values(path: Path) -> Mapping[str, Any]:
+    try:
+        return read_mapping(path)
+    except InputError:  # none yet, or a broken one, which is written anew
+        return {}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -81,13 +93,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             _leaves(value, f"{name}.") if isinstance(value, Mapping) and value else [(name, value)]
         )
     return found
-
-
-def _merge(document: MutableMapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key in [key for key in document if key not in wanted]:
-        del document[key]
-    for key, value in wanted.items():
-        if isinstance(value, Mapping) and isinstance(document.get(key), MutableMapping):
-            _merge(document[key], value)
-        elif key not in document or document[key] != value:
-            document[key] = value

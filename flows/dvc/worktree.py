@@ -91,12 +91,11 @@ def prune(project: Path) -> list[str]:
 
 
 def uncommitted(project: Path) -> list[str]:
-    """Tracked files that differ from the last commit; dvc.lock, which every run writes, does not
-    count.
+    """Tracked files that differ from the last commit; dvc.lock and params.yaml, which every run
+    writes, do not count.
     """
-    changes = git(
-        project, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock"
-    )
+    written = (":(exclude)dvc.lock", ":(exclude)params.yaml")
+    changes = git(project, "status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return [line[3:] for line in changes.splitlines()]
 
 

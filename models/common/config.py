@@ -13,9 +13,14 @@ Item = TypeVar("Item")
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, defaults checked too."""
+    """Base of all sections: immutable, no unknown keys, defaults checked too.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    The text below a field says what it means, in params.yaml and in the forms of the Prefect UI.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 def distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -51,16 +51,24 @@ Reference = Annotated[FolderReference | NpzReference, Field(discriminator="kind"
 class Evaluation(Section):
     features: Features = MnistFeatures()
     reference: Reference | None = None
+    """null: the held-out images; or other real images, {kind: npz, path: x.npz} or {kind:
+    folder, path: x}.
+    """
     samples: Annotated[int, Field(strict=True, ge=2)] = 2000
+    """Images per sampler; noise beyond that of the validation paths is drawn."""
     nfe: (
         Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(common.distinct)] | None
     ) = None
+    """Numbers of network calls; null = those of the method."""
     baselines: Annotated[tuple[Baseline, ...], AfterValidator(common.distinct)] = (
         "ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc",
     )  # fmt: skip
     rivals: Annotated[tuple[LocalPath, ...], AfterValidator(common.distinct)] = ()
+    """Folders of other students to compare with."""
     bootstrap: Natural = 200
+    """Resamples for the intervals."""
     neighbours: Count = 3
+    """Of precision and recall."""
     batch_size: Count = 125
     seed: Seed = 1
 

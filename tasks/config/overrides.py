@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -31,11 +31,11 @@ def read_overridden(model: type[BaseModel], path: Path, overrides: Sequence[str]
     variant of a section (`teacher.source=train`) drops the keys which the new variant lacks or has
     other defaults for.
     """
-    data = _read_mapping(path)
-    parsed = [_parse_override(text) for text in overrides]
+    data = read_mapping(path)
+    parsed = [parse_override(text) for text in overrides]
     # variants first, so that their own keys may come in any order on the command line
-    for keys, value in sorted(parsed, key=lambda item: item[0][-1] not in ("kind", "source")):
-        _apply(model, data, keys, value)
+    for keys, value in sorted(parsed, key=lambda item: not list(tags_in(model, *item))):
+        apply_override(model, data, keys, value)
     return data
 
 
@@ -52,7 +52,8 @@ def validated(model: type[Model], data: Mapping[str, Any], source: str) -> Model
         ) from None
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError if there is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -88,7 +89,8 @@ def _yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}: not valid YAML ({str(error).splitlines()[0]})") from None
 
 
-def _parse_override(text: str) -> tuple[list[str], Any]:
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """ "a.b=value" as keys and the value read as YAML; InputError for anything else."""
     name, equals, value = text.partition("=")
     keys = name.split(".")
     if not equals or not all(keys):
@@ -96,7 +98,43 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     return keys, _yaml(value, f"override {name}")
 
 
-def _apply(model: type[BaseModel], data: dict[str, Any], keys: list[str], value: Any) -> None:
+def nested(texts: Sequence[str]) -> dict[str, Any]:
+    """ "a.b=value" texts as one nested mapping; of two for the same key the last counts."""
+    tree: dict[str, Any] = {}
+    for text in texts:
+        keys, value = parse_override(text)
+        place = tree
+        for key in keys[:-1]:
+            if not isinstance(place.get(key), dict):
+                place[key] = {}
+            place = place[key]
+        place[keys[-1]] = value
+    return tree
+
+
+def tags_in(model: type[BaseModel], keys: Sequence[str], value: Any) -> Iterator[tuple[str, str]]:
+    """Variants that an override picks, as Hydra's groups: "method.kind=swd" gives ("method",
+    "swd").
+    """
+    variants = [model]
+    for depth, key in enumerate(keys):
+        known = [v for v in variants if key in v.model_fields]
+        if len(variants) > 1 and depth == len(keys) - 1 and _variant(variants, key, value):
+            yield "/".join(keys[:-1]), str(value)
+        variants = [option for v in known for option in variants_of(v, key)]
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if len(variants) > 1 and _variant(variants, str(key), inner):
+                yield "/".join(keys), str(inner)
+
+
+def apply_override(
+    model: type[BaseModel], data: dict[str, Any], keys: Sequence[str], value: Any
+) -> None:
+    """Set `value` at `keys` in `data`, of which any key that `model` knows may be absent.
+
+    Picking another variant drops the keys of the former one. Raises InputError for unknown keys.
+    """
     target, variants = data, [model]
     for depth, key in enumerate(keys):
         dotted = ".".join(keys[: depth + 1])
@@ -152,6 +190,20 @@ def _variant(variants: list[type[BaseModel]], key: str, value: Any) -> type[Base
         if key in variant.model_fields and get_args(_annotation(variant, key)) == (value,):
             return variant
     return None
+
+
+def variants_of(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    """The sections that may stand at `key`: none for a plain value, several for a choice."""
+    return _models(_annotation(model, key))
+
+
+def tag_of(variant: type[BaseModel]) -> tuple[str, str]:
+    """Key and value that choose a variant: ("kind", "swd")."""
+    for name, field in variant.model_fields.items():
+        values = get_args(field.annotation)
+        if get_origin(field.annotation) is Literal and len(values) == 1:
+            return name, str(values[0])
+    raise TypeError(f"{variant.__name__}: a variant needs a key of type Literal['its name']")
 
 
 def _annotation(model: type[BaseModel], key: str) -> Any:

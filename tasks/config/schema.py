@@ -7,22 +7,25 @@ wording errors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
 from models.common.config import Flag, Section
 from models.methods.registry import METHODS, config_class
 from models.methods.sigdeg.config import SigDEGConfig
 from tasks.config.dataset import Dataset
 from tasks.config.evaluation import Evaluation
+from tasks.config.extensions import load_extensions
 from tasks.config.overrides import read_overridden, validated
 from tasks.config.student import Student
 from tasks.config.teacher import PretrainedTeacher, Teacher, TrainedTeacher
 from tasks.config.trajectories import Trajectories
-from tasks.config.types import Text
+from tasks.config.types import Digest, Text
+from tasks.data.sources import SOURCES, settings_class
 from tasks.data.sources.mnist import MnistDataset
 
 if TYPE_CHECKING:
@@ -32,13 +35,18 @@ if TYPE_CHECKING:
 else:
     Method = Annotated[Union[tuple(map(config_class, METHODS))], Field(discriminator="kind")]  # noqa: UP007
 
+BUILT_IN = (tuple(SOURCES), tuple(METHODS))
+
 
 class Registration(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)] = (
         "fewstep-mnist16"
     )
+    """Of the registered model."""
     tracking_uri: Text | None = None
+    """null: SQLite below mlruns/."""
     promote: Flag = True
+    """Make it champion if it is better."""
 
 
 class Params(Section):
@@ -51,6 +59,10 @@ class Params(Section):
     student: Student = Student()
     evaluation: Evaluation = Evaluation()
     registration: Registration = Registration()
+    extensions: tuple[Text, ...] = ()
+    """Modules or .py files that add methods, metrics, sources or teachers; they are run."""
+    extensions_digest: Digest | None = None
+    """Of the content of the extensions; composing fills it in, so that DVC sees changes."""
 
     @field_validator("method", mode="before")
     @classmethod
@@ -80,13 +92,38 @@ class Params(Section):
         return self
 
 
+def params_model() -> type[Params]:
+    """`Params` with the variants that are registered now, those of extensions included."""
+    return _params_model(tuple(SOURCES), tuple(METHODS))
+
+
+@cache
+def _params_model(sources: tuple[str, ...], methods: tuple[str, ...]) -> type[Params]:
+    if (sources, methods) == BUILT_IN:
+        return Params
+    fields: dict[str, Any] = {
+        "dataset": (_one_of(map(settings_class, sources)), MnistDataset()),
+        "method": (_one_of(map(config_class, methods)), SigDEGConfig()),
+    }
+    extended: type[Params] = create_model("Params", __base__=Params, **fields)
+    return extended
+
+
+def _one_of(variants: Iterable[type[Section]]) -> Any:
+    union: Any = Union[tuple(variants)]  # noqa: UP007
+    return Annotated[union, Field(discriminator="kind")]
+
+
 def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     """Read and validate a parameter file after applying `key.sub=value` overrides (values are
-    YAML).
+    YAML); its extensions are imported first.
 
     Raises InputError, one line that names the dotted key, what came and what is allowed.
     """
-    return validated(Params, read_overridden(Params, path, overrides), source=path.name)
+    names = read_overridden(Params, path, ()).get("extensions", ())
+    load_extensions(names, path.parent)
+    model = params_model()
+    return validated(model, read_overridden(model, path, overrides), source=path.name)
 
 
 def params_dict(params: BaseModel) -> dict[str, Any]:

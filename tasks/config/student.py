@@ -14,18 +14,26 @@ class Student(Section):
     steps: Natural = 60
     batch_size: Count = 32
     accumulate: Count = 1
+    """Batches per optimizer step."""
     learning_rate: common.LearningRate = 1e-5
     warmup: Natural = 20
+    """Steps in which the rate rises to learning_rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: common.Nonnegative = 0.0
     ema: common.Decay = 0.99
+    """Decay of the moving average of the weights."""
     clip: common.Positive = 1.0
+    """Bound on the norm of the gradient."""
     precision: Precision = "float32"
     gradient_checkpointing: Flag = False
     workers: Workers = 0
+    """Ray Train workers; 0 = in this process."""
     validate_every: Count = 20
+    """Steps between validations; the best weights are kept."""
     validation_samples: Annotated[int, Field(strict=True, ge=2)] = 1000
+    """Images per validation."""
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
     max_failures: Natural = 2
+    """Restarts of failed workers."""
     seed: Seed = 0

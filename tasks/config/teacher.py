@@ -14,23 +14,37 @@ from tasks.config.types import LocalPath
 
 class PretrainedTeacher(Section):
     source: Literal["pretrained"] = "pretrained"
+    """Use one that exists, or train one on the dataset."""
     path: LocalPath = "data/pretrained/mnist16"
+    """A diffusers pipeline folder, or a hub id."""
     revision: fields.Text | None = None
+    """Of a hub id: branch, tag or commit."""
     digest: fields.Digest | None = None
+    """Of the content at path; runs fill it in, so that new content runs the stage again."""
     trust_remote_code: Flag = False
+    """Run Python code that comes with the model."""
     null_class: Natural | None = None
+    """The class that means "no class" for guidance, of conditional UNets; null: that of the
+    folder's teacher.json, else none.
+    """
 
 
 class TrainedTeacher(Section):
     source: Literal["train"] = "train"
+    """Use one that exists, or train one on the dataset."""
     steps: Count = 20000
     batch_size: Count = 256
     learning_rate: common.LearningRate = 4e-4
     warmup: Natural = 500
+    """Steps in which the rate rises to learning_rate."""
     ema: common.Decay = 0.9995
+    """Decay of the moving average of the weights."""
     schedule: Literal["linear", "cosine"] = "cosine"
+    """Of the noise levels."""
     prediction_type: Literal["v_prediction", "epsilon", "sample", "flow"] = "v_prediction"
+    """What the network predicts."""
     channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=6)] = (32, 64, 96)
+    """Of the UNet, one entry per resolution."""
     layers_per_block: Annotated[int, Field(strict=True, ge=1, le=8)] = 2
     dropout: common.Decay = 0.0
     scales: Annotated[tuple[Size, ...], Field(min_length=1), AfterValidator(common.distinct)] = (
@@ -38,7 +52,9 @@ class TrainedTeacher(Section):
         12,
         16,
     )
+    """Image sizes to train at, the largest is dataset.size."""
     conditional: Flag = False
+    """Give the network the labels of the dataset."""
     precision: Precision = "float32"
     checkpoint_every: Count = 1000
     seed: Seed = 0

@@ -12,19 +12,24 @@ from models.common.config import Count, Flag, Natural, Precision, Section, Seed,
 
 class IndexGrid(Section):
     kind: Literal["index"] = "index"
+    """Where the coarse steps lie; adaptive: to how the teacher moves."""
 
 
 class AdaptiveGrid(Section):
     kind: Literal["adaptive"] = "adaptive"
+    """Where the coarse steps lie; adaptive: to how the teacher moves."""
 
 
 class LogSnrGrid(Section):
     kind: Literal["logsnr"] = "logsnr"
+    """Where the coarse steps lie; adaptive: to how the teacher moves."""
 
 
 class GivenGrid(Section):
     kind: Literal["given"] = "given"
+    """Where the coarse steps lie; adaptive: to how the teacher moves."""
     points: Annotated[tuple[Natural, ...], Field(min_length=2)]
+    """Fine step of each coarse boundary, from 0 to steps."""
 
     @model_validator(mode="after")
     def _increasing_from_zero(self) -> Self:
@@ -40,21 +45,36 @@ Grid = Annotated[AdaptiveGrid | IndexGrid | LogSnrGrid | GivenGrid, Field(discri
 
 class Trajectories(Section):
     train: Count = 768
+    """Teacher paths to learn from."""
     validation: Count = 2000
+    """Teacher paths for path error and for choosing the best student."""
     steps: Annotated[int, Field(strict=True, ge=2, le=1000)] = 100
+    """K, steps of the teacher's fine chain."""
     eta: common.Fraction = 1.0
+    """Stochasticity: 0 = DDIM, 1 = DDPM."""
     intervals: Annotated[int, Field(strict=True, ge=1, le=1000)] = 20
+    """Coarse intervals kept; every entry of method.nfe divides it."""
     grid: Grid = AdaptiveGrid()
     depth: Annotated[int, Field(strict=True, ge=1, le=6)] = 2
+    """Of the partial signature."""
     dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored arrays."""
     precision: Precision = "float32"
+    """Of the teacher's forward passes."""
     compile: Flag = False
+    """torch.compile the teacher."""
     lane: Count = 64
+    """States per network call; part of the data's identity, since kernels round by batch."""
     batch_size: Count = 128
+    """Trajectories advanced together; changes memory and speed, never bytes."""
     shard_size: Count = 128
+    """Paths per shard; finished shards survive a kill."""
     workers: Workers = 0
+    """Ray workers; 0 = in this process."""
     guidance: common.Nonnegative = 1.0
+    """Classifier-free guidance of conditional teachers; 1 = off."""
     classes: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
+    """Labels to generate for conditional teachers; null = all, evenly."""
     seed: Seed = 0
 
     @model_validator(mode="after")

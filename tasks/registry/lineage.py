@@ -15,7 +15,11 @@ from tasks.config.schema import Params
 from tasks.utils.git import find_checkout, run_git
 from tasks.utils.hashing import fingerprint
 
-TRACKED = (".", ":(exclude)dvc.lock")  # pathspecs, below the project's folder
+TRACKED = (
+    ".",
+    ":(exclude)dvc.lock",
+    ":(exclude)params.yaml",
+)  # pathspecs, below the project's folder
 PROGRAM = ("models", "tasks", "flows")
 
 logger = logging.getLogger(__name__)
@@ -62,7 +66,8 @@ def git_state(root: Path) -> dict[str, str]:
 
     {} where there is none; {"git.unknown": reason} where git cannot tell, or where the repository
     around the project does not hold its files. Changes of tracked files and new files of the
-    program count as dirty; dvc.lock, which every run writes, does not.
+    program count as dirty; dvc.lock and params.yaml, which every run writes, do not: the record
+    holds all params.
     """
     checkout = find_checkout(root)
     if checkout.top is None:

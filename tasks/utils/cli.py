@@ -77,8 +77,10 @@ def in_one_line(error: Exception) -> tuple[str, int] | None:
     return None if line is None else (line, TROUBLE)
 
 
-def overrides_parser(prog: str, about: str) -> argparse.ArgumentParser:
-    """A parser with `key=value` positionals (`.overrides`) and `--params FILE` (`.params`)."""
+def overrides_parser(prog: str, about: str, params_file: bool = True) -> argparse.ArgumentParser:
+    """A parser with `key=value` positionals (`.overrides`) and, unless there is none to read,
+    `--params FILE` (`.params`).
+    """
     parser = _Parser(
         prog=prog,
         description=about,
@@ -94,12 +96,13 @@ def overrides_parser(prog: str, about: str) -> argparse.ArgumentParser:
         metavar="key=value",
         help="replace a value of params.yaml; value is YAML",
     )
-    parser.add_argument(
-        "--params",
-        type=Path,
-        default=Path("params.yaml"),
-        help="parameter file (default: params.yaml)",
-    )
+    if params_file:
+        parser.add_argument(
+            "--params",
+            type=Path,
+            default=Path("params.yaml"),
+            help="parameter file (default: params.yaml)",
+        )
     return parser
 
 

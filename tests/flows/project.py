@@ -118,6 +118,7 @@ def make_project(root: Path, git: bool = True) -> Path:
         lines += [f"    params: {PARAMS.get(name, f'[{name}]')}", f"    outs: [data/{name}]"]
     (root / "dvc.yaml").write_text("\n".join(lines) + "\n")
     shutil.copy(REPOSITORY / "params.yaml", root)
+    shutil.copytree(REPOSITORY / "conf", root / "conf")
     (root / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(REPOSITORY / ".dvc" / name, root / ".dvc")

@@ -51,7 +51,7 @@ def test_stages_run_once_and_leave_a_model_and_artifacts(
     from flows.artifacts import show
     from flows.distill import distill
 
-    result = distill({"student": {"steps": 200}})
+    result = distill(overrides={"student": {"steps": 200}})
     assert runs(project) == dict.fromkeys(
         ("dataset", "teacher", "trajectories", "student", "evaluation"), 1
     )
@@ -77,7 +77,7 @@ def test_stages_run_once_and_leave_a_model_and_artifacts(
     )
     capsys.readouterr()
 
-    again = distill(["student.steps=200"])
+    again = distill(overrides={"student": {"steps": 200}})
     assert runs(project)["student"] == 1 and runs(project)["dataset"] == 1
     assert again["model"]["version"] == "1" and not again["model"]["created"]
     assert again["model"]["run_id"] == result["model"]["run_id"]
@@ -118,7 +118,7 @@ def test_bad_params_end_before_anything_starts(
 
     root = make_project(tmp_path / "project", git=False)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(distill, "distill", lambda overrides: pytest.fail("the flow was started"))
+    monkeypatch.setattr(distill, "distill", lambda *given: pytest.fail("the flow was started"))
     before = (root / "params.yaml").read_bytes()
     start = time.monotonic()
     assert distill.main(["student.step=5"]) == 2

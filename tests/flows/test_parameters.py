@@ -11,8 +11,9 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.distill import distill
-from flows.dvc.params_file import apply_overrides, as_list
-from tasks.config.schema import load_params
+from flows.dvc.params_file import as_list
+from tasks.config.presets import compose, presets
+from tasks.config.schema import params_dict
 from tests.flows.project import REPOSITORY
 
 SCHEMA = json.loads(parameter_schema(distill.fn).model_dump_json())
@@ -25,17 +26,13 @@ DEPLOYMENTS = {
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"overrides": ["student.steps=600", "method.nfe=[10,5]", "teacher.path=/a b/c=d"]},
-        {
-            "overrides": {
-                "student": {"steps": 600},
-                "method": {"nfe": [4]},
-                "trajectories": {"grid": {"kind": "index"}},
-            }
-        },
+        {"overrides": {"student": {"steps": 600}, "method": {"nfe": [4]}}},
+        {"overrides": {"trajectories": {"grid": {"kind": "given", "points": [0, 5, 10]}}}},
         {"overrides": {"method": {"kind": "swd", "schedule": {"kind": "preset", "steps": 6}}}},
-        {"overrides": {"dataset": {"size": 16}}, "method": "swd", "revision": "v1.2~3"},
-        {"overrides": [], "method": None, "revision": None},
+        {"overrides": {"evaluation": {"reference": {"kind": "npz", "path": "/a b/c.npz"}}}},
+        {"preset": "mnist-swd", "overrides": {"method": {"dmd": {"weight": 0.0}}}},
+        {"preset": "tiny", "overrides": {}, "revision": "v1.2~3"},
+        {"overrides": {}, "revision": None},
     ],
 )
 def test_parts_of_the_params_pass(parameters: dict[str, Any]) -> None:
@@ -45,35 +42,59 @@ def test_parts_of_the_params_pass(parameters: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ({"overrides": ["studnt.steps=3"]}, "'studnt.steps=3' does not match"),
-        ({"overrides": ["student.steps"]}, "does not match"),
-        ({"overrides": {"student": {"stps": 3}}}, r"\('stps' was unexpected\)"),
+        ({"overrides": {"studnt": {"steps": 3}}}, r"\('studnt' was unexpected\)"),
+        ({"overrides": {"student": {"step": 5}}}, r"\('step' was unexpected\)"),
         ({"overrides": {"student": {"steps": -3}}}, "-3 is less than the minimum of 0"),
-        ({"overrides": {"student": {"steps": "many"}}}, "'many' is not of type 'integer'"),
+        ({"overrides": {"student": {"steps": "many"}}}, "student.steps'. .* 'many' is not valid"),
+        ({"overrides": {"student": {"schedule": "cosin"}}}, "'cosin' is not one of"),
+        ({"overrides": {"method": {"kind": "sigdog"}}}, "'sigdog' is not one of"),
+        ({"overrides": {"method": {"kind": "swd", "nfe": [4]}}}, "'nfe' is not one of"),
+        ({"overrides": {"method": {"windw": {"start": 3}}}}, "'windw' was unexpected"),
         ({"overrides": {"registration": {"name": "a/b"}}}, "does not match"),
-        ({"overrides": "student.steps=3"}, "is not of type 'object'"),
-        ({"method": "sigdog"}, "is not one of"),
+        ({"overrides": ["student.step=5"]}, "is not of type 'object'"),
+        ({"preset": "mnist-sigdog"}, "is not one of"),
+        ({"method": "swd"}, "'method' was unexpected"),
         ({"revision": "--upload-pack=x"}, "does not match"),
         ({"revision": 7}, "is not of type"),
     ],
 )
 def test_mistakes_are_refused_with_their_reason(parameters: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
-        validate(parameters, SCHEMA, raise_on_error=True)
+        validate(parameters, SCHEMA | {"additionalProperties": False}, raise_on_error=True)
 
 
-def test_what_passes_as_a_mapping_can_be_laid_over(tmp_path: Any) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text((REPOSITORY / "params.yaml").read_text())
-    params, _ = apply_overrides(path, as_list({"student": {"steps": 7}, "method": {"nfe": [4]}}))
-    assert params.student.steps == 7 and params.method.nfe == (4,)  # type: ignore[union-attr]
-    assert load_params(path) == params
+def fields(schema: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """The schema of every plain key, by its dotted name."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, below in schema.get("properties", {}).items():
+        options = [below, *below.get("anyOf", []), *below.get("oneOf", [])]
+        deeper = [part for part in options if "properties" in part]
+        for part in deeper:
+            found |= fields(part, f"{prefix}{name}.")
+        if not deeper or "anyOf" in below:
+            found[f"{prefix}{name}"] = below
+    return found
+
+
+def test_the_form_has_a_typed_field_for_every_key_of_every_preset() -> None:
+    known = fields(SCHEMA["properties"]["overrides"])
+    assert all({"type", "anyOf", "enum", "const"} & set(schema) for schema in known.values())
+    for name in presets(REPOSITORY):
+        asked = {text.partition("=")[0] for text in as_list(params_dict(compose(REPOSITORY, name)))}
+        assert asked <= set(known), name
+    assert known["student.learning_rate"]["exclusiveMinimum"] == 0
+    assert known["method.loss.path"]["description"] == "Weight of the path error."
+
+
+def test_what_passes_as_a_mapping_can_be_laid_over() -> None:
+    given = as_list({"student": {"steps": 7}, "method": {"nfe": [4]}})
+    params = compose(REPOSITORY, "mnist-sigdeg", given)
+    assert params.student.steps == 7 and params.method.nfe == (4,)
 
 
 def test_deployments_are_what_operations_says() -> None:
     assert set(DEPLOYMENTS) == {
-        "distill/sigdeg",
-        "distill/swd",
+        "distill/preset",
         "retrain/nightly",
         "retrain/manual",
         "rollback/manual",
@@ -87,9 +108,6 @@ def test_deployments_are_what_operations_says() -> None:
             given, json.loads(parameter_schema(flow.fn).model_dump_json()), raise_on_error=True
         )
         assert given.get("revision") == (None if name.startswith("rollback") else "HEAD")
-    assert [
-        DEPLOYMENTS[f"distill/{kind}"]["parameters"]["method"] for kind in ("sigdeg", "swd")
-    ] == ["sigdeg", "swd"]
     nightly, manual = DEPLOYMENTS["retrain/nightly"], DEPLOYMENTS["retrain/manual"]
     assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     (schedule,) = nightly["schedules"]

@@ -11,61 +11,65 @@ from models.common.config import Count, Flag, Fraction, Nonnegative, Order, Sect
 
 
 class Window(Section):
-    """Coarse steps per training window: `start` (1 = teacher forcing), full rollouts after the
-    fraction `grow_until` of all training steps.
-    """
+    """Coarse steps per training window."""
 
     start: Count = 10
+    """Coarse steps per training window at first; 1 = teacher forcing."""
     grow_until: Fraction = 0.5
+    """Fraction of the steps after which windows are full rollouts."""
 
 
 class Loss(Section):
-    """Weights of the loss terms (8) and (9) of models/methods/sigdeg/method.py; 0 switches a term
-    off.
-
-    `weighting` of the path error: by the state's own variance, none, or the last state only;
-    `power`: its exponent. `mmd_bandwidths`: multiples of the median distance. `mmd_target` auto:
-    the training split's images if the teacher is unconditional and makes images of their shape.
-    """
+    """Weights of the terms (8) and (9) of models/methods/sigdeg/method.py; 0 switches one off."""
 
     weighting: Literal["marginal", "uniform", "final"] = "marginal"
+    """Of the path error: by the variance of the state, none, or the last state only."""
     power: Annotated[float, Field(strict=True, gt=0, le=4)] = 2.0
+    """Exponent of the path error."""
     path: Nonnegative = 0.1
+    """Weight of the path error."""
     mmd: Nonnegative = 1.0
+    """Weight of the distribution term on rolled-out samples."""
     mmd_target: Literal["auto", "teacher", "data"] = "auto"
+    """What to compare with; auto: the training split's images if the teacher is unconditional
+    and makes images of their shape.
+    """
     mmd_bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    """Multiples of the median distance."""
     features: Nonnegative = 0.0
+    """Weight of the teacher-feature term."""
 
 
 class SigDEGConfig(Section):
-    """`nfe`: numbers of network calls that one student serves; `order`: of the exponential
-    integrator.
-
-    `look_ahead`: how far along the step, 0 to 1, the network is asked; `predict_order`: of the
-    extrapolation to that place. `calibrate`: choose both for every schedule by KID on training
-    images before training. `memory`: the previous output is an input. `conditioning_limit`: bound
-    on how far an output error is amplified at high noise, None for none. `trainable` input: the
-    new input channels only. `inputs`: what the network is given beside the state: the signature and
-    the step's width, or none, for a network of the teacher's own shape that any pipeline with a
-    `SigDEGScheduler` takes.
-    """
+    """Choices of the method; equations: models/methods/sigdeg/method.py."""
 
     kind: Literal["sigdeg"] = "sigdeg"
     nfe: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(fields.distinct)] = (
         10,
         5,
     )
+    """Network calls per image; one student serves all of these."""
     order: Order = 2
+    """Of the exponential integrator."""
     look_ahead: Fraction = 0.25
+    """How far along the step, 0 to 1, the network is asked."""
     predict_order: Order = 2
+    """Of the extrapolation to that place."""
     calibrate: Flag = True
+    """Choose look-ahead and gains of every schedule by KID on training images, before training."""
     memory: Flag = False
+    """Give the network its previous output as an input."""
     conditioning_limit: fields.Positive | None = 10.0
+    """Bound on how far an output error is amplified at high noise; null = none."""
     window: Window = Window()
     loss: Loss = Loss()
     trainable: Literal["full", "lora", "input"] = "full"
+    """input: the new input channels only."""
     lora_rank: fields.Rank = 16
     inputs: Literal["signature", "none"] = "signature"
+    """What the network is given beside the state: the signature and the width of the step, or
+    none, for a network that any pipeline with a `SigDEGScheduler` takes.
+    """
 
     @model_validator(mode="after")
     def _inputs_agree(self) -> Self:

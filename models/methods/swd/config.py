@@ -14,11 +14,13 @@ Levels = Annotated[tuple[Level, ...], Field(min_length=1)]
 
 
 class PresetSchedule(Section):
-    """The paper's sizes for 4 or 6 steps; `sigmas`: noise levels, None for the paper's."""
+    """The sizes of the paper for 4 or 6 steps."""
 
     kind: Literal["preset"] = "preset"
+    """preset: sizes of the paper; auto: from the spectrum of the data."""
     steps: Annotated[Literal[4, 6], BeforeValidator(fields.not_a_flag)] = 4
     sigmas: Levels | None = None
+    """Noise levels, one a step; null = the paper's."""
 
     @model_validator(mode="after")
     def _one_level_a_step(self) -> Self:
@@ -31,71 +33,80 @@ class PresetSchedule(Section):
 
 
 class AutoSchedule(Section):
-    """The smallest sizes that the data's spectrum allows at `sigmas`, none below `smallest`
-    (None: a quarter of the full size).
-    """
+    """The smallest sizes that the spectrum of the data allows at `sigmas`."""
 
     kind: Literal["auto"] = "auto"
+    """preset: sizes of the paper; auto: from the spectrum of the data."""
     sigmas: Levels = (1.0, 0.8959, 0.7371, 0.6022)
     smallest: Size | None = None
+    """Smallest size; null = a quarter of the full size."""
 
 
 class GivenSchedule(Section):
-    """Pairs of noise level and size, such as [[1.0, 8], [0.6, 16]]."""
+    """Every step said by hand."""
 
     kind: Literal["given"] = "given"
+    """preset: sizes of the paper; auto: from the spectrum of the data."""
     pairs: Annotated[tuple[tuple[Level, Count], ...], Field(min_length=1)]
+    """Noise level and size of each step, such as [[1.0, 8], [0.6, 16]]."""
 
 
 Schedule = Annotated[PresetSchedule | AutoSchedule | GivenSchedule, Field(discriminator="kind")]
 
 
 class Dmd(Section):
-    """(13). `gate`: off at sizes where the teacher's own KID, of `samples` images made in `steps`
-    steps, is more than `limit` times worse than that of its reduced images.
-    """
+    """Distribution matching, (13) of models/methods/swd/method.py."""
 
     weight: fields.Nonnegative = 1.0
     gate: Literal["on", "off"] = "on"
+    """Off at sizes where the teacher's own samples are too poor."""
     limit: fields.Positive = 3.0
+    """How many times worse than that of its reduced images their KID may be."""
     samples: Annotated[int, Field(strict=True, ge=8)] = 500
+    """Images of the gate, per size."""
     steps: Count = 20
+    """Teacher steps of the gate."""
 
 
 class Gan(Section):
-    """(15): weights for the student (the paper: 0.005) and for the fake network's features."""
+    """The adversarial term, (15)."""
 
     weight: fields.Nonnegative = 0.0
+    """For the student (the paper: 0.005)."""
     features: fields.Nonnegative = 1e-2
+    """For the fake network's features."""
 
 
 class Mmd(Section):
-    """(16). `compare`: batches within each class, or every image with its own target; `levels`:
-    the part of the noise levels, from the clean end, that it looks at; `target` as mmd_target of
-    Sig-DEG.
-    """
+    """The patch loss, (16)."""
 
     weight: fields.Nonnegative = 1.0
     compare: Literal["image", "batch"] = "batch"
+    """batch: batches within each class; image: every image with its own target."""
     target: Literal["auto", "teacher", "data"] = "auto"
+    """What to compare with; auto: the training split's images if the teacher is unconditional
+    and makes images of their shape.
+    """
     levels: fields.PositiveFraction = 0.4
+    """The part of the noise levels, from the clean end, that is looked at."""
     kernel: Literal["linear", "rbf"] = "linear"
     huber: fields.Positive = 1e-3
+    """Of the linear kernel."""
     bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    """Of the kernel rbf: multiples of the median distance."""
 
 
 class Rates(Section):
-    """Learning rates of the other networks; None: student.learning_rate."""
+    """Learning rates of the networks beside the student."""
 
     fake: fields.LearningRate | None = 7e-4
+    """Learning rate of the fake network; null = student.learning_rate."""
     discriminator: fields.LearningRate | None = None
+    """Learning rate of the discriminator; null = student.learning_rate."""
 
 
 class SwDConfig(Section):
-    """`fake_updates` of the fake network for one of the student (the paper: 5, at the student's
-    rate); `backward_simulation`: inputs from the student's own earlier steps, else from teacher
-    images; `conditioning_limit` as for Sig-DEG.
-    """
+    """Choices of the method; equations: models/methods/swd/method.py."""
 
     kind: Literal["swd"] = "swd"
     schedule: Schedule = PresetSchedule(sigmas=(1.0, 0.6, 0.4, 0.3))
@@ -103,9 +114,12 @@ class SwDConfig(Section):
     gan: Gan = Gan()
     mmd: Mmd = Mmd()
     fake_updates: Natural = 1
+    """Of the fake network for one of the student (the paper: 5)."""
     rates: Rates = Rates()
     backward_simulation: Flag = True
+    """Inputs from the student's own earlier steps; false: from teacher images."""
     conditioning_limit: fields.Positive | None = 10.0
+    """Bound on how far an output error is amplified at high noise; null = none."""
     trainable: Literal["full", "lora"] = "full"
     lora_rank: fields.Rank = 64
 

@@ -41,9 +41,13 @@ class DatasetSettings(Section):
     """
 
     size: Size = 16
+    """Images become size x size."""
     holdout: Count = 1000
+    """Images kept for evaluation, never seen in training."""
     exclude: Exclude | None = None
+    """null | mnist | digits | an .npz: drop images identical to one in there."""
     seed: Seed = 0
+    """Of the split."""
 
     def open(self, root: Path) -> Source:
         """The images; relative paths are below `root`. Raises InputError."""

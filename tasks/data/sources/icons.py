@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from models.common.config import distinct
 from models.common.errors import InputError
-from tasks.config.types import Digest, LocalPath, Pattern
+from tasks.config.types import Digest, LocalPath, Pattern, Text
 from tasks.data.labels import encode_labels
 from tasks.data.sources.base import DatasetSettings, Source
 
@@ -18,8 +18,13 @@ from tasks.data.sources.base import DatasetSettings, Source
 class IconsDataset(DatasetSettings):
     kind: Literal["icons"] = "icons"
     packs: Annotated[tuple[LocalPath, ...], Field(min_length=1), AfterValidator(distinct)]
+    """Folders of npm packages such as @iconify-json/twemoji."""
     leave_out: Pattern | None = "skin-tone"
+    """Names that match this pattern are not used."""
+    categories: tuple[tuple[Text, Text], ...] | None = None
+    """Pairs of category and class, others are left out; null: every category is a class."""
     digest: Digest | None = None
+    """Of the packs' content; runs fill it in, so that new content runs the stage again."""
 
     def open(self, root: Path) -> Source:
         return icons_source([root / pack for pack in self.packs], self)
@@ -34,8 +39,17 @@ def icons_source(packs: Sequence[Path], settings: IconsDataset) -> Source:
         raise InputError(
             f"dataset.leave_out = {settings.leave_out}: leaves no icon; expected a narrower pattern"
         )
+    classes = None if settings.categories is None else dict(settings.categories)
+    if classes is not None:
+        if missing := sorted(set(classes) - {icon.category for icon in icons}):
+            raise InputError(
+                f"dataset.categories: {missing[0]} is no category of the packs, expected some of "
+                + ", ".join(sorted({icon.category for icon in icons if icon.category}))
+            )
+        icons = [icon for icon in icons if icon.category in classes]
     draw = renderer(settings.size)
-    labels, class_names = encode_labels([icon.category for icon in icons], "dataset.packs")
+    named = [icon.category if classes is None else classes[icon.category] for icon in icons]
+    labels, class_names = encode_labels(named, "dataset.packs")
     title = f"icons of {', '.join(sorted({icon.name.partition(':')[0] for icon in icons}))}"
     names = [icon.name for icon in icons]
     return Source(title, names, labels, class_names, 3, lambda i: draw(icons[i]))

@@ -14,6 +14,7 @@ from tasks.data.sources.base import DatasetSettings, Source, array_source, padde
 class MnistDataset(DatasetSettings):
     kind: Literal["mnist"] = "mnist"
     holdout: Count = 2000
+    """Images kept for evaluation, never seen in training."""
 
     def open(self, root: Path) -> Source:
         return mnist_source()

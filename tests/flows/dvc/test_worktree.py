@@ -11,6 +11,7 @@ import pytest
 from flows.dvc import experiments
 from flows.dvc import repro as pipeline
 from flows.dvc import worktree as workspaces
+from flows.dvc.params_file import write_preset
 from flows.dvc.worktree import Workspace, git, workspace
 from models.common.errors import InputError
 from tasks.config.schema import load_params
@@ -43,8 +44,10 @@ def repro(work: Workspace, *names: str) -> None:
 
 
 def set_steps(root: Path, steps: int) -> None:
-    path = root / "params.yaml"
-    path.write_text(path.read_text().replace("  steps: 60", f"  steps: {steps}"))
+    """Change the default preset, and params.yaml as a run would write it from that."""
+    preset = root / "conf/preset/mnist-sigdeg.yaml"
+    preset.write_text(f"# @package _global_\nstudent: {{steps: {steps}}}\n")
+    write_preset(root, "mnist-sigdeg", [])
 
 
 def test_a_run_at_a_commit_leaves_an_experiment_and_nothing_else(project: Path) -> None:
@@ -56,9 +59,8 @@ def test_a_run_at_a_commit_leaves_an_experiment_and_nothing_else(project: Path) 
             work.root == project / ".fewstep/runs/0123abcd" and work.commit == head and work.apart
         )
         assert git(work.root, "status", "--porcelain") == ""
-        assert "steps: 60 " not in (
-            work.root / "params.yaml"
-        ).read_text() and workspaces.uncommitted(project)
+        assert load_params(work.root / "params.yaml").student.steps == 60
+        assert workspaces.uncommitted(project) == ["conf/preset/mnist-sigdeg.yaml"]
         set_steps(work.root, 70)
         repro(work)
         saved = experiments.save(work, "run-1")

@@ -122,7 +122,7 @@ BAD: list[tuple[str, str]] = [
     ("student=3", "student = 3: expected a mapping of keys to values"),
     ("student.stepz=3", "override student.stepz: unknown key, did you mean steps?"),
     ("studnt.steps=3", "override studnt: unknown key, did you mean student?"),
-    ("zzz=3", "override zzz: unknown key, expected one of dataset, evaluation, method"),
+    ("zzz=3", "override zzz: unknown key, expected one of dataset, evaluation, ext"),
     ("student.steps.more=3", "override student.steps.more: student.steps has no keys below it"),
     ("student.steps", "'student.steps': expected key=value"),
     ("=3", "'=3': expected key=value"),

@@ -119,3 +119,17 @@ def test_what_is_missing_is_one_line(
     (pack / "icons.json").write_text(json.dumps(PACK))
     with pytest.raises(InputError, match="leaves no icon"):
         icons_source([pack], IconsDataset(packs=(str(pack),), leave_out="."))
+
+
+def test_categories_become_classes_and_the_others_are_left_out(tmp_path: Path) -> None:
+    square = {"body": "<path d='M0 0h8v8z'/>"}
+    pack = {"prefix": "p", "icons": {name: square for name in ("cat", "pear", "car")}}
+    pack["categories"] = {"Nature": ["cat"], "Food": ["pear"], "Travel": ["car"]}
+    (tmp_path / "p.json").write_text(json.dumps(pack))
+    pairs = [["Nature", "living"], ["Food", "living"]]
+    given = {"packs": ["p.json"], "size": 8, "categories": pairs}
+    source = IconsDataset.model_validate(given).open(tmp_path)
+    assert source.names == ["p:cat", "p:pear"] and source.class_names == ("living",)
+    given["categories"] = [["Animals", "living"]]
+    with pytest.raises(InputError, match="Animals is no category of the packs, expected some of F"):
+        IconsDataset.model_validate(given).open(tmp_path)

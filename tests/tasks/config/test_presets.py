@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.dvc.params_file import write_preset
+from models.common.errors import InputError
+from tasks.config.presets import DEFAULT, compose, presets
+from tasks.config.schema import Params, load_params
+from tests.paths import PROJECT
+
+NAMES = sorted(presets(PROJECT))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with the presets alone, without params.yaml."""
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    return tmp_path
+
+
+def test_the_shipped_file_is_the_default_preset(root: Path) -> None:
+    write_preset(root, DEFAULT, [])
+    assert (root / "params.yaml").read_text() == (PROJECT / "params.yaml").read_text()
+    assert load_params(PROJECT / "params.yaml") == Params() == compose(PROJECT)
+
+
+def test_every_preset_says_in_one_line_what_it_is_for() -> None:
+    assert {"mnist-sigdeg", "mnist-swd", "emoji-swd", "tiny"} <= set(NAMES)
+    assert all(10 < len(line) <= 120 for line in presets(PROJECT).values())
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(NAMES, 2)))
+def test_what_ran_before_changes_nothing(root: Path, first: str, second: str) -> None:
+    write_preset(root, second, [])
+    fresh = (root / "params.yaml").read_text()
+    (root / "params.yaml").unlink()
+    write_preset(root, first, ["student.seed=7"])
+    params, changes = write_preset(root, second, [])
+    assert (root / "params.yaml").read_text() == fresh and changes
+    assert load_params(root / "params.yaml") == params
+
+
+def test_a_method_and_back_again_is_the_default_job(root: Path) -> None:
+    first, _ = write_preset(root, DEFAULT, [])
+    swd, _ = write_preset(root, DEFAULT, ["method.kind=swd"])
+    assert swd == compose(root, "mnist-swd")
+    assert (swd.student.steps, swd.student.learning_rate, swd.student.ema) == (3000, 1e-4, 0.999)
+    back, _ = write_preset(root, DEFAULT, [])
+    assert back == first and back.method.kind == "sigdeg"
+    assert (back.method.loss.path, back.method.loss.mmd, back.method.window.start) == (0.1, 1.0, 10)
+    assert (back.student.steps, back.student.learning_rate) == (60, 1e-5)
+
+
+def test_what_is_said_beside_a_variant_wins_over_what_it_brings() -> None:
+    for order in (["method.kind=swd", "student.ema=0.5"], ["student.ema=0.5", "method.kind=swd"]):
+        chosen = compose(PROJECT, DEFAULT, [*order, "method.lora_rank=8"])
+        assert chosen.student.ema == 0.5 and chosen.student.steps == 3000
+        assert chosen.method.kind == "swd" and chosen.method.lora_rank == 8
+    whole = compose(PROJECT, DEFAULT, ["method={kind: swd, fake_updates: 2}"])
+    assert whole.student.steps == 3000 and whole.method.fake_updates == 2
+    grid = compose(PROJECT, "tiny", ["trajectories.grid={kind: given, points: [0, 5, 9, 14, 20]}"])
+    assert grid.trajectories.grid.points == (0, 5, 9, 14, 20)
+    inner = compose(PROJECT, "mnist-swd", ["method.schedule.kind=auto"])
+    assert inner.method.schedule.sigmas == (1.0, 0.8959, 0.7371, 0.6022)
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("tinny", [], "preset = tinny: no such preset, did you mean tiny?"),
+        ("x", [], "preset = x: no such preset, expected one of "),
+        ("tiny", ["student.step=5"], "override student.step: unknown key, did you mean steps?"),
+        ("tiny", ["student.steps=-1"], "preset tiny: student.steps = -1: expected a number >= 0"),
+        ("tiny", ["method.kind=swdd"], "preset tiny: method.kind = swdd: expected one of 'sigdeg',"),
+        ("mnist-swd", ["method.nfe=[4]"], "preset mnist-swd: method.nfe: unknown key with kind ="),
+        ("tiny", ["extensions=toy.py"], "extensions = 'toy.py': expected a list of modules and"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(preset: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        compose(PROJECT, preset, overrides)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_a_broken_preset_is_refused_with_hydras_reason(root: Path) -> None:
+    text = "# @package _global_\n# Mine.\ndefaults:\n  - override /method: swdd\n"
+    (root / "conf/preset/mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"preset mine: Hydra cannot compose it: .*method/swdd"):
+        compose(root, "mine")
+    (root / "conf/preset/mine.yaml").write_text("# @package _global_\nstudent: {stepz: 3}\n")
+    with pytest.raises(InputError, match=r"preset mine: student\.stepz: unknown key, did you mean"):
+        compose(root, "mine")
+
+
+def test_dvc_composes_the_same_values(root: Path) -> None:
+    """`dvc exp run -S` lets DVC compose with Hydra itself, in a program of its own."""
+    program = f"""if True:
+        import sys
+        from dvc.utils.hydra import compose_and_dump
+        plugins = {str(PROJECT / "tasks/config")!r}
+        for name in sys.argv[1:]:
+            choices = ["preset=" + name]
+            compose_and_dump(name + ".yaml", {str(root / "conf")!r}, None, "config", plugins, choices)
+        compose_and_dump("both.yaml", {str(root / "conf")!r}, None, "config", plugins,
+            ["method=swd", "trajectories/grid=index", "student.ema=0.5"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, *NAMES], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name in NAMES:
+        assert load_params(root / f"{name}.yaml") == compose(root, name)
+    asked = ["method.kind=swd", "trajectories.grid.kind=index", "student.ema=0.5"]
+    assert load_params(root / "both.yaml") == compose(root, DEFAULT, asked)
