@@ -12,91 +12,24 @@ import yaml
 from flows.dvc import repro as pipeline
 from flows.dvc.params_file import apply_overrides
 from models.common.errors import InputError
-from tasks.data.sources import SOURCES as SOURCES_BY_NAME
+from models.methods.registry import METHODS
+from tasks.data.sources import SOURCES
 from tests.flows.project import REPOSITORY, make_project, python, runs
 from tests.flows.test_subprocess_stream import gone, wait_for
 
-# Shared by all stages to read parameters, show progress and write files: a change there changes no
-# results.
-PLUMBING = {
-    "models",
-    "models.common.errors",
-    "tasks",
-    "tasks.utils.atomic",
-    "tasks.utils.cli",
-    "tasks.utils.cpus",
-    "tasks.utils.environment",
-    "tasks.utils.git",
-    "tasks.utils.proxies",
-    "tasks.utils.sqlite_files",
-    "tasks.utils.streams",
-    "tasks.utils.failpoints",
-    "tasks.config.types",
-    "tasks.utils.locks",
-    "tasks.utils.resource_usage",
-    "tasks.utils.parent_death",
-    "tasks.utils.os_errors",
-    "tasks.config.overrides",
-    "tasks.config.schema",
-    "tasks.utils.progress",
-    "tasks.utils.redaction",
-    *(f"tasks.config.{name}" for name in ("dataset", "evaluation", "student", "teacher")),
-    "tasks.config.trajectories",
+# Shared by all stages to read parameters, show progress, write files, find methods by name and
+# spread work over processes: a change there changes no results.
+PLUMBING = (
+    "tasks.config",
+    "tasks.utils",
+    "tasks.registry.lineage",
+    "tasks.training.ray_cluster",
     "models.common.config",
+    "models.common.errors",
     "models.methods.registry",
     "models.methods.sigdeg.config",
     "models.methods.swd.config",
-}
-
-# Imported by a stage for other purposes than its results: what another stage is made by (whose
-# results are
-# inputs already), how work is spread over processes, and how it is kept while unfinished.
-ELSEWHERE = {
-    "trajectories": {
-        "tasks.stages.teacher",
-        "tasks.training.trainer",
-        "models.methods.denoising",
-        "models.training.loop",
-    },
-    "student": {
-        "tasks.stages.teacher",
-        "tasks.stages.trajectories",
-        "models.methods.denoising",
-        *(
-            "tasks.stages.evaluation",
-            "tasks.evaluation.benchmark",
-            "tasks.evaluation.samplers",
-            "tasks.evaluation.load",
-            "tasks.evaluation.results",
-        ),
-        *(
-            "tasks.evaluation.report.figures",
-            "tasks.evaluation.report.image_grids",
-            "tasks.evaluation.report.html",
-            "models.sampling.baselines",
-        ),
-    },
-    "evaluation": {
-        "tasks.stages.teacher",
-        "tasks.stages.trajectories",
-        "tasks.training.trainer",
-        "models.methods.denoising",
-    },
-}
-KEEPING = {
-    "tasks.data.dataset",
-    "tasks.data.student",
-    "tasks.data.teacher",
-    "tasks.data.trajectories",
-    "tasks.training.checkpoints",
-    "tasks.data.shards",
-    "tasks.training.ray_cluster",
-    "tasks.registry.lineage",
-    "models.methods.base",
-}
-READERS = {f"tasks.data.{name}" for name in ("images", "depths", "files", "labels", "tables")}
-DATA = {"tasks.stages.dataset", "tasks.data.icons", *READERS}
-SOURCES = "tasks.data.sources"  # their settings are part of the params of every stage
+)
 
 
 @pytest.fixture
@@ -170,84 +103,36 @@ def test_an_unpacked_archive_without_git_works(
     assert pipeline.outdated_stages(root) == []
 
 
-@pytest.mark.parametrize("name", ["me@corp.example", "a b#c%41?[x]*"])
-def test_folders_with_characters_that_dvc_reads_as_syntax(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.chdir(tmp_path)
-    root = make_project(tmp_path / name / "project", git=False)
-    done = python(root, "-m", "flows.dvc.repro", "dataset")
-    assert done.returncode == 0, done.stderr
-    assert (root / "data/dataset/n.txt").is_file()
-    assert not pipeline.outdated(root, "dataset") and pipeline.outdated(root, "teacher")
-
-
-def git(folder: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
-
-
-def test_an_archive_inside_a_repository_that_ignores_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a home folder under git: the project is in none of its commits, and DVC works without."""
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    git(tmp_path, "init", "-q")
-    (tmp_path / ".gitignore").write_text("*\n")
-    git(tmp_path, "add", "-f", ".gitignore")
-    git(tmp_path, "commit", "-qm", "my settings")
-    root = make_project(tmp_path / "archive", git=False)
-    (root / ".dvc/config.local").write_text("[cache]\n    type = copy\n")
-    done = python(root, "-m", "flows.dvc.repro", "dataset")
-    assert done.returncode == 0, done.stderr
-    assert not pipeline.outdated(root, "dataset")
-    settings = (root / ".dvc/config.local").read_text()
-    assert "type = copy" in settings and "no_scm = True" in settings
-
-
-def test_a_repository_that_comes_later_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    root = make_project(tmp_path / "archive", git=False)
-    pipeline.prepare_repository(root)
-    assert (root / ".dvc/config.local").read_text() == pipeline.WITHOUT_GIT
-    git(root, "init", "-q")
-    git(root, "add", ".")
-    git(root, "commit", "-qm", "start")
-    pipeline.prepare_repository(root)
-    assert not (root / ".dvc/config.local").exists()
-
-
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="project's root folder"):
         pipeline.outdated(tmp_path, "dataset")
+
+
+def by_name(stage: str) -> set[str]:
+    """Modules that a stage finds by their name in a registry, which imports do not show."""
+    if stage == "dataset":
+        return {place.partition(":")[0] for place in SOURCES.values()}
+    if stage == "student":
+        return {entry.method.partition(":")[0] for entry in METHODS.values()}
+    return set()
 
 
 def test_stages_name_the_code_that_makes_their_results() -> None:
     import grimp
 
     graph = grimp.build_graph("tasks", "models")
+    for module in list(graph.modules):
+        if module.startswith(PLUMBING) and module in graph.modules:
+            graph.remove_module(module)
     for name, stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].items():
-        named = {dep for dep in stage["deps"] if dep.endswith(".py")}
-        module = f"tasks.stages.{name}"
-        used = {module} | graph.find_upstream_modules(module)
-        if name in ("dataset", "evaluation"):
-            assert "tasks/data/sources" in stage["deps"], name
-            for kind in SOURCES_BY_NAME.values():  # found by name, so no import tells of them
-                used |= graph.find_upstream_modules(str(kind).partition(":")[0])
-        used = (
-            {item for item in used if not item.startswith(SOURCES)}
-            - PLUMBING
-            - KEEPING
-            - ELSEWHERE.get(name, set())
-        )
-        used -= {"dataset": set(), "evaluation": {"tasks.stages.dataset"}}.get(name, DATA)
-        files = {f"{item.replace('.', '/')}.py" for item in used}
-        lacks, needless = sorted(files - named), sorted(named - files)
+        named = {dep.removesuffix(".py") for dep in stage["deps"] if not dep.startswith("data/")}
+        roots = {f"tasks.stages.{name}"} | by_name(name)
+        used = roots.union(*(graph.find_upstream_modules(root) for root in roots))
+        paths = {module.replace(".", "/") for module in used - {"tasks", "models"}}
+        lacks = {p for p in paths if not any(f"{p}/".startswith(f"{dep}/") for dep in named)}
+        needless = {dep for dep in named if not any(f"{p}/".startswith(f"{dep}/") for p in paths)}
         assert not lacks and not needless, (
-            f"dvc.yaml, stage {name}: lacks {lacks}, needless {needless}"
+            f"dvc.yaml, stage {name}: lacks {sorted(lacks)}, needless {sorted(needless)}"
         )
 
 
