@@ -15,11 +15,7 @@ from tasks.config.schema import Params
 from tasks.utils.git import find_checkout, run_git
 from tasks.utils.hashing import fingerprint
 
-TRACKED = (
-    ".",
-    ":(exclude)dvc.lock",
-    ":(exclude)params.yaml",
-)  # pathspecs, below the project's folder
+TRACKED = (".", *(f":(exclude){name}" for name in ("dvc.lock", "params.yaml")))  # pathspecs
 PROGRAM = ("models", "tasks", "flows")
 
 logger = logging.getLogger(__name__)
