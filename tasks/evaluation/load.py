@@ -23,7 +23,7 @@ from tasks.data.dataset import load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
-from tasks.data.teacher import load_teacher
+from tasks.data.teacher import check_teacher_fits_dataset, load_teacher
 from tasks.data.trajectories import cached_spec, open_trajectories
 from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_float
 from tasks.registry.lineage import git_state, stage_sums
@@ -42,6 +42,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     """
     device = pick_device()
     teacher = load_teacher(root, device)
+    check_teacher_fits_dataset(teacher, root)
     student = open_student(root, device)
     nfe = choose_nfe(params.evaluation.nfe, student.nfe)
     pipelines = {"student": student, "untrained": untrained_form(student, teacher).to(device)}

@@ -33,7 +33,7 @@ from tasks.config.schema import Params
 from tasks.data.batches import BatchPlan, batches_for
 from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
-from tasks.data.teacher import load_teacher
+from tasks.data.teacher import check_teacher_fits_dataset, load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.methods.context import make_context, method_of, real_images
 from tasks.methods.model_card import provenance, render
@@ -56,6 +56,7 @@ def run(params: Params, root: Path) -> None:
     """Write data/student: the best student by rolled-out KID, student.json and history.csv."""
     shards = open_trajectories(root)
     teacher = load_teacher(root)
+    check_teacher_fits_dataset(teacher, root)
     _check_cache(params, shards, teacher)
     scratch = _scratch(params, root, shards)
     with scratch_lock(scratch):

@@ -30,6 +30,7 @@ from models.training.loop import Batches, LoopConfig, TrainState
 from tasks.config.schema import Params
 from tasks.config.teacher import PretrainedTeacher, TrainedTeacher
 from tasks.data.dataset import load_manifest, load_split
+from tasks.data.teacher import check_teacher_fits_dataset
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json
 from tasks.utils.cli import stage_main
@@ -50,6 +51,8 @@ def run(params: Params, root: Path) -> None:
         pipeline, record = _pretrained(params.teacher, root)
     reach("teacher.ready")
     teacher = denoiser_of_pipeline(pipeline, "data/teacher", record["null_class"])
+    if (root / "data" / "dataset" / "manifest.json").is_file():
+        check_teacher_fits_dataset(teacher, root)
     record |= {
         "fingerprint": teacher.fingerprint(),
         "shape": list(teacher.shape),

@@ -100,10 +100,10 @@ def test_damaged_shard(forkserver: ForkServer, made: Path, before: Before) -> No
 
 def test_damaged_trajectories(forkserver: ForkServer, made: Path, before: Before) -> None:
     root = before("student")
-    with (root / "data/trajectories/train/00001/xi.npy").open("r+b") as file:
+    with (root / "data/trajectories/train/00001/Y.npy").open("r+b") as file:
         file.truncate(100)
     failed = forkserver.run(root, ["student"])
-    assert failed.returncode == 2 and "xi.npy: 100 bytes, expected" in one_error(failed.stdout)
+    assert failed.returncode == 2 and "Y.npy: 100 bytes, expected" in one_error(failed.stdout)
     finish(forkserver, root, made, "trajectories", "student")
 
 

@@ -18,7 +18,9 @@ def shards_of(folder: Path, labelled: bool = True) -> ShardSet:
     """Paths whose every value is their number, in two shards."""
     rows = np.arange(COUNT)
     for name, part in (("a", rows[:10]), ("b", rows[10:])):
-        Y = np.broadcast_to(part[:, None, None, None, None], (len(part), 3, 1, 2, 2)).astype(np.float16)
+        Y = np.broadcast_to(part[:, None, None, None, None], (len(part), 3, 1, 2, 2)).astype(
+            np.float16
+        )
         xi = np.broadcast_to(part[:, None, None, None, None, None], (len(part), 2, 3, 1, 2, 2))
         labels = part % 5 if labelled else np.full(len(part), -1)
         content = {"Y": Y, "xi": -xi.astype(np.float16), "labels": labels.astype(np.int64)}
@@ -27,11 +29,15 @@ def shards_of(folder: Path, labelled: bool = True) -> ShardSet:
     return ShardSet(folder / "set")
 
 
-def batches(shards: ShardSet, size: int, accumulate: int = 1, seed: int = 0, **place: int) -> PathBatches:
+def batches(
+    shards: ShardSet, size: int, accumulate: int = 1, seed: int = 0, **place: int
+) -> PathBatches:
     return PathBatches(shards, BatchPlan(size, accumulate, seed, torch.device("cpu"), **place))
 
 
-@pytest.mark.parametrize(("size", "accumulate", "world"), [(4, 1, 1), (5, 1, 1), (2, 3, 2), (7, 2, 3)])
+@pytest.mark.parametrize(
+    ("size", "accumulate", "world"), [(4, 1, 1), (5, 1, 1), (2, 3, 2), (7, 2, 3)]
+)
 def test_every_path_once_an_epoch(tmp_path: Path, size: int, accumulate: int, world: int) -> None:
     """Whatever the batch, its split over micro-batches and ranks, and though it may span two
     epochs.
@@ -39,7 +45,11 @@ def test_every_path_once_an_epoch(tmp_path: Path, size: int, accumulate: int, wo
     shards = shards_of(tmp_path)
     ranks = [batches(shards, size, accumulate, rank=r, world=world) for r in range(world)]
     order = [
-        row for step in range(COUNT) for micro in range(accumulate) for rank in ranks for row in rank.rows(step, micro)
+        row
+        for step in range(COUNT)
+        for micro in range(accumulate)
+        for rank in ranks
+        for row in rank.rows(step, micro)
     ]
     epochs = [order[e * COUNT : (e + 1) * COUNT] for e in range(len(order) // COUNT)]
     assert len(epochs) >= 4
@@ -77,7 +87,9 @@ def test_content(tmp_path: Path) -> None:
     batch, rows = source(3, 0, 0), torch.as_tensor(source.rows(3, 0))
     assert batch.Y.shape == (6, 3, 1, 2, 2) and batch.xi.shape == (6, 2, 3, 1, 2, 2)
     assert batch.Y.dtype == batch.xi.dtype == torch.float32
-    assert torch.equal(batch.Y[:, 2, 0, 1, 1], rows.float()) and torch.equal(batch.xi[:, 1, 2, 0, 0, 0], -rows.float())
+    assert torch.equal(batch.Y[:, 2, 0, 1, 1], rows.float()) and torch.equal(
+        batch.xi[:, 1, 2, 0, 0, 0], -rows.float()
+    )
     assert batch.condition is not None
     assert torch.equal(batch.condition["class_labels"], rows % 5)
     assert batches(shards_of(tmp_path / "bare", labelled=False), 6)(3, 0, 0).condition is None
@@ -98,8 +110,15 @@ def test_real_images_beside_the_paths(tmp_path: Path) -> None:
 
     def drawn(source: PathBatches) -> list[list[int]]:
         given = [source(step, micro, 0).real for step in range(8) for micro in range(2)]
-        assert all(real is not None and real.shape == (8, 1, 2, 2) and real.dtype == torch.float32 for real in given)
-        return [((real[:, 0, 1, 0] + 1) * 127.5).round().int().tolist() for real in given if real is not None]
+        assert all(
+            real is not None and real.shape == (8, 1, 2, 2) and real.dtype == torch.float32
+            for real in given
+        )
+        return [
+            ((real[:, 0, 1, 0] + 1) * 127.5).round().int().tolist()
+            for real in given
+            if real is not None
+        ]
 
     plain = drawn(with_images())
     assert drawn(with_images()) == plain == drawn(with_images(rank=0, world=2))
