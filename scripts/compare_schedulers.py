@@ -58,15 +58,15 @@ def ours(points: list[int]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """The untrained generator: its three grids, with and without look-ahead, and without noise."""
     given = {"coarse_grid": "given", "points": points}
     yield "SigDEG, as it comes", SigDEGScheduler, {}
-    yield "SigDEG, index", SigDEGScheduler, {"coarse_grid": "index"}
+    yield "SigDEG, log-SNR", SigDEGScheduler, {"coarse_grid": "logsnr"}
     yield "SigDEG, measured points", SigDEGScheduler, given
     yield "SigDEG, measured points, no look-ahead", SigDEGScheduler, given | {"look_ahead": 0.0}
     yield "SigDEG, measured points, order 1", SigDEGScheduler, given | {"solver_order": 1}
     yield "SigDEG, measured points, order 3", SigDEGScheduler, given | {"solver_order": 3}
     yield "SigDEG, measured points, eta 0.5", SigDEGScheduler, given | {"eta": 0.5}
     yield "SigDEG, measured points, eta 0", SigDEGScheduler, given | {"eta": 0.0}
-    yield "SigDEG, log-SNR, 1,000 fine steps", SigDEGScheduler, {"chain_steps": 1000}
-    yield "SigDEG, log-SNR, 30 fine steps", SigDEGScheduler, {"chain_steps": 30}
+    yield "SigDEG, 1,000 fine steps", SigDEGScheduler, {"chain_steps": 1000}
+    yield "SigDEG, 30 fine steps", SigDEGScheduler, {"chain_steps": 30}
 
 
 @torch.inference_mode()

@@ -59,9 +59,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     chain; ``signature_depth``: of the partial signature, 1 to 6; ``solver_order`` and
     ``predict_order``: points of the extrapolations (7) and (6), 1 to 3; ``look_ahead``, ``gain``,
     ``last_gain``, ``noise_gain``: see ``Gains``; ``by_steps``: these four for single numbers of
-    steps, as {"5": {"look_ahead": 0.1}}; ``coarse_grid``: logsnr, index, or given with ``points``,
-    increasing fine indices from 0 to K of which every r-th is used (None: logsnr for vp, index for
-    flow and edm, whose fine levels are spaced well already); ``seed``: of the noise in pipelines
+    steps, as {"5": {"look_ahead": 0.1}}; ``coarse_grid``: index (equal numbers of fine steps),
+    logsnr, or given with ``points``, increasing fine indices from 0 to K of which every r-th is
+    used (models/schedulers/points.py measures good ones); ``seed``: of the noise in pipelines
     that hand ``step`` no generator (SD3, FLUX, DiT): there it is a function of this seed and the
     start state, so that the pipeline's own generator decides everything; ``use_flow_sigmas``:
     asks FLUX to leave the levels to the scheduler (None: for flow models).
@@ -116,7 +116,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         last_gain: float = 0.0,
         noise_gain: float = 1.0,
         by_steps: Mapping[str, Mapping[str, float]] | None = None,
-        coarse_grid: str | None = None,
+        coarse_grid: str = "index",
         points: Sequence[int] | None = None,
         seed: int = 0,
         use_flow_sigmas: bool | None = None,
@@ -226,9 +226,10 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(
                 f"num_inference_steps = {steps}: expected 1 to chain_steps = {chain.steps}"
             )
-        kind = self.config.coarse_grid or ("logsnr" if self.config.process == "vp" else "index")
         self._chain, self._gains = chain, self._gains_of(steps)
-        self._grid = indices or coarse_grid(chain, steps, kind, self.config.points)
+        self._grid = indices or coarse_grid(
+            chain, steps, self.config.coarse_grid, self.config.points
+        )
         self._asked = query_points(chain, self._grid, self._gains.look_ahead)
         self._plan = list(self._plan_of(self._grid, self._asked))
         self.num_inference_steps = steps
