@@ -30,7 +30,10 @@ class TorchScriptFeatures(Section):
 Features = Annotated[
     MnistFeatures | EfficientNetFeatures | TorchScriptFeatures, Field(discriminator="kind")
 ]
-Baseline = Literal["ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc"]
+Baseline = Literal[
+    "ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "dpmpp_3m", "deis", "ipndm", "ipndm3",
+    "ipndm2", "heun", "sde_heun",
+]  # fmt: skip
 
 
 class FolderReference(Section):

@@ -27,7 +27,7 @@ from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_bytes, to_fl
 from tasks.evaluation.tables import format_table, metrics_of, write_outputs
 from tasks.stages.evaluation import run
 from tests.models.evaluation.test_features import SHIPPED
-from tests.models.sampling.test_baselines import GaussianTeacher
+from tests.models.sampling.gaussian import GaussianTeacher
 
 N, SHAPE, MEAN, STD = 120, (1, 8, 8), 0.1, 0.4
 OFFSET = 0.25
