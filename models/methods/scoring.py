@@ -92,6 +92,12 @@ def to_patches(x: Tensor, size: int) -> Tensor:
     return split.permute(0, 1, *blocks, 2, *inside).reshape(n, length, count, -1)
 
 
+def check_patches(patches: Sequence[int], shape: Sequence[int]) -> None:
+    """Raises InputError unless every size tiles states of ``shape`` (C, *space)."""
+    for size in patches:
+        to_patches(torch.empty(1, 1, *shape), size)
+
+
 def check_beta(beta: float) -> None:
     """Raises InputError unless 0 < beta < 2; at 2 the score sees the mean alone."""
     if not 0.0 < beta < 2.0:

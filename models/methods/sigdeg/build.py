@@ -5,7 +5,7 @@ the teacher's network. Equations: models/methods/sigdeg/method.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.common.errors import InputError
+from models.methods.scoring import check_patches
 from models.methods.sigdeg.config import SigDEGConfig
 from models.methods.sigdeg.integrator import make_plan
 from models.methods.sigdeg.pipeline import SigDEGPipeline, Step, rollout, steps_as_dicts
@@ -83,15 +84,28 @@ class StepSchedule:
         """xi of the cache (n, N r, m + 1, C, H, W) joined to (n, N, m + 1, C, H, W)."""
         return joined(xi, self.joins)
 
+    def with_noise(self, xi: Tensor, generator: torch.Generator) -> Tensor:
+        """Joined features, and a fresh e after them where the plan has it: (n, N, m + 2, C, H, W).
+        Draws nothing where it has not.
+        """
+        missing = len(self.steps[0].n) - xi.shape[2]
+        if not missing:
+            return xi
+        shape = (*xi.shape[:2], missing, *xi.shape[3:])
+        e = torch.randn(shape, generator=generator, device=xi.device, dtype=xi.dtype)
+        return torch.cat([xi, e], 2)
+
 
 def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerGains) -> list[Step]:
-    """The plan of ``nfe`` steps on the cached grid with these free numbers."""
+    """The plan of ``nfe`` steps on the cached grid with these free numbers; with e among the
+    normals where the score is trained.
+    """
     depth = spec.parts[0].Q.shape[1] - 1
     parts = bases(spec.chain, subgrid(spec.grid, nfe), depth)
     ahead = [gains.look_ahead] * nfe
     if config.inputs == "none":
         ahead[0] = 0.0  # a stock pipeline asks at the start noise itself
-    return make_plan(
+    steps = make_plan(
         spec.chain,
         parts,
         config.order,
@@ -101,6 +115,14 @@ def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerG
         gains.last_gain,
         gains.noise_gain,
     )
+    return [with_noise_input(step) for step in steps] if config.loss.score else steps
+
+
+def with_noise_input(step: Step) -> Step:
+    """The step with one more standard normal, e, after the features: an input of the network that
+    moves neither the query state nor the step's noise.
+    """
+    return replace(step, m=(*step.m, 0.0), n=(*step.n, 0.0), kept=(*step.kept, 1.0))
 
 
 def make_step_schedule(
@@ -140,13 +162,16 @@ def build_pipeline(
     """The untrained student as a pipeline around a copy of the teacher's network; ``gains``: those
     that calibration chose.
     """
+    if config.loss.score:
+        check_patches(config.loss.score_patches, teacher.shape)
     plain = SamplerGains(config.look_ahead)
     plain_plans = {n: coarse_steps(spec, n, config, plain) for n in config.nfe}
     plans = {
         n: coarse_steps(spec, n, config, gains_for(n, config, gains or {})) for n in config.nfe
     }
-    # input channels: X, the features, the previous output where it is an input, the width
-    channels = teacher.shape[0] * (1 + spec.parts[0].Q.shape[1] + int(config.memory)) + 1
+    # input channels: X, the normals, the previous output where it is an input, the width
+    normals = len(plans[config.nfe[0]][0].n)
+    channels = teacher.shape[0] * (1 + normals + int(config.memory)) + 1
     scheduler_config = None
     if config.inputs == "none":
         if _damps(teacher, config, plans, plain_plans):

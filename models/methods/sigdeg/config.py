@@ -20,7 +20,7 @@ class Window(Section):
 
 
 class Loss(Section):
-    """Weights of the terms (8) and (9) of models/methods/sigdeg/method.py; 0 switches one off."""
+    """Weights of the terms (8), (9), (17) of models/methods/sigdeg/method.py; 0 switches one off."""
 
     weighting: Literal["marginal", "uniform", "final"] = "marginal"
     """Of the path error: by the variance of the state, none, or the last state only."""
@@ -38,6 +38,16 @@ class Loss(Section):
     """Multiples of the median distance."""
     features: Nonnegative = 0.0
     """Weight of the teacher-feature term."""
+    score: Nonnegative = 0.0
+    """Weight of the energy score, whose optimum is the teacher's law; gives the network an input
+    of standard normals and costs two rollouts a batch.
+    """
+    score_beta: Annotated[float, Field(strict=True, gt=0, lt=2)] = 1.0
+    """Exponent of the energy score, above 0, below 2."""
+    score_patches: Annotated[
+        tuple[fields.Natural, ...], Field(min_length=1), AfterValidator(fields.distinct)
+    ] = (0,)
+    """Edge lengths of the patches that the energy score compares; 0 = the whole state."""
 
 
 class SigDEGConfig(Section):
@@ -77,4 +87,9 @@ class SigDEGConfig(Section):
             raise ValueError("inputs none: the previous output is an input; set memory to false")
         if self.inputs == "none" and self.trainable == "input":
             raise ValueError("trainable input: inputs none adds no channels; use full or lora")
+        if self.inputs == "none" and self.loss.score:
+            raise ValueError(
+                "inputs none: the energy score needs an input of its own; set "
+                "loss.score to 0, or inputs to signature"
+            )
         return self

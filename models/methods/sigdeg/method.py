@@ -14,8 +14,13 @@ Brownian path as a cached teacher trajectory,
 
 with phi the teacher's middle block on renoised images. Windows of L steps start at a teacher state
 and grow to the whole path. Squared error alone ends at the conditional mean given the signature,
-which is paler than the data; (9) restores it. Only the paper's abstract was at hand; the rest is
-derived here (docs/methods.md).
+which is paler than the data; (9) restores it. With `loss.score` the network has one more standard
+normal, e, as an input, and two rollouts along the same path, with e of their own, are scored by
+
+    score * mean_i ES(Y_i^student, Y_i^student', Y_i^teacher)                                   (17)
+
+of models/methods/scoring.py, whose optimum is the teacher's law given the signature, not its mean.
+Only the paper's abstract was at hand; the rest is derived here (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from models.common.random import generator_for
 from models.common.shapes import append_dims
 from models.methods.base import (
     DistillationMethod,
@@ -35,6 +41,7 @@ from models.methods.base import (
     without_dropout,
 )
 from models.methods.losses import feature_loss, path_loss, rbf_mmd
+from models.methods.scoring import energy_score, spread_ratio
 from models.methods.sigdeg.build import (
     StepSchedule,
     build_pipeline,
@@ -105,24 +112,43 @@ class SigDEG(DistillationMethod):
         return round(start + grown * (nfe - start))
 
     def loss(self, role: str, batch: PathBatch, generator: torch.Generator) -> Losses:
-        """(8) + (9) on one batch of cached paths; the numbers of steps take turns."""
+        """(8) + (9) + (17) on one batch of cached paths; the numbers of steps take turns. (8) and
+        (9) are of the first of two rollouts.
+        """
         nfe = self.config.nfe[batch.step % len(self.config.nfe)]
         step_schedule = self.step_schedules[nfe]
         Y, xi = batch.Y[:, :: step_schedule.every], step_schedule.features(batch.xi)
         length = self.window(batch.step, nfe)
         first = int(torch.randint(nfe - length + 1, (1,), generator=generator, device=Y.device))
-        states = self._window(step_schedule, Y, xi, batch.condition, first, length)
-        last = slice(first + 1, first + length + 1)
-        weights = step_schedule.weights.to(Y.device)[first : first + length]
         weight = self.config.loss
-        path = path_loss(states.float(), Y[:, last], weights, weight.power)
+        states, *others = (
+            self._window(step_schedule, Y, noisy, batch.condition, first, length).float()
+            for noisy in self._draws(step_schedule, xi, generator)
+        )
+        target = Y[:, first + 1 : first + length + 1]
+        weights = step_schedule.weights.to(Y.device)[first : first + length]
+        path = path_loss(states, target, weights, weight.power)
         terms = {f"path_{nfe}": path}
         total = weight.path * path
+        for other in others:
+            score = energy_score(
+                states, other, target, weights, weight.score_beta, weight.score_patches
+            )
+            spread = spread_ratio(states, other, target, weights)
+            terms |= {f"score_{nfe}": score, f"spread_{nfe}": spread}
+            total = total + weight.score * score
         if (weight.mmd or weight.features) and first + length == nfe:
-            mmd, features = self._distribution(states[:, -1].float(), Y[:, -1], batch, generator)
+            mmd, features = self._distribution(states[:, -1], Y[:, -1], batch, generator)
             terms |= {f"mmd_{nfe}": mmd, f"features_{nfe}": features}
             total = total + weight.mmd * mmd + weight.features * features
         return total, terms
+
+    def _draws(
+        self, step_schedule: StepSchedule, xi: Tensor, generator: torch.Generator
+    ) -> list[Tensor]:
+        """The rollouts' normals: two with e of their own where the score is trained, else one."""
+        count = 2 if self.config.loss.score else 1
+        return [step_schedule.with_noise(xi, generator) for _ in range(count)]
 
     def _window(
         self,
@@ -213,11 +239,12 @@ class SigDEG(DistillationMethod):
     def validation_figures(self, nfe: int, paths: PathBatch) -> dict[str, float]:
         """RMSE of the last state to the teacher's, along the same Brownian paths."""
         step_schedule, pipeline, Y = self.step_schedules[nfe], self.pipeline, paths.Y
+        generator = generator_for(Y.device, self.context.seed, 23)
         states = rollout(
             lambda s, X, z, h: pipeline.denoise(s, X, z, h, paths.condition),
             step_schedule.steps,
             Y[:, 0],
-            step_schedule.features(paths.xi),
+            step_schedule.with_noise(step_schedule.features(paths.xi), generator),
             pipeline._mean(Y[:, 0]),
         )
         error = (states[:, -1] - Y[:, -1]).square().mean().sqrt()

@@ -8,6 +8,9 @@ Brownian path) and the denoised images of earlier steps D_{i-1}, D_{i-2}, ..:
     D_i   = to_x0(network([X, xi_i, D_{i-1}?, width_i], t_i))   one network call
     Dbar  = D_i + sum_j q_ij (D_i - D_{i-j})                    path average, by extrapolation  (7)
     Y_i+1 = A_i Y_i + B_i Dbar + n_i . xi_i                     exact given Dbar                (3)
+
+A student trained with the energy score has one more standard normal, e, in the last row of xi_i: an
+input of the network for what the path does beyond its partial signature.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ class Step:
     ``t``: the time given to the network, with its ``alpha`` and ``sigma``; ``a``, ``b``, ``m``:
     (6), ``m`` and ``n`` have one entry per feature; ``predict`` and ``mix``: weights p, q by age;
     ``width``: half-log-SNR covered by the step, over 4; ``kept``: 1 for features that exist on this
-    interval, 0 for dropped ones; ``last``: the step ends at clean data.
+    interval, 0 for dropped ones. A student trained with the energy score has one entry more, for e:
+    0 in ``m`` and ``n``, 1 in ``kept``.
     """
 
     t: float
@@ -251,12 +255,14 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         on_step: OnStep | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(x0, states): (n, C, H, W) and (n, N + 1, C, H, W) from start noise; ``xi`` (n, N, m + 1,
-        C, H, W) or fresh.
+        C, H, W) or fresh. e, where the student has it and ``xi`` does not, is always fresh.
         """
         steps = self.plan(nfe)
-        if xi is None:
-            shape = (len(noise), len(steps), len(steps[0].n), *noise.shape[1:])
-            xi = normals(shape, noise.device, generator)
+        missing = len(steps[0].n) - (0 if xi is None else xi.shape[2])
+        if xi is None or missing:
+            shape = (len(noise), len(steps), missing, *noise.shape[1:])
+            fresh = normals(shape, noise.device, generator)
+            xi = fresh if xi is None else torch.cat([xi, fresh], 2)
         states = rollout(
             lambda s, X, z, h: self.denoise(s, X, z, h, condition),
             steps,

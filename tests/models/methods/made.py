@@ -25,9 +25,9 @@ SIGDEG = {
     "path": 1.0,
     "mmd": 0.0,
 }
+LOSS_KEYS = SigDEGConfig.model_fields["loss"].annotation.model_fields  # type: ignore[union-attr]
 SIGDEG_KEYS = {"window_start": "window.start", "window_until": "window.grow_until"} | {
-    key: f"loss.{key}"
-    for key in ("weighting", "power", "path", "mmd", "mmd_bandwidths", "mmd_target", "features")
+    key: f"loss.{key}" for key in LOSS_KEYS
 }
 SWD = {
     "gan": 5e-3,
