@@ -145,10 +145,10 @@ def test_sampling_draws_e_from_the_generator(tmp_path: Path) -> None:
 def test_training_lowers_the_score_and_opens_the_spread() -> None:
     """A few steps on cached paths; the draws coincide at first."""
     method = method_of(**SCORE, nfe=(2,))
-    batch = paths_of(method, 16)
+    batch = paths_of(method, 6)
     before = loss_of(method, batch)[1]
     assert float(before["spread_2"]) == 0.0
-    state = TrainState(method, LoopConfig(steps=40, learning_rate=2e-3, warmup=5, ema=0.0))
+    state = TrainState(method, LoopConfig(steps=16, learning_rate=4e-3, warmup=2, ema=0.0))
     for _ in train(method, lambda step, micro, update: batch._replace(step=step), state):
         pass
     after = loss_of(method, batch)[1]
