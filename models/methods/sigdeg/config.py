@@ -20,7 +20,7 @@ class Window(Section):
 
 
 class Loss(Section):
-    """Weights of the terms (8), (9), (17) of models/methods/sigdeg/method.py; 0 switches one off."""
+    """Weights of (8), (9) and (17) in models/methods/sigdeg/method.py; 0 switches a term off."""
 
     weighting: Literal["marginal", "uniform", "final"] = "marginal"
     """Of the path error: by the variance of the state, none, or the last state only."""
