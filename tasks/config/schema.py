@@ -7,6 +7,7 @@ wording errors.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -124,6 +125,14 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     load_extensions(names, path.parent)
     model = params_model()
     return validated(model, read_overridden(model, path, overrides), source=path.name)
+
+
+def params_from_dict(content: dict[str, Any], root: Path) -> Params:
+    """Params again from :func:`params_dict`, in another process: their extensions (below `root`) are
+    imported first.
+    """
+    load_extensions(content.get("extensions", ()), root)
+    return params_model().model_validate_json(json.dumps(content))
 
 
 def params_dict(params: BaseModel) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from models.common.errors import InputError
 from models.methods.export import export_pipeline
 from models.teachers.base import Denoiser
 from models.training.loop import LoopConfig, TrainState
-from tasks.config.schema import Params
+from tasks.config.schema import Params, params_from_dict
 from tasks.data.batches import BatchPlan, batches_for
 from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
@@ -177,11 +177,8 @@ def _cause(error: BaseException) -> BaseException:
 
 def _work(config: dict[str, Any]) -> None:
     """One worker's share of the training; with no workers, all of it."""
-    params, root, scratch = (
-        Params.model_validate_json(json.dumps(config["params"])),
-        Path(config["root"]),
-        Path(config["scratch"]),
-    )
+    root, scratch = Path(config["root"]), Path(config["scratch"])
+    params = params_from_dict(config["params"], root)
     rank, world = _place(params.student.workers)
     device = _device(params.student.workers)
     training = build_training(params, root, scratch, device, rank, world)
