@@ -73,7 +73,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         intervals = self.trajectories.intervals
-        along_paths = self.method.nfe if isinstance(self.method, SigDEGConfig) else ()
+        along_paths = self.method.nfe if getattr(self.method, "on_cached_grid", False) else ()
         if bad := [nfe for nfe in along_paths if intervals % nfe]:
             expected = f"expected a divisor of trajectories.intervals = {intervals}"
             raise ValueError(f"method.nfe = {bad[0]}: {expected}")
@@ -128,8 +128,8 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
 
 
 def params_from_dict(content: dict[str, Any], root: Path) -> Params:
-    """Params again from :func:`params_dict`, in another process: their extensions (below `root`) are
-    imported first.
+    """Params again from :func:`params_dict`, in another process: their extensions, below `root`,
+    are imported first.
     """
     load_extensions(content.get("extensions", ()), root)
     return params_model().model_validate_json(json.dumps(content))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -52,6 +52,8 @@ class Loss(Section):
 
 class SigDEGConfig(Section):
     """Choices of the method; equations: models/methods/sigdeg/method.py."""
+
+    on_cached_grid: ClassVar[bool] = True  # every nfe divides trajectories.intervals
 
     kind: Literal["sigdeg"] = "sigdeg"
     nfe: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(fields.distinct)] = (

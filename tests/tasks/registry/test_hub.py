@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+from flows import push as flows_push
 from models.common.errors import InputError
 from tasks.methods.model_card import figures_of, licence_of, render
 from tasks.registry.hub import push
@@ -139,3 +140,14 @@ def test_what_cannot_be_pushed_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"was not written \(no token\); log in with") as caught:
         push(root, "me/digits", dry_run=False, licence="mit")
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_shows_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tasks.registry.hub._upload", lambda *_: pytest.fail("sent"))
+    monkeypatch.chdir(measured(project(tmp_path, licence=None)))
+    assert flows_push.main(["me/digits", "--dry-run"]) == 0
+    assert "student.json" in capsys.readouterr().out
+    assert flows_push.main(["me/digits"]) == 2
+    assert "give --license NAME" in capsys.readouterr().err
