@@ -77,7 +77,7 @@ def unchanged(root: Path, params: Params, inputs: dict[str, str]) -> str:
     from tasks.registry import promotion
 
     logger = get_run_logger()
-    if found := promotion.uses_dmd(root, params, inputs):
+    if found := promotion.latest_decision(root, params, inputs):
         number, decision = found
         line = f"nothing changed since {params.registration.name} version {number}: {decision}"
         logger.info("%s", line)
@@ -132,8 +132,8 @@ def announce(
     rows = [
         {
             "steps": each.nfe,
-            f"KID, version {number}": _shown(each.challenger),
-            f"KID, champion {against}": _shown(each.champion),
+            f"{each.title}, version {number}": _shown(each.challenger),
+            f"{each.title}, champion {against}": _shown(each.champion),
             "difference": _shown(each.difference),
         }
         for each in rounds

@@ -24,7 +24,7 @@ from diffusers import (
 from torch import Tensor
 
 from models.evaluation.features import extract, load_features
-from models.evaluation.metrics import kid
+from models.evaluation.kid import kid
 from models.schedulers.points import measure_points
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 from tasks.data.dataset import load_split

@@ -18,20 +18,18 @@ DIGEST = "digest"
 
 
 def digests(project: Path, root: Path, params: Params) -> list[str]:
-    """Overrides that make files of the user an input of their stage: ["dataset.digest=..."].
+    """Overrides that make files of the user an input of their stages: ["dataset.digest=..."].
 
     DVC watches what dvc.yaml names; a folder that only params.yaml points at is watched by this
     key.
     """
     found = []
-    for section, paths in _pointed_at(params).items():
+    for key, paths in _pointed_at(params).items():
         there = [root / path for path in paths if (root / path).exists()]
         named, _ = storage.stage_inputs(root)
         if there and not all(path in named for path in paths):
             hashes = [storage.content_hash(project, path) for path in there]
-            found.append(
-                f"{section}.{DIGEST}={hashes[0] if len(hashes) == 1 else fingerprint(hashes)}"
-            )
+            found.append(f"{key}={hashes[0] if len(hashes) == 1 else fingerprint(hashes)}")
     return found
 
 
@@ -51,12 +49,15 @@ def inputs_of(root: Path) -> dict[str, str]:
             else "data"
         )
         parts[part][path] = content
-    for section, part in (("dataset", "data"), ("teacher", "teacher")):
+    for section, part in (("dataset", "data"), ("teacher", "teacher"), ("evaluation", "data")):
         if isinstance(params.get(section), Mapping):
-            parts[part][DIGEST] = params[section].get(DIGEST)
+            own = {key: value for key, value in params[section].items() if _is_digest(key)}
+            parts[part] |= {f"{section}.{key}": value for key, value in own.items()}
             params[section] = {
-                key: value for key, value in params[section].items() if key != DIGEST
+                key: value for key, value in params[section].items() if key not in own
             }
+    for key in [key for key in params if key.startswith("evaluation.") and _is_digest(key)]:
+        parts["data"][key] = params.pop(key)
     parts["params"] = params
     return {f"{PREFIX}{part}": fingerprint(content) for part, content in parts.items()}
 
@@ -66,12 +67,19 @@ def changed(new: Mapping[str, str], old: Mapping[str, str]) -> list[str]:
     return [part for part in PARTS if new.get(f"{PREFIX}{part}") != old.get(f"{PREFIX}{part}")]
 
 
+def _is_digest(key: str) -> bool:
+    return key.rpartition(".")[2] == DIGEST or key.endswith(f"_{DIGEST}")
+
+
 def _pointed_at(params: Params) -> dict[str, list[str]]:
-    dataset, teacher = params.dataset, params.teacher
+    """Paths of the user by the parameter that holds their digest."""
+    dataset, evaluation = params.dataset, params.evaluation
+    extractors = (evaluation.features, *evaluation.more_features)
     named = {
-        "dataset": [getattr(dataset, "path", None), *getattr(dataset, "packs", ())],
-        "teacher": [getattr(teacher, "path", None)],
+        "dataset.digest": [getattr(dataset, "path", None), *getattr(dataset, "packs", ())],
+        "teacher.digest": [getattr(params.teacher, "path", None)],
+        "evaluation.digest": [getattr(evaluation.reference, "path", None), *evaluation.rivals],
+        "evaluation.features_digest": [getattr(each, "path", None) for each in extractors],
     }
-    return {
-        section: [path for path in paths if path] for section, paths in named.items() if any(paths)
-    }
+    found = {key: [path for path in paths if path] for key, paths in named.items()}
+    return {key: paths for key, paths in found.items() if paths}

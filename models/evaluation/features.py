@@ -187,11 +187,56 @@ class TorchScriptFeatures:
         return features.float()
 
 
+class TransformersFeatures:
+    """A vision backbone in a local transformers folder: CLIP, DINOv2, SigLIP, ViT and their kind.
+
+    The image embedding where the model has one (CLIP's projection), else the pooled output, else
+    the first token. Images are enlarged or reduced to the model's own size (bicubic) and normalised
+    with the folder's `preprocessor_config.json`.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        from transformers import AutoModel
+
+        try:
+            normal = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+            self.mean, self.std = (
+                torch.tensor(normal[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std")
+            )
+            self.net = AutoModel.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise InputError(
+                f"{path}: no usable transformers vision model there ({_first_line(error)}); "
+                "expected config.json, model.safetensors and preprocessor_config.json with "
+                "image_mean and image_std, as save_pretrained of model and processor writes them"
+            ) from error
+        self.net.eval().requires_grad_(False)
+        vision = getattr(self.net.config, "vision_config", self.net.config)
+        self.size: int = size or int(getattr(vision, "image_size", 224))
+        self.label = path.name
+        self.dim = int(self(torch.zeros(1, 3, self.size, self.size)).shape[1])
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = (_rgb(images, self.size, "bicubic") + 1) / 2
+        pixels = (pixels - self.mean) / self.std
+        if hasattr(self.net, "get_image_features"):
+            found = self.net.get_image_features(pixel_values=pixels)
+        else:
+            found = self.net(pixel_values=pixels)
+        if not isinstance(found, Tensor):
+            pooled = getattr(found, "pooler_output", None)
+            found = found.last_hidden_state[:, 0] if pooled is None else pooled
+        return cast(Tensor, found.float())
+
+
 def load_features(
     kind: str, *, folder: Path | None = None, path: Path | None = None, size: int | None = None
 ) -> FeatureExtractor:
-    """The extractor of a kind: `mnist` (folder), `efficientnet` (size) or `torchscript` (path,
-    size).
+    """The extractor of a kind: `mnist` (folder), `efficientnet` (size), `torchscript` (path, size)
+    or `transformers` (path, size).
     """
     if kind == "mnist" and folder is not None:
         return DigitFeatures(DigitNet.load(folder))
@@ -199,8 +244,11 @@ def load_features(
         return EfficientNetFeatures(size or 112)
     if kind == "torchscript" and path is not None:
         return TorchScriptFeatures(path, size or 299)
+    if kind == "transformers" and path is not None:
+        return TransformersFeatures(path, size)
     raise InputError(
-        f"features.kind = {kind}: expected mnist, efficientnet, or torchscript with a path"
+        f"features.kind = {kind}: expected mnist, efficientnet, or torchscript or transformers "
+        "with a path"
     )
 
 
@@ -210,12 +258,12 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 250) 
     return torch.cat([extractor(batch.clamp(-1, 1)) for batch in images.split(batch_size)])
 
 
-def _rgb(images: Tensor, size: int) -> Tensor:
+def _rgb(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+    """Images of 1 or 3 channels as (n, 3, size, size)."""
     x = images.float().expand(-1, 3, -1, -1) if images.shape[1] == 1 else images.float()
     if x.shape[-2:] != (size, size):
-        x = F.interpolate(
-            x, (size, size), mode="bilinear", antialias=True, align_corners=False
-        ).clamp(-1, 1)
+        x = F.interpolate(x, (size, size), mode=mode, antialias=True, align_corners=False)
+        x = x.clamp(-1, 1)
     return x
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from models.common import config as common
 from models.common.config import Count, Natural, Section, Seed, Size
@@ -27,8 +27,15 @@ class TorchScriptFeatures(Section):
     size: Size = 299
 
 
+class TransformersFeatures(Section):
+    kind: Literal["transformers"] = "transformers"
+    path: LocalPath
+    size: Size | None = None
+
+
 Features = Annotated[
-    MnistFeatures | EfficientNetFeatures | TorchScriptFeatures, Field(discriminator="kind")
+    MnistFeatures | EfficientNetFeatures | TorchScriptFeatures | TransformersFeatures,
+    Field(discriminator="kind"),
 ]
 Baseline = Literal[
     "ddim", "ddpm", "dpmpp_2m", "sde_dpmpp_2m", "unipc", "dpmpp_3m", "deis", "ipndm", "ipndm3",
@@ -53,6 +60,18 @@ Reference = Annotated[FolderReference | NpzReference, Field(discriminator="kind"
 
 class Evaluation(Section):
     features: Features = MnistFeatures()
+    """The feature extractor of both criteria."""
+    more_features: tuple[Features, ...] = ()
+    """Further extractors for the table, such as [{kind: efficientnet}]."""
+    metrics: Annotated[
+        tuple[fields.MetricName, ...],
+        BeforeValidator(fields.as_list),
+        Field(min_length=1),
+        AfterValidator(common.distinct),
+    ] = ("kid", "frechet", "precision", "recall", "pixel_mean", "pixel_std")
+    """Figures of the table; names of metrics."""
+    criterion: fields.MetricName = "kid"
+    """The metric that ranks samplers and decides about promotion."""
     reference: Reference | None = None
     """null: the held-out images; or other real images, {kind: npz, path: x.npz} or {kind:
     folder, path: x}.
@@ -74,6 +93,24 @@ class Evaluation(Section):
     """Of precision and recall."""
     batch_size: Count = 125
     seed: Seed = 1
+    digest: fields.Digest | None = None
+    """Of the content of reference and rivals; runs fill it in."""
+    features_digest: fields.Digest | None = None
+    """Of the content behind an extractor's path; runs fill it in."""
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _one_extractor_decides(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            raise ValueError("expected one extractor; name further ones in more_features")
+        return value
+
+    @model_validator(mode="after")
+    def _criterion_is_measured(self) -> Self:
+        if self.criterion not in self.metrics:
+            measured = ", ".join(self.metrics)
+            raise ValueError(f"criterion = {self.criterion}: expected one of metrics: {measured}")
+        return self
 
     @model_validator(mode="after")
     def _enough_neighbours(self) -> Self:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from models.common import config as common
 from models.common.config import Count, Flag, Natural, Precision, Section, Seed, Workers
+from tasks.config.types import MetricName
 
 
 class Student(Section):
@@ -32,6 +33,8 @@ class Student(Section):
     """Steps between validations; the best weights are kept."""
     validation_samples: Annotated[int, Field(strict=True, ge=2)] = 1000
     """Images per validation."""
+    criterion: MetricName = "kid"
+    """The metric that decides which weights are kept, on images of the training split."""
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
     max_failures: Natural = 2

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from models.common.config import not_a_flag
+from models.evaluation.registry import METRICS
 from tasks.utils.redaction import has_credentials
 
 
@@ -46,6 +47,17 @@ def regular(text: str) -> str:
     return text
 
 
+def known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"expected one of {', '.join(sorted(METRICS))}")
+    return name
+
+
+def as_list(value: object) -> object:
+    """One name stands for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(without_credentials)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(regular)]
 LocalPath = Annotated[
@@ -55,5 +67,6 @@ LocalPath = Annotated[
     AfterValidator(inside_or_absolute),
 ]
 Exclude = Annotated[LocalPath, AfterValidator(known_exclusion)]
+MetricName = Annotated[str, Field(min_length=1), AfterValidator(known_metric)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
 Channels = Annotated[Literal[1, 3], BeforeValidator(not_a_flag)]

@@ -4,180 +4,51 @@ images.
 Every sampler starts from the noise of the cached validation paths and is measured against the same
 held-out images. Path errors use the cached path features (the teacher's Brownian path), everything
 else fresh ones. Where more images are wanted than there are cached paths, more noise is drawn; the
-teacher's full run stays with its cached images. KID is unbiased and takes all of a set; Frechet
-distance, precision and recall depend on how many there are, so every set is cut to the number of
-the smallest for them.
+teacher's full run stays with its cached images. KID is unbiased and takes all of a set; metrics
+whose value depends on the number of images take as many of every set as the smallest has.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.common.errors import InputError
 from models.common.random import generator_for
-from models.evaluation.features import FeatureExtractor, extract
-from models.evaluation.metrics import Kid, frechet_distance, path_rmse, precision_recall
+from models.evaluation.base import Metric, Samples
+from models.evaluation.features import FeatureExtractor
+from models.evaluation.paths import path_rmse
 from models.sampling import baselines
-from models.teachers.conditioning import Condition
 from tasks.config.evaluation import Evaluation
-from tasks.evaluation.results import Result, Row
-from tasks.evaluation.samplers import Inputs, Sampler, to_bytes
+from tasks.evaluation.evaluator import Evaluator, column_of
+from tasks.evaluation.results import Result, Row, SamplerKey
+from tasks.evaluation.sample_generator import (
+    SampleGenerator,
+    equal_compute,
+    flops,
+    teacher_flops,
+)
+from tasks.evaluation.samplers import Inputs, to_bytes
 from tasks.utils.progress import Advance, progress
 
-LATENCY_CALLS = 5
+KEPT_IMAGES = 256  # of every sampler, for grids and samples.npz
 
 logger = logging.getLogger("tasks.evaluation.benchmark")
 
 
-class Evaluator:
-    """Measures sets of images against one real set; everything about the real set is computed once.
+def evaluate(
+    inputs: Inputs, extractors: Sequence[FeatureExtractor], settings: Evaluation
+) -> Result:
+    """All samplers of `inputs` measured; InputError when there are too few images or paths.
 
-    ``few``: images of each set for the figures that depend on their number; None for all.
+    A baseline that cannot run on this teacher is left out, with its reason in the result.
     """
-
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        real: Tensor,
-        settings: Evaluation,
-        few: int | None = None,
-    ) -> None:
-        self.extractor, self.settings, self.few = extractor, settings, few
-        self.real = extract(extractor, real)
-        self.kid = Kid(self.real, settings.bootstrap, settings.seed)
-
-    def pilot_kid(self, images: Tensor) -> float:
-        return Kid(self.real).add("pilot_kid", extract(self.extractor, images)).value("pilot_kid")
-
-    def measure(
-        self,
-        sampler: str,
-        title: str,
-        group: str,
-        nfe: int | None,
-        images: Tensor,
-        ms: float | None,
-    ) -> Row:
-        features = extract(self.extractor, images)
-        self.kid.add(f"{sampler}.{nfe}", features)
-        precision, recall = precision_recall(
-            features[: self.few], self.real[: self.few], self.settings.neighbours
-        )
-        distance = frechet_distance(features[: self.few], self.real)
-        moments = float(images.mean()), float(images.std())
-        return Row(
-            sampler,
-            title,
-            group,
-            nfe,
-            self.kid.interval(f"{sampler}.{nfe}"),
-            distance,
-            precision,
-            recall,
-            ms,
-            *moments,
-            len(images),
-        )
-
-
-class SampleGenerator:
-    """Makes images batch by batch, always from the same noise, and times the batches."""
-
-    def __init__(self, inputs: Inputs, settings: Evaluation, advance: Advance) -> None:
-        self.inputs, self.settings, self.advance = inputs, settings, advance
-        self.paths = inputs.paths.head(settings.samples)
-
-    def batches(self) -> list[slice]:
-        size, samples = self.settings.batch_size, self.settings.samples
-        return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
-
-    def inputs_of(self, batch: slice) -> tuple[Tensor, Condition | None]:
-        """Start noise and condition of a batch, on the device: those of the cached paths, then more
-        of their kind.
-        """
-        noise, condition, device = (
-            self.paths.noise[batch],
-            self.paths.condition,
-            self.inputs.device,
-        )
-        if missing := batch.stop - batch.start - len(noise):
-            generator = generator_for("cpu", self.settings.seed, 19, batch.start)
-            noise = torch.cat(
-                [noise, torch.randn((missing, *noise.shape[1:]), generator=generator)]
-            )
-        if condition is not None:
-            rows = torch.arange(batch.start, batch.stop) % len(condition)
-            condition = condition[rows].to(device)
-        return noise.to(device), condition
-
-    @torch.inference_mode()
-    def make(self, sampler: Sampler, batches: list[slice], cost: int) -> tuple[Tensor, list[float]]:
-        """Images (n, C, H, W) of some batches and the ms per image of each."""
-        images, times = [], []
-        for batch in batches:
-            noise, condition = self.inputs_of(batch)
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + batch.start)
-            start = time.perf_counter()
-            x0 = sampler(noise, condition, generator).cpu()
-            times.append(1000 * (time.perf_counter() - start) / len(noise))
-            images.append(self.inputs.decode(x0))
-            self.advance(len(noise) * cost)
-        return torch.cat(images), times
-
-    def warm_up(self) -> float:
-        """ms of one teacher call per image, after a first call that is not counted."""
-        noise, condition = self.inputs_of(self.batches()[0])
-        times = []
-        with torch.inference_mode():
-            for _ in range(LATENCY_CALLS + 1):
-                start = time.perf_counter()
-                self.inputs.teacher.predict(
-                    noise, torch.tensor(500.0), condition, self.inputs.guidance
-                ).cpu()
-                times.append(1000 * (time.perf_counter() - start) / len(noise))
-        return median(times[1:])
-
-
-def flops(inputs: Inputs, sampler: Sampler) -> int:
-    """Floating-point operations of one image, as torch counts them."""
-    first = inputs.paths.head(1).to(inputs.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        sampler(first.noise, first.condition, torch.Generator().manual_seed(0))
-    return int(counter.get_total_flops())
-
-
-def teacher_flops(inputs: Inputs) -> int:
-    """Those of one call of the teacher."""
-
-    def once(noise: Tensor, condition: Condition | None, generator: torch.Generator) -> Tensor:
-        prediction: Tensor = inputs.teacher.predict(
-            noise, torch.tensor(500.0), condition, inputs.guidance
-        )
-        return prediction
-
-    return flops(inputs, once)
-
-
-def equal_compute(inputs: Inputs) -> list[int]:
-    """Numbers of the teacher's calls that cost what a cheaper student does; none for one of
-    full-size steps.
-    """
-    one = teacher_flops(inputs)
-    found = (
-        {nfe: flops(inputs, inputs.generator("student", nfe)) for nfe in inputs.nfe} if one else {}
-    )
-    calls = {max(1, round(cost / one)) for nfe, cost in found.items() if round(cost / one) < nfe}
-    return sorted(calls - set(inputs.nfe), reverse=True)
-
-
-def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) -> Result:
-    """All samplers of `inputs` measured; InputError when there are too few images or paths."""
     samples, few = settings.samples, min(settings.samples, len(inputs.paths))
     if few <= settings.neighbours or len(inputs.real) <= settings.neighbours:
         raise InputError(
@@ -185,161 +56,174 @@ def evaluate(inputs: Inputs, extractor: FeatureExtractor, settings: Evaluation) 
             f"evaluation.neighbours = {settings.neighbours} of each; "
             "raise trajectories.validation or dataset.holdout"
         )
-    evaluator = Evaluator(extractor, inputs.real, settings, few)
-    result = Result(extractor.label, samples, len(inputs.real), few, diagnostics=inputs.diagnostics)
-    names: list[str] = [
-        name for name in settings.baselines if baselines.variants(inputs.teacher, name)
-    ]
-    for other in sorted(set(settings.baselines) - set(names)):
-        logger.warning("%s does not apply to this teacher and is left out", baselines.title(other))
+    evaluator = Evaluator(extractors, inputs.real, settings, few)
+    result = Result(
+        extractors[0].label,
+        samples,
+        len(inputs.real),
+        few,
+        columns=dict(evaluator.columns),
+        criterion=settings.criterion,
+        diagnostics=inputs.diagnostics,
+    )
     equal = equal_compute(inputs)
-    with progress(
-        "evaluation", _total(inputs, samples, names, settings.batch_size, equal)
-    ) as advance:
-        sample_generator = SampleGenerator(inputs, settings, advance)
-        _references(result, evaluator, inputs, sample_generator)
+    with progress("evaluation", _total(inputs, settings, equal)) as advance:
+        run = _Run(result, evaluator, inputs, SampleGenerator(inputs, settings, advance))
+        run.references()
         for nfe in inputs.nfe:
             for name in inputs.generators:
-                _generator(result, evaluator, sample_generator, name, nfe)
-            for name in names:
-                _baseline(result, evaluator, sample_generator, name, nfe)
+                run.generator(name, nfe)
+            for name in settings.baselines:
+                run.baseline(name, nfe)
         for name, (_, steps) in inputs.others.items():
             for nfe in steps:
-                _generator(result, evaluator, sample_generator, name, nfe)
+                run.generator(name, nfe)
         for nfe in equal:
-            for name in names:
-                _baseline(result, evaluator, sample_generator, name, nfe)
+            for name in settings.baselines:
+                run.baseline(name, nfe)
         if inputs.paths.xi:
-            _paths(result, inputs, settings, advance)
+            run.paths(settings, advance)
     _compare(result, evaluator)
     return result
 
 
-def _total(inputs: Inputs, samples: int, names: list[str], batch: int, equal: list[int]) -> int:
-    calls = sum(inputs.nfe)
-    pilots = sum(len(baselines.variants(inputs.teacher, name)) - 1 for name in names) * min(
-        samples, batch
-    )
-    baseline_calls = (calls + sum(equal)) * (len(names) * samples + pilots)
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: what is filled, what measures, what is measured, and what makes images."""
+
+    result: Result
+    evaluator: Evaluator
+    inputs: Inputs
+    sample_generator: SampleGenerator
+
+    def references(self) -> None:
+        """The teacher's full run, from the cache, and other real images."""
+        inputs = self.inputs
+        ms = self.sample_generator.warm_up() * inputs.steps
+        states = self.sample_generator.paths.states
+        with torch.inference_mode():
+            full = torch.cat([inputs.decode(part[:, -1]) for part in states.split(250)])
+        teacher, real = SamplerKey("teacher"), SamplerKey("real")
+        self._record(teacher, "Teacher, full run", "teacher", inputs.steps, full, ms)
+        self.result.flops[teacher] = inputs.steps * teacher_flops(inputs)
+        self._record(real, "Real images", "real", None, inputs.other_real, None)
+
+    def generator(self, name: str, nfe: int) -> None:
+        """The student, the untrained generator or another rollout, on fresh noise."""
+        inputs, key = self.inputs, SamplerKey(name, nfe)
+        sampler = inputs.generator(name, nfe)
+        images, times = self.sample_generator.make(sampler, self.sample_generator.batches(), nfe)
+        group = name if name in inputs.generators else "other"
+        title = inputs.titles.get(name, name.capitalize())
+        self._record(key, title, group, nfe, images, median(times))
+        self.result.flops[key] = flops(inputs, sampler)
+        if (name, nfe) in inputs.calls:
+            self.result.calls[key] = inputs.calls[name, nfe]
+
+    def baseline(self, name: str, nfe: int) -> None:
+        """A training-free sampler in the spacing that a pilot on the first batch finds best."""
+        key, made = SamplerKey(name, nfe), {}
+        first, *rest = self.sample_generator.batches()
+        try:
+            for variant in baseline_variants(self.inputs.teacher, name):
+                sampler = self.inputs.baseline(variant, nfe)
+                made[variant] = self.sample_generator.make(sampler, [first], nfe)
+        except InputError as error:
+            self.result.left_out[key] = str(error)
+            logger.warning("%s, %s calls, is left out: %s", baselines.title(name), nfe, error)
+            return
+        best = next(iter(made))
+        if len(made) > 1:
+            best = min(made, key=lambda v: self.evaluator.pilot_cost(made[v][0]))
+        images, times = made[best]
+        sampler = self.inputs.baseline(best, nfe)
+        if rest:
+            more, more_times = self.sample_generator.make(sampler, rest, nfe)
+            images, times = torch.cat([images, more]), times + more_times
+        self._record(key, baselines.title(name), "baseline", nfe, images, median(times))
+        self.result.spacing[key] = baselines.split_name(best)[1]
+        self.result.flops[key] = flops(self.inputs, sampler)
+
+    def paths(self, settings: Evaluation, advance: Advance) -> None:
+        """RMSE to the teacher along its own Brownian path, and what the samplers make of it."""
+        inputs, result = self.inputs, self.result
+        paths = inputs.paths.head(_path_count(inputs, settings.samples)).to(inputs.device)
+        result.path_images[SamplerKey("teacher")] = to_bytes(inputs.decode(paths.states[:, -1]))
+        for nfe in inputs.nfe:
+            reference = paths.coarse(nfe).cpu()
+            for name, rollout in inputs.generators.items():
+                key, inner = SamplerKey(name, nfe), (paths.xi[nfe], paths.condition, nfe)
+                # students trained with the energy score draw an input beyond the path's features
+                generator = generator_for("cpu", settings.seed, 29, nfe)
+                with torch.inference_mode():
+                    x0, states = rollout(paths.noise, *inner, generator)
+                result.path_error[key] = path_rmse(
+                    states.cpu(), reference, settings.bootstrap, settings.seed
+                )
+                self._measure_paths(key, states.cpu(), reference)
+                result.path_images[key] = to_bytes(inputs.decode(x0))
+                advance(len(paths) * nfe)
+
+    def _measure_paths(self, key: SamplerKey, states: Tensor, reference: Tensor) -> None:
+        """The metrics of the table that look at paths."""
+        evaluator, row = self.evaluator, self.result.row(key.name, key.nfe)
+        for name, metric in evaluator.classes.items():
+            if "paths" in metric.inputs:
+                bound: Metric = metric(Samples(paths=reference), evaluator.options(metric))
+                row.figures[name] = bound(Samples(paths=states)).interval()
+                self.result.columns.setdefault(name, column_of(metric, name, None))
+
+    def _record(
+        self,
+        key: SamplerKey,
+        title: str,
+        group: str,
+        nfe: int | None,
+        images: Tensor,
+        ms: float | None,
+    ) -> None:
+        figures = self.evaluator.measure(key, images, self.inputs.prompts_of(len(images)))
+        row = Row(key, title, group, nfe, figures, ms, len(images))
+        self.result.rows.append(row)
+        self.result.images[key] = to_bytes(images[:KEPT_IMAGES])
+        score = f"{self.result.column.title} {self.result.score(row).value:.5f}"
+        time = "" if ms is None else f", {ms:.1f} ms per image"
+        logger.info("%s, %s calls: %s%s", title, nfe, score, time)
+
+
+def baseline_variants(teacher: Any, name: str) -> tuple[str, ...]:
+    """The baseline in every spacing it is tried in; InputError, with the reason, if it does not
+    apply.
+    """
+    if reason := baselines.why_not(teacher, name):
+        raise InputError(reason)
+    return tuple(baselines.variants(teacher, name))
+
+
+def _total(inputs: Inputs, settings: Evaluation, equal: list[int]) -> int:
+    """Network calls in all, for the progress bar."""
+    samples, calls = settings.samples, sum(inputs.nfe)
+    found = [baselines.variants(inputs.teacher, name) for name in settings.baselines]
+    applicable = [variants for variants in found if variants]
+    pilots = sum(len(variants) - 1 for variants in applicable) * min(samples, settings.batch_size)
+    baseline_calls = (calls + sum(equal)) * (len(applicable) * samples + pilots)
     others = sum(sum(steps) for _, steps in inputs.others.values()) * samples
-    return (
-        baseline_calls
-        + others
-        + calls * len(inputs.generators) * (samples + _path_count(inputs, samples))
-    )
+    along_paths = samples + _path_count(inputs, samples)
+    return baseline_calls + others + calls * len(inputs.generators) * along_paths
 
 
 def _path_count(inputs: Inputs, samples: int) -> int:
     return min([samples, *(len(xi) for xi in inputs.paths.xi.values())]) if inputs.paths.xi else 0
 
 
-def _references(
-    result: Result, evaluator: Evaluator, inputs: Inputs, sample_generator: SampleGenerator
-) -> None:
-    """The teacher's full run, from the cache, and other real images."""
-    ms = sample_generator.warm_up() * inputs.steps
-    with torch.inference_mode():
-        full = torch.cat(
-            [inputs.decode(states[:, -1]) for states in sample_generator.paths.states.split(250)]
-        )
-    for sampler, title, group, nfe, images, cost in (
-        ("teacher", "Teacher, full run", "teacher", inputs.steps, full, ms),
-        ("real", "Real images", "real", None, inputs.other_real, None),
-    ):
-        row = evaluator.measure(sampler, title, group, nfe, images, cost)
-        if sampler == "teacher":
-            result.flops[row.key] = inputs.steps * teacher_flops(inputs)
-        result.rows.append(row)
-        result.images[row.key] = to_bytes(images)
-
-
-def _generator(
-    result: Result, evaluator: Evaluator, sample_generator: SampleGenerator, name: str, nfe: int
-) -> None:
-    """The student, the untrained generator or another rollout, on fresh noise."""
-    sampler, inputs = sample_generator.inputs.generator(name, nfe), sample_generator.inputs
-    images, times = sample_generator.make(sampler, sample_generator.batches(), nfe)
-    group = name if name in inputs.generators else "other"
-    title = inputs.titles.get(name, f"{name.capitalize()} Sig-DEG")
-    row = evaluator.measure(name, title, group, nfe, images, median(times))
-    result.flops[row.key] = flops(inputs, sampler)
-    if (name, nfe) in sample_generator.inputs.calls:
-        result.calls[row.key] = sample_generator.inputs.calls[name, nfe]
-    _record(result, row, images)
-
-
-def _record(result: Result, row: Row, images: Tensor) -> None:
-    result.rows.append(row)
-    result.images[row.key] = to_bytes(images)
-    logger.info(
-        "%s, %s calls: KID %.5f, %.1f ms per image",
-        row.title,
-        row.nfe,
-        row.kid.value,
-        row.ms_per_image,
-    )
-
-
-def _baseline(
-    result: Result, evaluator: Evaluator, sample_generator: SampleGenerator, name: str, nfe: int
-) -> None:
-    """A training-free sampler in the spacing that a pilot_kid on the first batch finds best."""
-    first, *rest = sample_generator.batches()
-    options = baselines.variants(sample_generator.inputs.teacher, name)
-    made = {
-        v: sample_generator.make(sample_generator.inputs.baseline(v, nfe), [first], nfe)
-        for v in options
-    }
-    best = min(made, key=lambda v: evaluator.pilot_kid(made[v][0])) if len(made) > 1 else options[0]
-    images, times = made[best]
-    if rest:
-        more, more_times = sample_generator.make(
-            sample_generator.inputs.baseline(best, nfe), rest, nfe
-        )
-        images, times = torch.cat([images, more]), times + more_times
-    row = evaluator.measure(name, baselines.title(name), "baseline", nfe, images, median(times))
-    result.spacing[row.key] = baselines.split_name(best)[1]
-    result.flops[row.key] = flops(
-        sample_generator.inputs, sample_generator.inputs.baseline(best, nfe)
-    )
-    _record(result, row, images)
-
-
-def _paths(result: Result, inputs: Inputs, settings: Evaluation, advance: Advance) -> None:
-    """RMSE to the teacher along its own Brownian path, and what the samplers make of it."""
-    paths = inputs.paths.head(_path_count(inputs, settings.samples)).to(inputs.device)
-    result.path_images["teacher"] = to_bytes(inputs.decode(paths.states[:, -1]))
-    for nfe in inputs.nfe:
-        reference = paths.coarse(nfe).cpu()
-        for name, rollout in inputs.generators.items():
-            # students trained with the energy score draw an input beyond the path's features
-            generator = generator_for("cpu", settings.seed, 29, nfe)
-            with torch.inference_mode():
-                x0, states = rollout(paths.noise, paths.xi[nfe], paths.condition, nfe, generator)
-            errors = path_rmse(states.cpu(), reference, settings.bootstrap, settings.seed)
-            result.path_error[name, nfe] = errors
-            result.path_images[f"{name}.nfe{nfe}"] = to_bytes(inputs.decode(x0))
-            advance(len(paths) * nfe)
-
-
 def _compare(result: Result, evaluator: Evaluator) -> None:
-    """Paired KID differences of the student to what it has to beat."""
-    steps = sorted(
-        {row.nfe for row in result.rows if row.group == "baseline" and row.nfe}, reverse=True
-    )
+    """Paired differences of the student to what it has to beat, by the criterion."""
+    steps = sorted({row.nfe for row in result.rows if row.group == "baseline" and row.nfe})
+    best = [rivals[0] for nfe in steps if (rivals := result.baselines(nfe))]
+    others = [row for row in result.rows if row.group == "other"]
     for nfe in result.nfe:
-        rivals = {
-            "teacher": result.teacher,
-            **{f"best_at_{n}": r[0] for n in steps if (r := result.baselines(n))},
-            **{
-                row.sampler if row.nfe == nfe else f"{row.sampler}_at_{row.nfe}": row
-                for row in result.rows
-                if row.group == "other"
-            },
-        }
-        rivals |= {
-            row.group: row for row in result.rows if row.group == "untrained" and row.nfe == nfe
-        }
-        for name, rival in rivals.items():
-            gap = evaluator.kid.difference(f"student.{nfe}", f"{rival.sampler}.{rival.nfe}")
-            result.differences[f"{name}.nfe{nfe}"] = gap
+        untrained = [r for r in result.rows if r.group == "untrained" and r.nfe == nfe]
+        student = SamplerKey("student", nfe)
+        for rival in [result.teacher, *best, *others, *untrained]:
+            gap = evaluator.difference(student, rival.key)
+            result.differences[student, rival.key] = gap

@@ -83,10 +83,11 @@ class Paths:
 class Inputs:
     """Everything that is evaluated.
 
-    `generators` maps `student` and `untrained` to their rollouts; `calls` gives a generator's
-    network calls where they are not its number of steps; `others` are more rollouts (controls,
-    other students) with the numbers of steps they are made for; `titles` are shown for both;
-    `steps` is the length of the teacher's full run.
+    `prompts`: the texts of the start noise, in turn, where the teacher takes any. `generators` maps
+    `student` and `untrained` to their rollouts; `calls` gives a generator's network calls where
+    they are not its number of steps; `others` are more rollouts (controls, other students) with the
+    numbers of steps they are made for; `titles` are shown for both; `steps` is the length of the
+    teacher's full run.
     """
 
     teacher: Any
@@ -97,6 +98,7 @@ class Inputs:
     nfe: tuple[int, ...]
     steps: int
     guidance: float = 1.0
+    prompts: tuple[str, ...] | None = None
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
     others: dict[str, tuple[Rollout, tuple[int, ...]]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
@@ -107,6 +109,12 @@ class Inputs:
     def decode(self, x0: Tensor) -> Tensor:
         """Images (n, 1 or 3, H, W) in [-1, 1], on the CPU."""
         return self.teacher.decode(x0.to(self.device)).float().cpu()
+
+    def prompts_of(self, count: int) -> tuple[str, ...] | None:
+        """The prompts of the first images."""
+        if self.prompts is None:
+            return None
+        return tuple(self.prompts[index % len(self.prompts)] for index in range(count))
 
     def baseline(self, name: str, nfe: int) -> Sampler:
         def sample(

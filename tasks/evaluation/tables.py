@@ -9,11 +9,9 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from models.evaluation.metrics import Interval
-from tasks.evaluation.results import Result, Row
+from models.evaluation.base import Interval
+from tasks.evaluation.results import Column, Result, Row, SamplerKey
 from tasks.utils.atomic import atomic_write_json
-
-KEPT_SAMPLES = 256
 
 
 def write_outputs(result: Result, folder: Path) -> None:
@@ -22,53 +20,85 @@ def write_outputs(result: Result, folder: Path) -> None:
     table = table_of(result)
     table.to_csv(folder / "table.csv", index=False)
     frontier = table[table["group"].isin(["student", "untrained", "baseline"])]
-    frontier[["sampler", "nfe", "kid", "kid_low", "kid_high", "frechet"]].to_csv(
-        folder / "frontier.csv", index=False
-    )
+    shown = ["sampler", "nfe", *(name for name in figure_names(result) if name in frontier)]
+    frontier[shown].dropna(subset=[result.criterion]).to_csv(folder / "frontier.csv", index=False)
     path_error_of(result).to_csv(folder / "path_error.csv", index=False)
-    kept = {name.replace(".", "_"): images[:KEPT_SAMPLES] for name, images in result.images.items()}
+    kept = {key.label: images for key, images in result.images.items()}
     np.savez_compressed(folder / "samples.npz", allow_pickle=False, **kept)
+
+
+def figure_names(result: Result) -> list[str]:
+    """The names of the figures that say better or worse, with those of their intervals' ends."""
+    names = []
+    for name, column in result.columns.items():
+        if column.lower_is_better is not None:
+            ends = (f"{name}_low", f"{name}_high") if _has_ends(result, column) else ()
+            names += [name, *ends]
+    return names
 
 
 def metrics_of(result: Result) -> dict[str, Any]:
     """Nested figures for `dvc metrics show`: {sampler: {"nfe10": {"kid": ..., ...}}}.
 
-    `best_training_free` repeats the best baseline; `difference` holds the student's paired KID
-    differences (below 0 is better).
+    `evaluation` says against what was measured, and by which metric is decided;
+    `best_training_free` repeats the best baseline; `difference` holds the student's paired
+    differences by the criterion; `left_out` the baselines that could not run, with the reason.
     """
-    about = {name: getattr(result, name) for name in ("features", "samples", "real")}
-    metrics: dict[str, Any] = {"evaluation": about}
+    metrics: dict[str, Any] = {"evaluation": about(result)}
     for row in result.rows:
-        metrics.setdefault(row.sampler, {})[row.step_key] = figures_of(row) | _gflops(result, row)
+        found = figures_of(result, row) | _gflops(result, row)
+        metrics.setdefault(row.sampler, {})[row.key.steps] = found
     for nfe in result.nfe:
         for row in result.baselines(nfe)[:1]:
-            metrics.setdefault("best_training_free", {})[f"nfe{nfe}"] = {
-                "sampler": row.sampler,
-                **figures_of(row),
-            }
-    for key, gap in result.differences.items():
-        rival, step_key = key.split(".")
-        metrics.setdefault("difference", {}).setdefault(step_key, {})[f"to_{rival}"] = _ends(
-            "kid", gap
-        )
-    for (name, nfe), errors in result.path_error.items():
-        metrics[name][f"nfe{nfe}"]["path_rmse"] = errors[-1].value
+            best = {"sampler": row.sampler, **figures_of(result, row)}
+            metrics.setdefault("best_training_free", {})[row.key.steps] = best
+    for (student, rival), gap in result.differences.items():
+        name = f"to_{rival_name(result, student, rival)}"
+        of_steps = metrics.setdefault("difference", {}).setdefault(student.steps, {})
+        of_steps[name] = _ends(result.criterion, gap)
+    for key, errors in result.path_error.items():
+        metrics[key.name][key.steps]["path_rmse"] = errors[-1].value
+    for key, reason in result.left_out.items():
+        metrics.setdefault("left_out", {}).setdefault(key.name, {})[key.steps] = reason
+    if result.load_back:
+        metrics["load_back"] = result.load_back
     return metrics
 
 
-def figures_of(row: Row) -> dict[str, Any]:
-    """One row's figures; `ms_per_image` is left out for real images."""
-    figures_ = {
-        "title": row.title,
-        "images": row.images,
-        **_ends("kid", row.kid),
-        "frechet": row.frechet,
-        "precision": row.precision,
-        "recall": row.recall,
-        "pixel_mean": row.mean,
-        "pixel_std": row.std,
+def about(result: Result) -> dict[str, Any]:
+    """What was measured against, and how samplers are ranked."""
+    column = result.column
+    return {
+        "features": result.features,
+        "samples": result.samples,
+        "real": result.real,
+        "criterion": column.name,
+        "lower_is_better": column.lower_is_better,
+        **({"content": result.content} if result.content else {}),
     }
-    return figures_ if row.ms_per_image is None else {**figures_, "ms_per_image": row.ms_per_image}
+
+
+def rival_name(result: Result, student: SamplerKey, rival: SamplerKey) -> str:
+    """What the student is compared with: teacher, untrained, best_at_5, or another sampler."""
+    row = result.row(rival.name, rival.nfe)
+    if row.group in ("teacher", "untrained"):
+        return row.group
+    if row.group == "baseline":
+        return f"best_at_{rival.nfe}"
+    return rival.name if rival.nfe == student.nfe else f"{rival.name}_at_{rival.nfe}"
+
+
+def figures_of(result: Result, row: Row) -> dict[str, Any]:
+    """One row's figures; `ms_per_image` is left out for real images."""
+    found: dict[str, Any] = {"title": row.title, "images": row.images}
+    for name, interval in row.figures.items():
+        whole = _has_ends(result, result.columns[name])
+        found |= _ends(name, interval) if whole else {name: interval.value}
+    return found if row.ms_per_image is None else {**found, "ms_per_image": row.ms_per_image}
+
+
+def _has_ends(result: Result, column: Column) -> bool:
+    return column.shows_interval or column.name == result.criterion
 
 
 def _gflops(result: Result, row: Row) -> dict[str, float]:
@@ -76,17 +106,23 @@ def _gflops(result: Result, row: Row) -> dict[str, float]:
 
 
 def table_of(result: Result) -> pd.DataFrame:
-    """One line per sampler and number of calls, the best KID of each number first."""
+    """One line per sampler and number of calls, the best of each number first; last the baselines
+    that could not run, with the reason in `left_out`.
+    """
     lines = [
         {
             "sampler": row.sampler,
             "group": row.group,
             "nfe": row.nfe,
             "spacing": result.spacing.get(row.key),
-            **figures_of(row),
+            **figures_of(result, row),
             "gflops": result.flops[row.key] / 1e9 if row.key in result.flops else None,
         }
-        for row in sorted(result.rows, key=lambda row: (-(row.nfe or 10**9), row.kid.value))
+        for row in sorted(result.rows, key=lambda row: (-(row.nfe or 10**9), result.cost(row)))
+    ]
+    lines += [
+        {"sampler": key.name, "group": "baseline", "nfe": key.nfe, "left_out": reason}
+        for key, reason in result.left_out.items()
     ]
     return pd.DataFrame(lines).astype({"nfe": "Int64"})
 
@@ -95,36 +131,42 @@ def path_error_of(result: Result) -> pd.DataFrame:
     """RMSE to the teacher after each coarse step on the same Brownian path."""
     lines = [
         {
-            "sampler": name,
-            "nfe": nfe,
+            "sampler": key.name,
+            "nfe": key.nfe,
             "step": step,
             "rmse": e.value,
             "rmse_low": e.low,
             "rmse_high": e.high,
         }
-        for (name, nfe), errors in result.path_error.items()
+        for key, errors in result.path_error.items()
         for step, e in enumerate(errors, start=1)
     ]
     return pd.DataFrame(lines, columns=["sampler", "nfe", "step", "rmse", "rmse_low", "rmse_high"])
 
 
+NOT_SAMPLERS = ("evaluation", "best_training_free", "difference", "left_out", "load_back")
+
+
 def format_table(metrics: dict[str, Any]) -> Table:
-    """metrics.json as a table for the terminal: real images and teacher first, then by steps and
-    KID.
+    """metrics.json as a table for the terminal: real images and teacher first, then by steps, the
+    best first.
     """
     info = metrics["evaluation"]
+    criterion = info.get("criterion", "kid")
+    sign = 1 if info.get("lower_is_better", True) else -1
     table = Table(
         title=f"{info['samples']} images per sampler, {info['features']} features; "
-        "KID with 95 % interval",
+        f"{LABELS.get(criterion, criterion)} with 95 % interval",
         title_justify="left",
     )
     table.add_column("Sampler")
-    for name in ("NFE", f"KID-{info['features']}", "95 %", "Frechet distance", "ms per image"):
+    headings = [LABELS.get(criterion, criterion), "95 %", *_others(metrics, criterion).values()]
+    for name in ("NFE", *headings, "ms per image"):
         table.add_column(name, justify="right")
     lines = [
-        (-(10**9) if key == "full" else -int(key[3:]), row["kid"], sampler, key, row)
+        (-(10**9) if key == "full" else -int(key[3:]), sign * row[criterion], sampler, key, row)
         for sampler, steps in metrics.items()
-        if sampler not in ("evaluation", "best_training_free", "difference")
+        if sampler not in NOT_SAMPLERS
         for key, row in steps.items()
     ]
     previous = None
@@ -132,16 +174,31 @@ def format_table(metrics: dict[str, Any]) -> Table:
         if previous not in (None, order):
             table.add_section()
         previous = order
-        table.add_row(
-            row["title"],
-            "-" if key == "full" else key[3:],
-            f"{row['kid']:.4f}",
-            f"{row['kid_low']:.4f} to {row['kid_high']:.4f}",
-            f"{row['frechet']:.2f}",
-            f"{row['ms_per_image']:.2f}" if "ms_per_image" in row else "-",
-            style="bold" if sampler == "student" else None,
-        )
+        table.add_row(*_cells(metrics, row, key), style="bold" if sampler == "student" else None)
+    for name, reasons in metrics.get("left_out", {}).items():
+        for reason in dict.fromkeys(reasons.values()):
+            steps = ", ".join(key[3:] for key, why in reasons.items() if why == reason)
+            table.add_row(f"{name}, left out: {reason}", steps, style="dim")
     return table
+
+
+LABELS = {"kid": "KID", "frechet": "Fréchet distance", "precision": "Precision", "recall": "Recall"}
+
+
+def _others(metrics: dict[str, Any], criterion: str) -> dict[str, str]:
+    """The figures shown beside the criterion, as far as they were measured."""
+    there = next(iter(metrics["student"].values()))
+    return {n: LABELS[n] for n in ("kid", "frechet") if n in there and n != criterion}
+
+
+def _cells(metrics: dict[str, Any], row: dict[str, Any], key: str) -> list[str]:
+    criterion = metrics["evaluation"].get("criterion", "kid")
+    ends = (row.get(f"{criterion}_{end}", row[criterion]) for end in ("low", "high"))
+    others = [f"{row[name]:.2f}" for name in _others(metrics, criterion)]
+    ms = f"{row['ms_per_image']:.2f}" if "ms_per_image" in row else "-"
+    interval = " to ".join(f"{end:.4f}" for end in ends)
+    steps = "-" if key == "full" else key[3:]
+    return [row["title"], steps, f"{row[criterion]:.4f}", interval, *others, ms]
 
 
 def _ends(name: str, interval: Interval) -> dict[str, float]:

@@ -5,6 +5,7 @@ evaluated on.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,23 @@ def run_fingerprint(hashes: dict[str, str]) -> str:
     return fingerprint({name: hashes[name] for name in STAGES})
 
 
-def evaluation_set(params: Params, hashes: dict[str, str]) -> str:
+def evaluation_set(
+    params: Params, hashes: dict[str, str], content: Mapping[str, str] | None = None
+) -> str:
     """One name (hex) for what quality is measured against; figures are comparable only if it is
     equal.
+
+    `content`: the digests that the evaluation recorded of the real images and of the extractor.
+    Where there are none, the dataset's hash, the paths and their digests in the params stand for
+    them.
     """
-    evaluation = params.evaluation.model_dump(mode="json", include={"features", "samples", "seed"})
-    return fingerprint({"dataset": hashes["dataset"], **evaluation})
+    of_number = params.evaluation.model_dump(mode="json", include={"samples", "neighbours", "seed"})
+    if content:
+        measured = {name: content[name] for name in ("real", "features")}
+        return fingerprint(of_number | measured)
+    keys = {"features", "reference", "digest", "features_digest"}
+    named = params.evaluation.model_dump(mode="json", include=keys)
+    return fingerprint({"dataset": hashes["dataset"], **of_number, **named})
 
 
 def git_state(root: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Which registered version is the champion: uses_dmd, tried, moved as one transaction, and moved
+"""Which registered version is the champion: compared, tried, moved as one transaction, and moved
 back.
 
 A version is loaded from the registry and sampled before the alias moves. What a move is about to do
@@ -22,6 +22,7 @@ from tasks.config.schema import Params
 from tasks.registry.registration import (
     CHALLENGER,
     CHAMPION,
+    CRITERION,
     SCORES,
     SET,
     STUDENT,
@@ -30,7 +31,7 @@ from tasks.registry.registration import (
     find_version,
     try_version,
 )
-from tasks.registry.scores import Decision, compare, from_tag
+from tasks.registry.scores import Decision, compare, criterion_from_tag, from_tag
 from tasks.registry.store import Client, local_folder, open_store
 from tasks.registry.tracking import ended, owner
 from tasks.utils.failpoints import reach
@@ -76,7 +77,7 @@ def promote(
     version cannot be loaded or makes no images; the champion stays then.
     """
     client, name = open_store(root, params), params.registration.name
-    with _alone(root):
+    with _exclusive(root):
         repair(client, name)
         present = aliased_version(client, name, CHAMPION)
         decision = _decide(client, name, number, present, force, finding)
@@ -102,7 +103,7 @@ def rollback(root: Path, params: Params) -> str:
     loaded.
     """
     client, name = open_store(root, params), params.registration.name
-    with _alone(root):
+    with _exclusive(root):
         repair(client, name)
         present = aliased_version(client, name, CHAMPION)
         if present is None:
@@ -126,7 +127,7 @@ def rollback(root: Path, params: Params) -> str:
     return f"{name}: version {target} is champion again, in place of version {present}"
 
 
-def uses_dmd(root: Path, params: Params, tags: Mapping[str, str]) -> tuple[str, str] | None:
+def latest_decision(root: Path, params: Params, tags: Mapping[str, str]) -> tuple[str, str] | None:
     """Number of the latest version with these tags and what was decided about it; None if there is
     no such decision.
     """
@@ -207,9 +208,13 @@ def _decide(
     elif new.get(SET) != old.get(SET):
         return Decision(False, _refused(present, "it was measured on another evaluation set"))
     else:
-        better = compare(from_tag(new.get(SCORES)), from_tag(old.get(SCORES)))
-    verdict = f"version {number} replaces version {present}" if better.champion else _stays(present)
-    return Decision(better.champion, f"{verdict}: {better.reason}")
+        ours, theirs = (criterion_from_tag(tags.get(CRITERION)) for tags in (new, old))
+        if ours != theirs:
+            why = f"it was ranked by {ours.name}, the champion by {theirs.name}"
+            return Decision(False, _refused(present, why))
+        better = compare(from_tag(new.get(SCORES)), from_tag(old.get(SCORES)), ours)
+    outcome = f"version {number} replaces version {present}" if better.champion else _stays(present)
+    return Decision(better.champion, f"{outcome}: {better.reason}")
 
 
 def _refused(present: str, why: str) -> str:
@@ -267,7 +272,7 @@ def _interrupted(move: Move) -> bool:
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _exclusive(root: Path) -> Iterator[None]:
     """One promotion or rollback of this project at a time."""
     folder = local_folder(root)
     folder.mkdir(parents=True, exist_ok=True)

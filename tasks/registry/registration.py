@@ -23,7 +23,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from models.common.errors import InputError
 from tasks.config.schema import Params
 from tasks.registry import lineage
-from tasks.registry.scores import student_scores, to_tag
+from tasks.registry.scores import criterion_of, criterion_to_tag, student_scores, to_tag
 from tasks.registry.store import calm, open_store
 from tasks.registry.tracking import OWNER, owner, read_metrics
 from tasks.utils.atomic import sha256_file
@@ -31,6 +31,7 @@ from tasks.utils.failpoints import reach
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 CONTENT, SCORES, SET = "student.sha256", "evaluation.scores", "evaluation.set"
+CRITERION = "evaluation.criterion"
 STUDENT = Path("artifacts/student")  # inside a logged model
 TRIAL_IMAGES = 4
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -236,11 +237,13 @@ def _signature() -> ModelSignature:
 
 
 def _origin_tags(root: Path, params: Params, run_id: str) -> dict[str, str]:
-    hashes = lineage.stage_hashes(root)
+    hashes, metrics = lineage.stage_hashes(root), read_metrics(root)
+    content = metrics.get("evaluation", {}).get("content")
     return lineage.git_state(root) | {
         "run_id": run_id,
         "dvc.student": hashes["student"],
         "dvc.trajectories": hashes["trajectories"],
-        SET: lineage.evaluation_set(params, hashes),
-        SCORES: to_tag(student_scores(read_metrics(root))),
+        SET: lineage.evaluation_set(params, hashes, content),
+        CRITERION: criterion_to_tag(criterion_of(metrics)),
+        SCORES: to_tag(student_scores(metrics)),
     }

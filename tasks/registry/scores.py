@@ -1,5 +1,5 @@
-"""A student's KID by number of steps, and whether one is better than another by recorded
-figures.
+"""A student's criterion by number of steps, and whether one student is better than another by
+recorded figures.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """KID at one number of steps, with its 95 % bootstrap interval when there is one."""
+    """The criterion at one number of steps, with its 95 % bootstrap interval when there is one."""
 
-    kid: float
+    value: float
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The metric that decides."""
+
+    name: str = "kid"
+    lower_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -28,15 +36,22 @@ class Decision:
     reason: str
 
 
+def criterion_of(metrics: Mapping[str, Any]) -> Criterion:
+    """The metric by which the evaluation in metrics.json ranks."""
+    about = metrics.get("evaluation", {})
+    return Criterion(about.get("criterion", "kid"), about.get("lower_is_better", True))
+
+
 def student_scores(metrics: Mapping[str, Any]) -> dict[int, Score]:
     """The student's scores by number of steps, from metrics.json: {"student": {"nfe10": {"kid":
     ...}}}.
     """
+    name = criterion_of(metrics).name
     rows = {
         key: row for key, row in metrics.get("student", {}).items() if re.fullmatch(r"nfe\d+", key)
     }
     return {
-        int(key[3:]): Score(row["kid"], row.get("kid_low"), row.get("kid_high"))
+        int(key[3:]): Score(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"))
         for key, row in rows.items()
     }
 
@@ -48,26 +63,41 @@ def to_tag(scores: Mapping[int, Score]) -> str:
 
 def from_tag(text: str | None) -> dict[int, Score]:
     """The scores of :func:`to_tag`; none without a text."""
-    return {int(nfe): Score(**fields) for nfe, fields in json.loads(text or "{}").items()}
+    found = json.loads(text or "{}")
+    # Versions of earlier releases have "kid" for "value".
+    plain = {nfe: {"value": f.get("kid"), **f} for nfe, f in found.items()}
+    return {int(nfe): Score(f["value"], f["low"], f["high"]) for nfe, f in plain.items()}
 
 
-def compare(new: Mapping[int, Score], old: Mapping[int, Score]) -> Decision:
+def criterion_to_tag(criterion: Criterion) -> str:
+    return json.dumps(vars(criterion))
+
+
+def criterion_from_tag(text: str | None) -> Criterion:
+    """The criterion of :func:`criterion_to_tag`; KID without a text, as earlier releases had it."""
+    return Criterion(**json.loads(text or "{}"))
+
+
+def compare(
+    new: Mapping[int, Score], old: Mapping[int, Score], criterion: Criterion = Criterion()
+) -> Decision:
     """Is `new` better than `old`? Both map numbers of steps to scores on the same evaluation set.
 
-    The lower KID at the smallest common number of steps wins. If the intervals overlap there, the
-    difference may be chance, so the mean KID over all common numbers has to be lower too.
+    The better score at the smallest common number of steps wins. If the intervals overlap there,
+    the difference may be chance, so the mean over all common numbers has to be better too.
     """
     common = sorted(new.keys() & old.keys())
     if not common:
         return Decision(False, "no number of steps in common with the champion")
-    nfe = common[0]
+    nfe, sign = common[0], 1 if criterion.lower_is_better else -1
     a, b = new[nfe], old[nfe]
-    figures = f"KID {a.kid:.5f} against {b.kid:.5f} at {nfe} steps"
-    if not a.kid < b.kid:
+    name = "KID" if criterion.name == "kid" else criterion.name
+    figures = f"{name} {a.value:.5f} against {b.value:.5f} at {nfe} steps"
+    if not sign * a.value < sign * b.value:
         return Decision(False, f"not better: {figures}")
-    if a.high is None or b.low is None or a.high < b.low:
+    if _apart(a, b, criterion):
         return Decision(True, f"better: {figures}")
-    if sum(new[n].kid for n in common) < sum(old[n].kid for n in common):
+    if sign * sum(new[n].value for n in common) < sign * sum(old[n].value for n in common):
         return Decision(
             True, f"better: {figures} (intervals overlap), and in the mean over {common} steps"
         )
@@ -76,3 +106,10 @@ def compare(new: Mapping[int, Score], old: Mapping[int, Score]) -> Decision:
         f"not clearly better: {figures}, intervals overlap, and worse in the mean over {common} "
         "steps",
     )
+
+
+def _apart(better: Score, worse: Score, criterion: Criterion) -> bool:
+    """Whether the intervals do not overlap; True where one of them is not known."""
+    if criterion.lower_is_better:
+        return better.high is None or worse.low is None or better.high < worse.low
+    return better.low is None or worse.high is None or better.low > worse.high

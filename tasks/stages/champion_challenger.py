@@ -22,15 +22,16 @@ if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
 import torch
 
 from models.common.errors import InputError
-from models.evaluation.features import extract
-from models.evaluation.metrics import Interval
+from models.evaluation.base import Interval
 from models.methods.export import open_student as open_any_student
 from tasks.config.schema import Params, load_params
 from tasks.data.student import open_student
 from tasks.data.teacher import load_teacher
-from tasks.evaluation.benchmark import Evaluator, SampleGenerator
+from tasks.evaluation.evaluator import Evaluator
 from tasks.evaluation.extractor import extractor_of
 from tasks.evaluation.load import load_paths, real_images
+from tasks.evaluation.results import SamplerKey
+from tasks.evaluation.sample_generator import SampleGenerator
 from tasks.evaluation.samplers import Inputs
 from tasks.utils.atomic import atomic_write_json
 from tasks.utils.cli import set_up_logging, user_errors
@@ -43,14 +44,16 @@ SIDES = ("challenger", "champion")
 
 @dataclass(frozen=True)
 class Round:
-    """KID of both at one number of steps, and the paired difference: below 0 the challenger is
-    better.
+    """Both at one number of steps by the metric `title`, and the paired difference, challenger
+    minus champion.
     """
 
     nfe: int
     challenger: Interval
     champion: Interval
     difference: Interval
+    title: str = "KID"
+    lower_is_better: bool = True
 
 
 def compare(params: Params, root: Path, champion: Path) -> list[Round]:
@@ -66,10 +69,11 @@ def compare(params: Params, root: Path, champion: Path) -> list[Round]:
         raise InputError(
             f"the champion cannot be opened ({str(error).strip().splitlines()[0]})"
         ) from error
-    sizes = [pipe.unet.config.sample_size for pipe in (challenger, rival)]
-    if sizes[0] != sizes[1]:
+    ours, theirs = (_states(pipe.unet.config) for pipe in (challenger, rival))
+    if ours != theirs:
         raise InputError(
-            f"the champion makes states of size {sizes[1]}, this evaluation set has {sizes[0]}"
+            f"the champion makes states of size {theirs}, this evaluation set has {ours}: they "
+            "cannot be compared; register under another registration.name"
         )
     common = tuple(sorted(set(challenger.nfe) & set(rival.nfe)))
     if not common:
@@ -91,27 +95,35 @@ def compare(params: Params, root: Path, champion: Path) -> list[Round]:
     return _measure(inputs, params, root)
 
 
+def _states(config: Any) -> str:
+    """Channels and size of the states that a network makes, as text."""
+    size = config.sample_size
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    return "x".join(str(each) for each in (config.out_channels, *sides))
+
+
 def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:
     resamples = max(params.evaluation.bootstrap, FEWEST_RESAMPLES)
-    settings = params.evaluation.model_copy(update={"bootstrap": resamples})
-    evaluator = Evaluator(extractor_of(params, root), inputs.real, settings)
-    rounds = []
+    criterion = params.evaluation.criterion
+    changes = {"bootstrap": resamples, "metrics": (criterion,), "more_features": ()}
+    settings = params.evaluation.model_copy(update=changes)
+    evaluator = Evaluator([extractor_of(params, root)], inputs.real, settings, settings.samples)
+    column, rounds = evaluator.columns[criterion], []
     with (
         progress("champion against challenger", 2 * settings.samples * sum(inputs.nfe)) as advance,
         torch.inference_mode(),
     ):
         sample_generator = SampleGenerator(inputs, settings, advance)
         for nfe in inputs.nfe:
-            new, old = (f"{name}.{nfe}" for name in SIDES)
-            for name, key in zip(SIDES, (new, old), strict=True):
+            new, old = (SamplerKey(name, nfe) for name in SIDES)
+            for key in (new, old):
                 images, _ = sample_generator.make(
-                    inputs.generator(name, nfe), sample_generator.batches(), nfe
+                    inputs.generator(key.name, nfe), sample_generator.batches(), nfe
                 )
-                evaluator.kid.add(key, extract(evaluator.extractor, images))
-            kid = evaluator.kid
-            rounds.append(
-                Round(nfe, kid.interval(new), kid.interval(old), kid.difference(new, old))
-            )
+                evaluator.score(key, images)
+            ours, theirs = (evaluator.estimates[key].interval() for key in (new, old))
+            gap, less = evaluator.difference(new, old), bool(column.lower_is_better)
+            rounds.append(Round(nfe, ours, theirs, gap, column.title, less))
     return rounds
 
 
@@ -119,20 +131,16 @@ def decide(rounds: list[Round]) -> tuple[bool, str]:
     """Whether the challenger is better beyond chance, and the figures that say so.
 
     The smallest number of steps decides: the whole 95 % interval of the paired difference has to be
-    below 0.
+    on the better side of 0.
     """
     first = min(rounds, key=lambda each: each.nfe)
     gap = first.difference
+    better = gap.high < 0 if first.lower_is_better else gap.low > 0
     figures = (
-        f"KID {first.challenger.value:.5f} against {first.champion.value:.5f} at {first.nfe} "
-        "steps, "
-        f"difference {gap.value:+.5f} ({gap.low:+.5f} to {gap.high:+.5f})"
+        f"{first.title} {first.challenger.value:.5f} against {first.champion.value:.5f} at "
+        f"{first.nfe} steps, difference {gap.value:+.5f} ({gap.low:+.5f} to {gap.high:+.5f})"
     )
-    return (
-        (True, f"better: {figures}")
-        if gap.high < 0
-        else (False, f"not better beyond chance: {figures}")
-    )
+    return better, f"{'better' if better else 'not better beyond chance'}: {figures}"
 
 
 def save(rounds: list[Round], path: Path) -> None:
@@ -152,7 +160,8 @@ def _plain(value: Any) -> Any:
 
 
 def _round(fields: Mapping[str, Any]) -> Round:
-    return Round(fields["nfe"], *(Interval(**fields[name]) for name in (*SIDES, "difference")))
+    intervals = {name: Interval(**fields[name]) for name in (*SIDES, "difference")}
+    return Round(**{**fields, **intervals})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,9 @@ Reads data/dataset, data/teacher, data/trajectories and data/student; writes dat
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 from tasks.utils import environment
 
@@ -17,8 +19,10 @@ import pandas as pd
 
 from tasks.config.schema import Params
 from tasks.evaluation.benchmark import evaluate
-from tasks.evaluation.extractor import extractor_of
+from tasks.evaluation.extractor import extractors_of
+from tasks.evaluation.identity import content_digests
 from tasks.evaluation.load import load_inputs
+from tasks.evaluation.load_back import prove_loadable
 from tasks.evaluation.report import figures
 from tasks.evaluation.report import html as report
 from tasks.evaluation.tables import write_outputs
@@ -26,13 +30,15 @@ from tasks.utils.atomic import atomic_dir
 from tasks.utils.cli import stage_main
 from tasks.utils.failpoints import reach
 
-GROUPS = ("student", "untrained", "baseline", "teacher", "real")
+logger = logging.getLogger(__name__)
 
 
 def run(params: Params, root: Path) -> None:
     """Write metrics.json, three tables as CSV, samples.npz, figures/, grids/ and report.html."""
     inputs = load_inputs(params, root)
-    result = evaluate(inputs, extractor_of(params, root), params.evaluation)
+    result = evaluate(inputs, extractors_of(params.evaluation, root), params.evaluation)
+    result.content = content_digests(params, root, inputs.real)
+    result.load_back = _opened_elsewhere(root)
     reach("evaluation.measured")
     with atomic_dir(root / "data" / "evaluation") as folder:
         write_outputs(result, folder)
@@ -43,6 +49,16 @@ def run(params: Params, root: Path) -> None:
         (folder / "report.html").write_text(
             report.render(result, curve, params, inputs.lineage), encoding="utf-8"
         )
+
+
+def _opened_elsewhere(root: Path) -> dict[str, Any]:
+    """The record of opening data/student in a process with diffusers alone; a failure is a warning
+    here, and stands in the report.
+    """
+    record = prove_loadable(root / "data" / "student")
+    if not record["ok"]:
+        logger.warning("data/student does not work outside the project: %s", record.get("reason"))
+    return record
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Which weights to keep: rolled-out KID on held-out noise, since path error alone does not track
-quality.
+"""Which weights to keep: rolled-out quality on held-out noise, by `student.criterion`, since path
+error alone does not track it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.evaluation.registry import criterion_class
 from models.methods.base import DistillationMethod, PathBatch
 from models.training.loop import TrainState
 from tasks.config.schema import Params
 from tasks.data.trajectories import open_trajectories
-from tasks.evaluation.validation import ValidationKID
+from tasks.evaluation.validation import ValidationScore
 from tasks.training.checkpoints import Checkpoint, save_checkpoint
 from tasks.utils.failpoints import reach
 
 PATHS = 64
-MIN_KID = 1e-3
 
 
 class Selection:
     """Scores averaged weights every now and then and keeps the best in ``scratch/best``.
 
-    The score is the mean over the numbers of steps of KID / KID at step 0, against real images of
-    the training split; the evaluation's holdout is not touched. ``record`` holds best_step,
-    best_score and the KIDs, and travels with checkpoints.
+    The score is the mean over the numbers of steps of the criterion divided by its value at step 0
+    (the other way round where higher is better), against real images of the training split; the
+    evaluation's holdout is not touched. ``record`` holds best_step, best_score and the criterion's
+    values, and travels with checkpoints.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class Selection:
     ):
         self.method, self.params, self.root = method, params, root
         self.scratch, self.device = scratch, device
+        self.criterion = criterion_class(params.student.criterion, "student.criterion")
         self.record: dict[str, Any] = {}
 
     def validate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Figures for the history: KID by number of steps, and the method's own, of the averaged
-        weights.
+        """Figures for the history: the criterion by number of steps, and the method's own, of the
+        averaged weights.
         """
         network = self.method.pipeline.unet
         live = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -64,19 +66,28 @@ class Selection:
     def _figures(self) -> dict[str, float]:
         figures = {}
         for nfe in self.method.nfe:
-            figures[f"kid_{nfe}"] = self._kid(nfe)
+            figures[f"{self.criterion.name}_{nfe}"] = self._score(nfe)
             if self._paths is not None:
                 figures |= self.method.validation_figures(nfe, self._paths)
         return figures
 
     def _keep(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
-        kids = {name: value for name, value in figures.items() if name.startswith("kid_")}
-        base = self.record.setdefault("untrained", kids)
-        score = float(np.mean([value / max(base[name], MIN_KID) for name, value in kids.items()]))
+        names = [f"{self.criterion.name}_{nfe}" for nfe in self.method.nfe]
+        scores = {name: figures[name] for name in names if name in figures}
+        base = self.record.setdefault("untrained", scores)
+        score = float(np.mean([self._ratio(value, base[name]) for name, value in scores.items()]))
         if score < self.record.get("best_score", np.inf):
-            save_checkpoint(self.scratch / "best", step, weights, {"scores": kids}, keep=2)
+            save_checkpoint(self.scratch / "best", step, weights, {"scores": scores}, keep=2)
             reach("selection.kept")
-            self.record |= {"best_step": step, "best_score": score, "scores": kids}
+            self.record |= {"best_step": step, "best_score": score, "scores": scores}
+
+    def _ratio(self, value: float, base: float) -> float:
+        """How much worse than the untrained generator; below 1 is better."""
+        floor = self.criterion.floor
+        if self.criterion.lower_is_better:
+            return value / max(base, floor)
+        # NaN stays NaN, which is never kept; max() would hide it.
+        return base / (value if value > floor or value != value else floor)
 
     @staticmethod
     def best_weights(scratch: Path, step: int) -> dict[str, Tensor]:
@@ -84,8 +95,8 @@ class Selection:
         return Checkpoint(scratch / "best" / f"step-{step:08d}", step).load()[0]
 
     @cached_property
-    def _validation_kid(self) -> ValidationKID:
-        return ValidationKID(self.params, self.root, self.method.teacher)
+    def _validation(self) -> ValidationScore:
+        return ValidationScore(self.params, self.root, self.method.teacher)
 
     @cached_property
     def _paths(self) -> PathBatch | None:
@@ -101,7 +112,7 @@ class Selection:
         condition = self.method.teacher.encode_condition(labels)
         return PathBatch(Y.float(), xi.float(), condition, 0)
 
-    def _kid(self, nfe: int) -> float:
-        return self._validation_kid.kid(
+    def _score(self, nfe: int) -> float:
+        return self._validation.score(
             lambda x, condition, g: self.method.sample(x, condition, nfe=nfe, generator=g), nfe
         )

@@ -9,7 +9,7 @@ import pytest
 
 from flows import retrain as module
 from flows.dvc.worktree import git
-from models.evaluation.metrics import Interval
+from models.evaluation.base import Interval
 from tasks.config.schema import load_params
 from tasks.registry import registration, store
 from tasks.stages import champion_challenger as comparison

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.common.errors import InputError
 from models.common.random import generator_for
 from models.evaluation.features import FeatureExtractor, extract
-from models.evaluation.metrics import kid
+from models.evaluation.kid import kid
 from models.methods.base import MethodContext
 from models.methods.swd.build import shrink
 from models.methods.swd.config import AutoSchedule, GivenSchedule, SwDConfig

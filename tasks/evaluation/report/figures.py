@@ -23,7 +23,7 @@ from scipy.optimize import isotonic_regression
 
 from models.sampling.baselines import title as baseline_title
 from tasks.evaluation.report import image_grids as grids
-from tasks.evaluation.results import Result
+from tasks.evaluation.results import Column, Result, Row, SamplerKey
 
 COLOURS = {
     "student": "#D55E00",
@@ -51,6 +51,10 @@ SHORT = {
 }
 
 
+STRONG = ("student", "untrained")
+PALETTE = ("#009E73", "#CC79A7", "#B58900", "#7A5195", "#56B4E9", "#8C564B", "#E69F00", "#44AA99")
+
+
 @dataclass(frozen=True)
 class Theme:
     """Colours of one mode: text, grid lines and paper; `lighter` replaces line colours that are too
@@ -64,7 +68,8 @@ class Theme:
     lighter: dict[str, str] = field(default_factory=dict)
 
     def line(self, name: str) -> str:
-        return self.lighter.get(name, COLOURS[name])
+        other = PALETTE[sum(name.encode()) % len(PALETTE)]  # samplers that came later
+        return self.lighter.get(name, COLOURS.get(name, other))
 
 
 GATE_BARS = (("kid", "made at it", "student"), ("reduced_kid", "reduced to it", "untrained"))
@@ -85,9 +90,8 @@ def write_all(result: Result, curve: pd.DataFrame | None, folder: Path) -> None:
     for name, draw in figures_of(result, curve).items():
         (folder / "figures" / f"{name}.png").write_bytes(render(draw, LIGHT, "png"))
     for key in grids.grid_keys(result):
-        (folder / "grids" / f"{key.replace('.', '_')}.png").write_bytes(
-            grids.grid_png(result.images[key])
-        )
+        picture = grids.grid_png(result.images[key])
+        (folder / "grids" / f"{key.label}.png").write_bytes(picture)
     for nfe in result.nfe:
         strip = grids.strip_png(
             [result.images[key][:16] for key in grids.side_by_side(result, nfe)]
@@ -122,61 +126,88 @@ def render(draw: Callable[[Theme], Figure], theme: Theme, kind: str) -> bytes:
 
 
 def frontier(result: Result, theme: Theme) -> Figure:
-    """KID (with intervals) and Frechet distance over the number of network calls, log scale."""
+    """Quality over the number of network calls: the criterion with its intervals, and the next
+    figure that says better or worse.
+    """
+    shown = [result.column, *others(result)][:2]
     figure = Figure(figsize=(10.4, 4.6), layout="constrained", facecolor=theme.paper)
-    left, right = figure.subplots(1, 2)
-    _quality(left, result, theme, "kid", f"KID-{result.features}, lower is better")
-    _quality(
-        right, result, theme, "frechet", f"Fréchet distance, {result.features}, lower is better"
-    )
+    for axes, column in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+        _quality(axes, result, theme, column)
     return figure
 
 
-def _quality(axes: Axes, result: Result, theme: Theme, figure: str, label: str) -> None:
-    rows = [row for row in result.rows if row.group in ("student", "untrained", "baseline")]
-    value = {row.key: row.kid.value if figure == "kid" else row.frechet for row in result.rows}
-    references = [
-        row for row in result.rows if row.group in ("teacher", "real") and value[row.key] > 0
+def others(result: Result) -> list[Column]:
+    """The columns beside the criterion that say better or worse and are measured of every row."""
+    return [
+        column
+        for column in result.columns.values()
+        if column.name != result.criterion
+        and column.lower_is_better is not None
+        and all(column.name in row.figures for row in result.rows)
     ]
-    floor = min([v for v in value.values() if v > 0], default=1e-6) / 1.6
+
+
+def _quality(axes: Axes, result: Result, theme: Theme, column: Column) -> None:
+    """One panel: a line per sampler, and the teacher and real images as levels."""
+    rows = [row for row in result.rows if row.group in ("student", "untrained", "baseline")]
+    value = {row.key: row[column.name].value for row in result.rows}
+    logarithmic = bool(column.lower_is_better)
+    positive = [v for v in value.values() if v > 0]
+    floor = min(positive, default=1e-6) / 1.6 if logarithmic else -np.inf
     labels = []
     for name in dict.fromkeys(row.sampler for row in rows):
         line = sorted((row for row in rows if row.sampler == name), key=lambda row: row.nfe or 0)
-        x, y = (
-            [result.calls_of(row) or 0 for row in line],
-            [max(value[row.key], floor) for row in line],
-        )
-        strong = name in ("student", "untrained")
-        style: dict[str, Any] = {
-            "color": theme.line(name),
-            "linewidth": 2.4 if strong else 1.3,
-            "zorder": 5 if strong else 3,
-        }
-        axes.plot(x, y, marker=MARKERS[name], markersize=7 if strong else 5, **style)
-        if figure == "kid":
-            ends = [(max(row.kid.low, floor), max(row.kid.high, floor)) for row in line]
-            axes.vlines(
-                x, *zip(*ends, strict=True), color=theme.line(name), linewidth=1.2, alpha=0.8
-            )
-        labels.append((y[-1], SHORT.get(name, baseline_title(name)), theme.line(name), strong))
-    for row in references:
-        axes.axhline(
-            value[row.key],
-            color=theme.reference,
-            linestyle="--" if row.group == "teacher" else ":",
-            linewidth=1,
-        )
+        colour = _line(axes, result, theme, column, line, floor)
+        end = max(value[line[-1].key], floor)
+        labels.append((end, SHORT.get(name, baseline_title(name)), colour, name in STRONG))
+    labels += _levels(axes, result, theme, value, logarithmic)
+    if logarithmic:
+        axes.set_yscale("log")
+    better = "lower" if column.lower_is_better else "higher"
+    _style(axes, theme, f"{column.heading} ({better} is better)", "network calls per image")
+    steps = sorted({result.calls_of(row) or 0 for row in rows})
+    margin = 0.06 * (steps[-1] - steps[0] + 1)
+    axes.set_xlim(steps[0] - margin, steps[-1] + margin)
+    axes.xaxis.set_major_locator(FixedLocator(steps))
+    if logarithmic:
+        axes.set_ylim(bottom=floor / 1.15)
+    _end_labels(axes, labels)
+
+
+def _line(
+    axes: Axes, result: Result, theme: Theme, column: Column, line: list[Row], floor: float
+) -> str:
+    """One sampler over its numbers of calls, with bars where there are intervals; its colour."""
+    name = line[0].sampler
+    colour, strong = theme.line(name), name in STRONG
+    x = [result.calls_of(row) or 0 for row in line]
+    y = [max(row[column.name].value, floor) for row in line]
+    style: dict[str, Any] = {
+        "color": colour,
+        "linewidth": 2.4 if strong else 1.3,
+        "zorder": 5 if strong else 3,
+    }
+    axes.plot(x, y, marker=MARKERS.get(name, "."), markersize=7 if strong else 5, **style)
+    ends = [(row[column.name].low, row[column.name].high) for row in line]
+    if any(low < high for low, high in ends):
+        lows, highs = zip(*((max(low, floor), max(high, floor)) for low, high in ends), strict=True)
+        axes.vlines(x, lows, highs, color=colour, linewidth=1.2, alpha=0.8)
+    return colour
+
+
+def _levels(
+    axes: Axes, result: Result, theme: Theme, value: dict[SamplerKey, float], logarithmic: bool
+) -> list[tuple[float, str, str, bool]]:
+    """The teacher's full run and real images as horizontal lines; returns their labels."""
+    labels = []
+    for row in result.rows:
+        if row.group not in ("teacher", "real") or (logarithmic and value[row.key] <= 0):
+            continue
+        style = "--" if row.group == "teacher" else ":"
+        axes.axhline(value[row.key], color=theme.reference, linestyle=style, linewidth=1)
         short = f"Teacher, {row.nfe} calls" if row.group == "teacher" else "Real images"
         labels.append((value[row.key], short, theme.reference, False))
-    axes.set_yscale("log")
-    _style(axes, theme, label, "network calls per image")
-    steps = sorted({result.calls_of(row) or 0 for row in rows})
-    axes.set_xlim(
-        steps[0] - 0.06 * (steps[-1] - steps[0] + 1), steps[-1] + 0.06 * (steps[-1] - steps[0] + 1)
-    )
-    axes.xaxis.set_major_locator(FixedLocator(steps))
-    axes.set_ylim(bottom=floor / 1.15)
-    _end_labels(axes, labels)
+    return labels
 
 
 def path_error(result: Result, theme: Theme) -> Figure:
@@ -188,9 +219,9 @@ def path_error(result: Result, theme: Theme) -> Figure:
     for axes, nfe in zip(panels, sorted(result.nfe), strict=True):
         labels = []
         for name in ("untrained", "student"):
-            if (name, nfe) not in result.path_error:
+            if (key := SamplerKey(name, nfe)) not in result.path_error:
                 continue
-            errors = result.path_error[name, nfe]
+            errors = result.path_error[key]
             x, y = np.arange(1, nfe + 1), np.array([e.value for e in errors])
             axes.plot(x, y, marker=MARKERS[name], markersize=5, linewidth=2, color=theme.line(name))
             bounds = np.array([[e.low, e.high] for e in errors]).T
@@ -256,7 +287,7 @@ def training_curve(curve: pd.DataFrame, theme: Theme) -> Figure:
     numbers = curve.select_dtypes("number")
     wanted = {
         "training loss": [c for c in numbers if c.split("/")[-1] == "loss"],
-        "validation KID": [c for c in numbers if "kid" in c],
+        "validation score": [c for c in numbers if _is_score(c)],
         "validation path error": [c for c in numbers if "rmse" in c],
     }
     kinds = {
@@ -289,9 +320,14 @@ def training_curve(curve: pd.DataFrame, theme: Theme) -> Figure:
     return figure
 
 
+def _is_score(column: str) -> bool:
+    """Whether a column of history.csv is the criterion at a number of steps."""
+    return bool(re.fullmatch(r"[^/]+_(nfe)?\d+", column)) and "rmse" not in column
+
+
 def _tail(column: str) -> str:
     """The column's short name: its number of steps, if it has one."""
-    steps = re.search(r"nfe_?(\d+)", column)
+    steps = re.search(r"_(?:nfe_?)?(\d+)$", column)
     return f"{steps[1]} steps" if steps else column.replace("_", " ")
 
 

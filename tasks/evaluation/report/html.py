@@ -14,35 +14,36 @@ import jinja2
 import pandas as pd
 import yaml
 
-from models.evaluation.metrics import Interval
+from models.evaluation.base import Interval
+from models.sampling.baselines import title as baseline_title
 from tasks.config.schema import Params, params_dict
 from tasks.evaluation.report import figures
 from tasks.evaluation.report import image_grids as grids
-from tasks.evaluation.results import Result, Row
+from tasks.evaluation.results import Column, Result, Row, SamplerKey
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "diffusers", "numpy", "scipy")
 CAPTIONS = {
     "frontier": (
         "Quality over network calls",
-        "Distance to held-out images, log scale. Bars are 95 % bootstrap intervals; the dashed "
-        "and dotted "
-        "line are the teacher's full run and other real images.",
+        "Distance to the real images, log scale. Bars are 95 % bootstrap intervals. The dashed "
+        "line is the teacher's full run, the dotted line other real images. A distance of 0 or "
+        "less cannot be drawn on this scale.",
     ),
     "path_error": (
         "Error along the path",
         "The generator runs on the teacher's own start noise and Brownian path, so its states can "
-        "be "
-        "compared with the teacher's one by one. Bands are 95 % intervals over paths.",
+        "be compared with the teacher's one by one. Bands are 95 % intervals over paths.",
     ),
     "scales": (
         "Resolution of the steps",
         "A step at low resolution loses nothing where the data's power is below the noise. The "
-        "bars show how well "
-        "the teacher itself works at each size; where it fails, its judgement is not used.",
+        "bars show how well the teacher itself works at each size; where it fails, its score is "
+        "not used.",
     ),
     "training": ("Training", "Loss and validation figures of the student that is evaluated here."),
 }
+SPACINGS = {"logsnr": "log-SNR", "karras": "Karras"}
 
 
 def render(
@@ -56,14 +57,16 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    reference = params.evaluation.reference
     return environment.get_template("report.html.j2").render(
         verdicts=[verdict(result, nfe) for nfe in result.nfe],
         cross=cross_verdict(result),
         result=result,
-        reference=params.evaluation.reference.path
-        if params.evaluation.reference
-        else "the held-out split",
+        criterion=result.column,
+        columns=table_columns(result),
+        reference=reference.path if reference else "the held-out split",
         table=[table_row(result, row) for row in ordered(result)],
+        left_out=left_out(result),
         pictures=[
             {
                 "title": CAPTIONS[name][0],
@@ -75,7 +78,8 @@ def render(
         ],
         sides=[side(result, nfe) for nfe in result.nfe],
         paths=path_strip(result),
-        lineage=[*lineage.items(), *versions()],
+        load_back=load_back(result),
+        lineage=[*lineage.items(), *content(result), *versions()],
         params=yaml.safe_dump(params_dict(params), sort_keys=False),
     )
 
@@ -86,24 +90,23 @@ def verdict(result: Result, nfe: int) -> dict[str, str]:
 
     `kind` is better or worse when the paired 95 % interval excludes 0, and even otherwise.
     """
-    student = result.row(f"student.nfe{nfe}")
+    student, name = result.row("student", nfe), result.column.title
     rivals = result.baselines(nfe)
-    if not rivals:
-        return {
-            "kind": "even",
-            "nfe": str(nfe),
-            "text": f"KID {fixed(student.kid.value)}, no rival.",
-        }
-    best, gap = rivals[0], result.differences[f"best_at_{nfe}.nfe{nfe}"]
-    kind = _kind(gap)
+    gap = result.difference(nfe, rivals[0]) if rivals else None
+    if gap is None:
+        text = (
+            f"{name} {shown(result, student)}. There is no training-free sampler to compare with."
+        )
+        return {"kind": "even", "nfe": str(nfe), "text": text}
+    best, kind = rivals[0], result.kind(gap)
     words = {
-        "better": "beats every training-free sampler",
+        "better": "is better than every training-free sampler",
         "worse": "does not reach the best training-free sampler",
         "even": "is not significantly different from the best training-free sampler",
     }[kind]
     text = (
-        f"The student {words}. KID {fixed(student.kid.value)} against {fixed(best.kid.value)} for "
-        f"{best.title} (difference {_span(gap)}). {to_teacher(result, nfe)}"
+        f"The student {words}. {name} {shown(result, student)} against {shown(result, best)} for "
+        f"{best.title} (difference {_span(result, gap)}). {to_teacher(result, nfe)}"
     )
     calls = result.calls_of(student)
     if calls != nfe:
@@ -125,24 +128,25 @@ def equal_compute(result: Result, student: Row) -> str:
     if not equal or not full or student.key not in result.flops:
         return ""
     nfe = max(steps for steps in equal if steps is not None)
-    best, gap = result.baselines(nfe)[0], result.differences[f"best_at_{nfe}.nfe{student.nfe}"]
+    best = result.baselines(nfe)[0]
+    gap = result.difference(student.nfe or 0, best)
     share, calls = result.flops[student.key] / min(full), f"{nfe} call{'s' if nfe > 1 else ''}"
     return (
         f" Its steps cost {share:.0%} of as many training-free ones; for as much compute, "
-        f"{calls}, {best.title} has "
-        f"KID {fixed(best.kid.value)} (difference {_span(gap)})."
+        f"{calls}, {best.title} has {result.column.title} {shown(result, best)}"
+        + (f" (difference {_span(result, gap)})." if gap else ".")
     )
 
 
 def to_teacher(result: Result, nfe: int) -> str:
     """The student's distance to the teacher's full run in one sentence."""
-    gap, teacher = result.differences[f"teacher.nfe{nfe}"], result.teacher
-    if _kind(gap) == "even":
-        value = fixed(teacher.kid.value)
-        full = f"the teacher's {teacher.nfe} calls"
-        return f"It is not significantly different from {full} (KID {value})."
-    where = f"{fixed(abs(gap.value))} {'above' if gap.value > 0 else 'below'}"
-    return f"That is {where} the teacher's {teacher.nfe} calls (KID {fixed(teacher.kid.value)})."
+    teacher = result.teacher
+    gap, full = result.difference(nfe, teacher), f"the teacher's {teacher.nfe} calls"
+    value = f"({result.column.title} {shown(result, teacher)})"
+    if gap is None or result.kind(gap) == "even":
+        return f"It is not significantly different from {full} {value}."
+    where = f"{_number(result, abs(gap.value))} {'above' if gap.value > 0 else 'below'}"
+    return f"That is {where} {full} {value}."
 
 
 def cross_verdict(result: Result) -> str | None:
@@ -150,77 +154,134 @@ def cross_verdict(result: Result) -> str | None:
     one.
     """
     most, fewest = max(result.nfe), min(result.nfe)
-    gap = result.differences.get(f"best_at_{most}.nfe{fewest}")
+    rivals = result.baselines(most)
+    gap = result.difference(fewest, rivals[0]) if rivals else None
     if most == fewest or gap is None:
         return None
-    words = {"better": "is better than", "worse": "is not as good as", "even": "is level with"}[
-        _kind(gap)
-    ]
+    words = {
+        "better": "is better than",
+        "worse": "is not as good as",
+        "even": "is not significantly different from",
+    }[result.kind(gap)]
     rival = f"the best training-free sampler at {most}"
-    return f"At {fewest} steps the student {words} {rival} (KID difference {_span(gap)})."
+    title = result.column.title
+    return (
+        f"At {fewest} steps the student {words} {rival} ({title} difference {_span(result, gap)})."
+    )
 
 
 def ordered(result: Result) -> list[Row]:
-    """Real images and teacher, then by number of calls, the best KID first."""
+    """Real images and teacher, then by number of calls, the best first."""
     return sorted(
         result.rows,
-        key=lambda row: (row.group not in ("real", "teacher"), -(row.nfe or 10**9), row.kid.value),
+        key=lambda row: (
+            row.group not in ("real", "teacher"),
+            -(row.nfe or 10**9),
+            result.cost(row),
+        ),
     )
+
+
+def table_columns(result: Result) -> list[dict[str, Any]]:
+    """The headings of the figures: the criterion first; an interval has a column of its own."""
+    several = len({c.features for c in result.columns.values()} - {None}) > 1
+    found = []
+    for column in sorted(result.columns.values(), key=lambda c: c.name != result.criterion):
+        title = column.heading if several else column.title
+        found.append({"name": column.name, "title": title, "interval": False})
+        if column.shows_interval or column.name == result.criterion:
+            found.append({"name": column.name, "title": "95 %", "interval": True})
+    return found
 
 
 def table_row(result: Result, row: Row) -> dict[str, Any]:
     """One line of the table as text."""
-    spacing = result.spacing.get(row.key, "trailing")
+    spacing = SPACINGS.get(result.spacing.get(row.key, ""))
     return {
-        "title": row.title
-        + (
-            ""
-            if spacing == "trailing"
-            else f" ({ {'logsnr': 'log-SNR', 'karras': 'Karras'}[spacing] } steps)"
-        ),
+        "title": row.title + (f" ({spacing})" if spacing else ""),
         "group": row.group,
         "section": -(10**9) if row.group in ("real", "teacher") else -(row.nfe or 0),
         "nfe": "–" if row.nfe is None else str(result.calls_of(row)),
-        "kid": fixed(row.kid.value),
-        "interval": f"{fixed(row.kid.low)} to {fixed(row.kid.high)}",
-        "frechet": fixed(row.frechet, 2),
-        "precision": f"{row.precision:.3f}",
-        "recall": f"{row.recall:.3f}",
+        "figures": [_cell(result, row, each) for each in table_columns(result)],
         "ms": "–" if row.ms_per_image is None else f"{row.ms_per_image:.1f}",
-        "std": f"{row.std:.3f}",
         "gflops": f"{result.flops[row.key] / 1e9:.3g}" if row.key in result.flops else "–",
     }
 
 
+def _cell(result: Result, row: Row, heading: dict[str, Any]) -> str:
+    """A figure, or its interval; a dash where the row has none."""
+    column: Column = result.columns[heading["name"]]
+    if column.name not in row.figures:
+        return "–"
+    figure = row[column.name]
+    if heading["interval"]:
+        return f"{fixed(figure.low, column.decimals)} to {fixed(figure.high, column.decimals)}"
+    return fixed(figure.value, column.decimals)
+
+
+def left_out(result: Result) -> list[dict[str, str]]:
+    """The baselines that could not run: title, numbers of calls and reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for key, reason in result.left_out.items():
+        reasons.setdefault((key.name, reason), []).append(str(key.nfe))
+    return [
+        {"title": baseline_title(name), "nfe": ", ".join(steps), "reason": reason}
+        for (name, reason), steps in reasons.items()
+    ]
+
+
 def side(result: Result, nfe: int) -> dict[str, Any]:
     """The grids shown together for one number of steps."""
-    shown = []
+    shown_ = []
     for key in grids.side_by_side(result, nfe):
-        row = result.row(key)
-        calls = result.calls_of(row)
-        best = ", best training-free" if row.group == "baseline" else ""
-        shown.append(
+        row = result.row(key.name, key.nfe)
+        calls, best = (
+            result.calls_of(row),
+            ", best training-free" if row.group == "baseline" else "",
+        )
+        shown_.append(
             {
                 "title": row.title + best,
-                "note": f"{calls} calls, KID {fixed(row.kid.value)}",
+                "note": f"{calls} calls, {result.column.title} {shown(result, row)}",
                 "image": png(grids.grid_png(result.images[key])),
             }
         )
-    return {"nfe": nfe, "grids": shown}
+    return {"nfe": nfe, "grids": shown_}
 
 
 def path_strip(result: Result) -> list[dict[str, str]]:
     """Rows of pictures made along the same Brownian paths: teacher first, then fewer and fewer
     steps.
     """
-    titles = {
-        "teacher": result.teacher.title,
-        **{f"{r.sampler}.nfe{r.nfe}": f"{r.title}, {r.nfe} steps" for r in result.rows},
+    teacher = SamplerKey("teacher")
+    titles = {teacher: result.teacher.title} | {
+        row.key: f"{row.title}, {row.nfe} steps" for row in result.rows if row.key != teacher
     }
     return [
         {"title": titles[key], "image": png(grids.strip_png([images[:16]]))}
         for key, images in result.path_images.items()
     ]
+
+
+def load_back(result: Result) -> dict[str, str] | None:
+    """What opening the student folder outside the project showed; None where it was not tried."""
+    record = result.load_back
+    if not record:
+        return None
+    if record.get("ok"):
+        difference = record.get("max_abs_difference") or 0.0
+        text = (
+            f"It makes the same {record.get('images')} images as here; the largest difference of a "
+            f"pixel in [0, 1] is {difference:.1g}."
+        )
+        return {"kind": "better", "title": "The student folder works on its own", "text": text}
+    title = "The student folder does not work on its own"
+    return {"kind": "worse", "title": title, "text": f"{record.get('reason', 'unknown reason')}."}
+
+
+def content(result: Result) -> list[tuple[str, str]]:
+    """Digests of the real images and of the extractor."""
+    return [(f"{name} (sha256)", value) for name, value in result.content.items()]
 
 
 def versions() -> list[tuple[str, str]]:
@@ -248,11 +309,15 @@ def _uri(draw: Any, theme: figures.Theme) -> str:
     )
 
 
-def _span(gap: Interval) -> str:
-    return f"{fixed(gap.value)}, 95 % {fixed(gap.low)} to {fixed(gap.high)}"
+def shown(result: Result, row: Row) -> str:
+    """The criterion's figure of a row as text."""
+    return _number(result, result.score(row).value)
 
 
-def _kind(gap: Interval) -> str:
-    if gap.high < 0:
-        return "better"
-    return "worse" if gap.low > 0 else "even"
+def _number(result: Result, value: float) -> str:
+    return fixed(value, result.column.decimals)
+
+
+def _span(result: Result, gap: Interval) -> str:
+    value, low, high = (_number(result, number) for number in (gap.value, gap.low, gap.high))
+    return f"{value}, 95 % {low} to {high}"

@@ -6,27 +6,29 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from diffusers.utils import make_image_grid
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from tasks.evaluation.results import Result
+from tasks.evaluation.results import Result, SamplerKey
 
 GRID_SIDE = 8
+GAP, GREY = 1, (128, 128, 128)
 
 
-def side_by_side(result: Result, nfe: int) -> list[str]:
-    """Row keys of the pictures shown together: teacher, best training-free, untrained, student."""
+def side_by_side(result: Result, nfe: int) -> list[SamplerKey]:
+    """The pictures shown together: teacher, best training-free, untrained, student."""
     keys = [
         result.teacher.key,
         *(row.key for row in result.baselines(nfe)[:1]),
-        f"untrained.nfe{nfe}",
-        f"student.nfe{nfe}",
+        SamplerKey("untrained", nfe),
+        SamplerKey("student", nfe),
     ]
     return [key for key in keys if key in result.images]
 
 
-def grid_keys(result: Result) -> list[str]:
-    """Row keys that get a grid of their own."""
+def grid_keys(result: Result) -> list[SamplerKey]:
+    """Those that get a grid of their own."""
     keys = [key for nfe in result.nfe for key in side_by_side(result, nfe)]
     return list(dict.fromkeys([*(row.key for row in result.rows if row.group == "real"), *keys]))
 
@@ -43,19 +45,22 @@ def grid_png(images: NDArray[np.uint8], side: int = GRID_SIDE, least: int = 512)
 def strip_png(rows: Sequence[NDArray[np.uint8]], least: int = 1024) -> bytes:
     """Rows of uint8 images (n, C, H, W) under each other, with a gap of one pixel."""
     columns = max(len(row) for row in rows)
-    channels, height, width = rows[0].shape[1:]
-    canvas = np.full((len(rows) * (height + 1) - 1, columns * (width + 1) - 1, 3), 128, np.uint8)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            pixels = np.moveaxis(
-                np.broadcast_to(image, (3, height, width)) if channels == 1 else image, 0, -1
-            )
-            canvas[
-                i * (height + 1) : i * (height + 1) + height,
-                j * (width + 1) : j * (width + 1) + width,
-            ] = pixels
-    factor = max(1, round(least / canvas.shape[1]))
-    picture = Image.fromarray(canvas.repeat(factor, 0).repeat(factor, 1))
+    _, height, width = rows[0].shape[1:]
+    blank = Image.new("RGB", (width, height), GREY)
+    tiles = [
+        ImageOps.expand(tile, (0, 0, GAP, GAP), GREY)
+        for row in rows
+        for tile in [*map(_picture, row), *[blank] * (columns - len(row))]
+    ]
+    picture = make_image_grid(tiles, rows=len(rows), cols=columns)
+    picture = picture.crop((0, 0, picture.width - GAP, picture.height - GAP))
+    factor = max(1, round(least / picture.width))
+    size = (picture.width * factor, picture.height * factor)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.resize(size, Image.Resampling.NEAREST).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _picture(image: NDArray[np.uint8]) -> Image.Image:
+    """One uint8 image (1 or 3, H, W)."""
+    return Image.fromarray(np.moveaxis(np.broadcast_to(image, (3, *image.shape[1:])), 0, -1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,59 @@ def test_efficientnet_knows_colour_and_takes_grey() -> None:
     red, blue = torch.full((2, 1, 3, 64, 64), -1.0)
     red[:, 0], blue[:, 2] = 1.0, 1.0
     assert float((extractor(red) - extractor(blue)).abs().max()) > 0.1
+
+
+def save_backbone(folder: Path, kind: str) -> nn.Module:
+    """A tiny vision model of transformers with its preprocessor's settings."""
+    from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"image_size": 28, "patch_size": 14}
+    if kind == "dinov2":
+        net: nn.Module = Dinov2Model(Dinov2Config(**vision, **sizes))
+    else:
+        text = vision | {"intermediate_size": 32, "vocab_size": 50, "max_position_embeddings": 8}
+        config = CLIPConfig(
+            text_config=text,
+            vision_config=vision | sizes | {"intermediate_size": 32},
+            projection_dim=12,
+        )
+        net = CLIPModel(config)
+    net.save_pretrained(folder)  # type: ignore[operator]
+    normal = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(normal))
+    return net.eval()
+
+
+@pytest.mark.parametrize(("kind", "dim"), [("dinov2", 16), ("clip", 12)])
+def test_transformers_backbones_from_a_folder(kind: str, dim: int, tmp_path: Path) -> None:
+    """The model's own embedding of pixels in [0, 1] normalised by hand."""
+    folder = tmp_path / f"tiny-{kind}"
+    net = save_backbone(folder, kind)
+    extractor = load_features("transformers", path=folder)
+    assert (extractor.label, extractor.dim) == (f"tiny-{kind}", dim)
+    x = images(3, 3, 28)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]))
+    pixels = ((x + 1) / 2 - mean) / std
+    with torch.no_grad():
+        if kind == "clip":
+            hidden = net.vision_model(pixels).pooler_output  # type: ignore[operator,union-attr]
+            expected = net.visual_projection(hidden)  # type: ignore[operator]
+        else:
+            expected = net(pixels).pooler_output
+    assert torch.allclose(extractor(x), expected, atol=1e-5)
+    grey = extractor(images(2, 1, 16))
+    assert grey.shape == (2, dim) and grey.dtype == torch.float32
+
+
+def test_a_folder_without_a_vision_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no usable transformers vision model there"):
+        load_features("transformers", path=tmp_path / "nothing")
+    save_backbone(tmp_path, "dinov2")
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(InputError, match="preprocessor_config.json with image_mean and image_std"):
+        load_features("transformers", path=tmp_path)
 
 
 def test_torchscript_files(tmp_path: Path) -> None:

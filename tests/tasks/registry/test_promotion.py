@@ -10,11 +10,21 @@ from typing import Any
 import pytest
 
 from models.common.errors import InputError
+from tasks.config.evaluation import FolderReference
 from tasks.config.schema import Params
 from tasks.registry import promotion, registration, store, tracking
+from tasks.registry.lineage import evaluation_set
 from tasks.registry.promotion import Finding
 from tasks.registry.registration import Version
-from tasks.registry.scores import Decision, Score, compare
+from tasks.registry.scores import (
+    Criterion,
+    Decision,
+    Score,
+    compare,
+    criterion_from_tag,
+    from_tag,
+    to_tag,
+)
 from tasks.utils.failpoints import KILL_AT, MARK
 from tests.flows.project import REPOSITORY
 from tests.tasks.results import NAME, write_results
@@ -72,6 +82,68 @@ def test_a_worse_student_stays_challenger_unless_forced(copy: tuple[Path, Params
 def test_figures_on_another_evaluation_set_do_not_count(copy: tuple[Path, Params]) -> None:
     decision = second_student(*copy, kid=0.001, dataset="other")
     assert not decision.champion and "another evaluation set" in decision.reason
+
+
+def with_evaluation(params: Params, **changes: object) -> Params:
+    evaluation = params.evaluation.model_copy(update=changes)
+    return params.model_copy(update={"evaluation": evaluation})
+
+
+def test_figures_against_other_real_images_do_not_count(copy: tuple[Path, Params]) -> None:
+    """A change of `evaluation.reference` alone, even where the evaluation recorded no digests."""
+    root, params = copy
+    other = with_evaluation(params, reference=FolderReference(path="/data/other"))
+    decision = second_student(root, other, kid=0.001)
+    assert not decision.champion and "another evaluation set" in decision.reason
+    assert aliases(root, params)["champion"] == "1"
+
+
+def test_the_evaluation_set_goes_by_content(registered: tuple[Path, Params]) -> None:
+    _, params = registered
+    hashes = {"dataset": "0" * 32}
+    content = {"real": "a", "features": "b", "rivals.0": "c"}
+    known = evaluation_set(params, hashes, content)
+    moved = with_evaluation(params, reference=FolderReference(path="/elsewhere"))
+    assert evaluation_set(moved, {"dataset": "1" * 32}, content) == known
+    assert evaluation_set(params, hashes, content | {"rivals.0": "d"}) == known
+    for changed in (content | {"real": "d"}, content | {"features": "d"}, None):
+        assert evaluation_set(params, hashes, changed) != known
+    assert evaluation_set(with_evaluation(params, seed=7), hashes, content) != known
+    without = evaluation_set(params, hashes)
+    assert evaluation_set(moved, hashes) != without
+    assert evaluation_set(with_evaluation(params, digest="ab" * 16), hashes) != without
+
+
+def test_another_criterion_does_not_count(copy: tuple[Path, Params]) -> None:
+    root, params = copy
+    write_results(root, 0.01, seed=2)
+    file = root / "data/evaluation/metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["evaluation"] |= {"criterion": "recall", "lower_is_better": False}
+    for row in metrics["student"].values():
+        row["recall"] = 0.9
+    file.write_text(json.dumps(metrics))
+    run = tracking.track_run(root, params).run_id
+    registration.register_student(root, params, run)
+    tags = store.open_store(root, params).get_model_version(NAME, "2").tags
+    assert json.loads(tags[registration.CRITERION]) == {"name": "recall", "lower_is_better": False}
+    decision = promotion.promote(root, params, "2")
+    assert not decision.champion and "ranked by recall, the champion by kid" in decision.reason
+
+
+def test_more_is_better_where_the_criterion_says_so() -> None:
+    recall = Criterion("recall", lower_is_better=False)
+    assert compare({5: Score(0.9)}, {5: Score(0.8)}, recall).champion
+    assert not compare({5: Score(0.7)}, {5: Score(0.8)}, recall).champion
+    apart, touching = {5: Score(0.9, 0.85, 0.95)}, {5: Score(0.9, 0.75, 0.95), 10: Score(0.1)}
+    old = {5: Score(0.8, 0.7, 0.82), 10: Score(0.9)}
+    assert compare(apart, old, recall).champion and not compare(touching, old, recall).champion
+
+
+def test_scores_of_earlier_releases_are_read() -> None:
+    assert from_tag('{"5": {"kid": 0.1, "low": 0.0, "high": 0.2}}') == {5: Score(0.1, 0.0, 0.2)}
+    assert from_tag(to_tag({5: Score(0.1, 0.0, 0.2)})) == {5: Score(0.1, 0.0, 0.2)}
+    assert criterion_from_tag(None) == Criterion("kid", lower_is_better=True)
 
 
 @pytest.mark.parametrize(

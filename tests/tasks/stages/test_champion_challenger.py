@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.common.errors import InputError
-from models.evaluation.metrics import Interval
+from models.evaluation.base import Interval
 from tasks.stages import champion_challenger as comparison
 from tasks.stages import student
 from tasks.stages.champion_challenger import Round, decide
@@ -75,7 +75,7 @@ def test_sides_are_told_apart(root: Path, tmp_path: Path) -> None:
 
 def test_students_that_cannot_meet_are_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match="champion makes states of size 16, this evaluation set has 8"
+        InputError, match="champion makes states of size 1x16x16, this evaluation set has 1x8x8"
     ):
         comparison.compare(PARAMS, root, other(root, tmp_path / "large", unet={"sample_size": 16}))
     plans = json.loads((root / "data/student/model_index.json").read_text())["plans"]

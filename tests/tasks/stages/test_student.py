@@ -156,7 +156,7 @@ def test_finished_work_is_only_published_again(root: Path, monkeypatch: pytest.M
 def test_a_spoiled_student_is_never_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where training only makes it worse, the untrained generator is what comes out."""
     growing = iter(range(1, 100))
-    monkeypatch.setattr(Selection, "_kid", lambda self, nfe: 0.01 * next(growing))
+    monkeypatch.setattr(Selection, "_score", lambda self, nfe: 0.01 * next(growing))
     params = settings()
     student.run(params, root)
     found = record(root)

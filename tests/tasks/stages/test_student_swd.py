@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from models.common.errors import InputError
-from models.evaluation.metrics import Interval
+from models.evaluation.base import Interval
 from models.methods.base import MethodContext
 from models.methods.export import open_student
 from models.methods.swd import gate as scalewise
@@ -245,7 +245,7 @@ def evaluated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         scores = itertools.count(
             10, -1
         )  # the last weights are the best, whatever four steps do to a random teacher
-        patch.setattr(Selection, "_kid", lambda self, nfe: float(next(scores)))
+        patch.setattr(Selection, "_score", lambda self, nfe: float(next(scores)))
         student.run(params, root)
     evaluation.run(params, root)
     return root

@@ -11,7 +11,7 @@ import torch
 
 from models.common.errors import InputError
 from models.common.random import generator_for
-from models.evaluation.metrics import kid
+from models.evaluation.kid import kid
 from models.methods.sigdeg.method import SigDEG
 from models.training.loop import TrainState
 from tasks.config.schema import Params
@@ -75,6 +75,22 @@ def test_the_mean_ratio_to_the_untrained_decides(root: Path, tmp_path: Path) -> 
     assert selection.record["scores"] == {"kid_4": 0.1, "kid_2": 0.1}
 
 
+def test_a_criterion_of_which_more_is_better(root: Path, tmp_path: Path) -> None:
+    params = settings(student={"criterion": "recall"})
+    _, _, selection = parts(root, tmp_path, params)
+    for step, (four, two) in enumerate(
+        [(0.4, 0.2), (0.3, 0.2), (0.4, 0.4), (math.nan, 1.0), (0, 1)]
+    ):
+        figures = {"recall_4": four, "path_rmse_4": 0.1, "recall_2": two, "path_rmse_2": 0.1}
+        selection._keep(step, figures, {"w": torch.zeros(1)})
+    assert selection.record["best_step"] == 2
+    assert selection.record["best_score"] == pytest.approx((1 + 0.5) / 2)
+    with pytest.raises(
+        InputError, match="student.criterion = pixel_mean: expected a metric of quality: kid"
+    ):
+        parts(root, tmp_path, settings(student={"criterion": "pixel_mean"}))
+
+
 def test_a_start_that_is_perfect_by_chance(root: Path, tmp_path: Path) -> None:
     """KID is unbiased, so a good one may be below 0: differences are then measured on a small
     scale.
@@ -89,7 +105,7 @@ def test_validation_looks_at_averages_and_changes_nothing(root: Path, tmp_path: 
     network = method.pipeline.unet
     perturbed(network).train()
     assert (
-        len(selection._validation_kid.real) > 1000
+        len(selection._validation.metric.real.features) > 1000
     )  # loaded before, so that only looking is seen below
     live, noise = weights(network), torch.random.get_rng_state()
     first = selection.validate(0, state)
@@ -113,7 +129,8 @@ def test_figures_are_those_of_the_pipeline(
     params = settings(student={"validation_samples": 6, "seed": 2})
     method, state, selection = parts(folder, tmp_path, params)
     found = selection.validate(0, state)
-    extractor, real = selection._validation_kid.extractor, selection._validation_kid.real
+    validation = selection._validation
+    extractor, real = validation.extractor, validation.metric.real.features
     generator = generator_for("cpu", 2, 13, 4, 0)
     noise = torch.randn(6, 1, 8, 8, generator=generator)
     xi = torch.randn(6, 4, 3, 1, 8, 8, generator=generator)

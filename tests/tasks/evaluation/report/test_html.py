@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from models.evaluation.metrics import Interval
+from models.evaluation.base import Interval
 from tasks.config.schema import Params
 from tasks.evaluation.benchmark import evaluate
 from tasks.evaluation.report import figures
 from tasks.evaluation.report import html as report
 from tasks.evaluation.report import image_grids as grids
-from tasks.evaluation.results import Result
+from tasks.evaluation.results import Result, SamplerKey
 from tests.tasks.stages.test_evaluation import SETTINGS, Flat, make_inputs
 
 CURVE = pd.DataFrame({"step": [0, 50, 100], "loss": [3.0, 2.0, 1.0], "kid_nfe5": [None, 0.2, 0.1]})
@@ -28,7 +28,7 @@ VOID = {"meta", "img", "br", "source", "link"}
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return evaluate(make_inputs(), Flat(), SETTINGS)
+    return evaluate(make_inputs(), [Flat()], SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +77,17 @@ def test_page_escapes_and_tells_its_lineage(page: str, result: Result) -> None:
 
 
 def with_gap(result: Result, gap: Interval) -> Result:
-    return replace(result, differences={**result.differences, "best_at_5.nfe5": gap})
+    pair = SamplerKey("student", 5), result.baselines(5)[0].key
+    return replace(result, differences={**result.differences, pair: gap})
 
 
 @pytest.mark.parametrize(
     ("gap", "kind", "words"),
     [
-        (Interval(-0.02, -0.03, -0.01), "better", "beats every training-free sampler"),
+        (Interval(-0.02, -0.03, -0.01), "better", "is better than every training-free sampler"),
         (Interval(0.02, 0.01, 0.03), "worse", "does not reach the best training-free sampler"),
-        (Interval(-0.01, -0.03, 0.01), "even", "within the uncertainty"),
-        (Interval(0.01, -0.01, 0.03), "even", "within the uncertainty"),
+        (Interval(-0.01, -0.03, 0.01), "even", "is not significantly different from"),
+        (Interval(0.01, -0.01, 0.03), "even", "is not significantly different from"),
     ],
 )
 def test_verdict_follows_the_paired_interval(
@@ -99,12 +100,12 @@ def test_verdict_follows_the_paired_interval(
 
 
 def test_verdict_says_where_the_teacher_is(result: Result) -> None:
-    assert "cannot be told from the teacher" in report.to_teacher(result, 10)
-    above = replace(result, differences={"teacher.nfe10": Interval(0.02, 0.01, 0.03)})
+    assert "not significantly different from the teacher" in report.to_teacher(result, 10)
+    pair = SamplerKey("student", 10), SamplerKey("teacher")
+    above = replace(result, differences={pair: Interval(0.02, 0.01, 0.03)})
     assert "That is 0.0200 above the teacher's 100 calls" in report.to_teacher(above, 10)
-    cross = replace(
-        result, differences={**result.differences, "best_at_10.nfe5": Interval(-0.2, -0.3, -0.1)}
-    )
+    pair = SamplerKey("student", 5), result.baselines(10)[0].key
+    cross = replace(result, differences={pair: Interval(-0.2, -0.3, -0.1)})
     assert "At 5 steps the student is better than" in str(report.cross_verdict(cross))
 
 
@@ -155,7 +156,7 @@ def test_frontier_shows_the_figures(result: Result) -> None:
         if len(line.get_xdata()) == 2 and line.get_xdata()[1] == 10
     ]
     shown = {float(line.get_ydata()[1]) for line in lines}
-    positive = {row.kid.value for row in result.rows if row.nfe == 10 and row.kid.value > 0}
+    positive = {row["kid"].value for row in result.rows if row.nfe == 10 and row["kid"].value > 0}
     assert positive <= shown and len(lines) == 5
     assert sorted(int(line.get_xdata()[0]) for line in lines) == [
         5,

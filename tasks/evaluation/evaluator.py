@@ -1,0 +1,148 @@
+"""Sets of images against one real set: every metric, in the features of every extractor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.common.errors import InputError
+from models.evaluation.base import Estimate, Interval, Metric, MetricOptions, Samples
+from models.evaluation.features import FeatureExtractor, extract
+from models.evaluation.registry import criterion_class, metric_class
+from tasks.config.evaluation import Evaluation
+from tasks.evaluation.results import Column, SamplerKey
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A metric, bound to the real set as the extractor with this index sees it."""
+
+    column: str
+    metric: Metric
+    extractor: int
+
+
+class Evaluator:
+    """Measures sets of images; everything about the real set is computed once.
+
+    The first extractor is the criterion's. `few`: images of each set for the figures that depend on
+    their number; None for all. Raises InputError for a metric that cannot be used as asked.
+    """
+
+    def __init__(
+        self,
+        extractors: Sequence[FeatureExtractor],
+        real: Tensor,
+        settings: Evaluation,
+        few: int | None = None,
+    ) -> None:
+        self.extractors, self.settings, self.few = extractors, settings, few
+        self.classes = {name: metric_class(name) for name in settings.metrics}
+        criterion_class(settings.criterion, "evaluation.criterion")
+        if len({extractor.label for extractor in extractors}) < len(extractors):
+            labels = ", ".join(extractor.label for extractor in extractors)
+            raise InputError(
+                f"evaluation.more_features: two extractors are called alike ({labels}): expected "
+                "distinct names; rename the file or folder"
+            )
+        self.real = [
+            Samples(images=real, features=extract(extractor, real)) for extractor in extractors
+        ]
+        self.columns: dict[str, Column] = {}
+        self._bound: list[_Bound] = []
+        for index in range(len(extractors)):
+            self._bind(index)
+        self.estimates: dict[SamplerKey, Estimate] = {}
+        self._pilot: Metric | None = None
+
+    def _bind(self, index: int) -> None:
+        label = self.extractors[index].label
+        for name, metric in self.classes.items():
+            by_features = "features" in metric.inputs
+            if "paths" in metric.inputs or (index and not by_features):
+                continue
+            column = f"{name}_{slug(label)}" if index else name
+            deciding = column == self.settings.criterion
+            self._bound.append(
+                _Bound(column, metric(self.real[index], self.options(metric, deciding)), index)
+            )
+            self.columns[column] = column_of(metric, column, label if by_features else None)
+
+    def options(self, metric: type[Metric], deciding: bool = False) -> MetricOptions:
+        """Intervals are computed where they are shown."""
+        settings = self.settings
+        resamples = settings.bootstrap if metric.shows_interval or deciding else 0
+        return MetricOptions(resamples, settings.seed, settings.neighbours, self.few)
+
+    def measure(
+        self, key: SamplerKey, images: Tensor, prompts: tuple[str, ...] | None = None
+    ) -> dict[str, Interval]:
+        """All figures of images (n, C, H, W) in [-1, 1], by column; the criterion's estimate is
+        kept for comparisons.
+        """
+        check_shape(images, self.real[0].images)
+        features = [extract(extractor, images) for extractor in self.extractors]
+        found = {}
+        for bound in self._bound:
+            if "prompts" in bound.metric.inputs and prompts is None:
+                raise InputError(
+                    f"evaluation.metrics: {bound.column} needs prompts, the data has none; leave "
+                    "it out"
+                )
+            samples = Samples(images=images, features=features[bound.extractor], prompts=prompts)
+            estimate = bound.metric(samples)
+            if bound.column == self.settings.criterion:
+                self.estimates[key] = estimate
+            found[bound.column] = estimate.interval()
+        return found
+
+    def score(self, key: SamplerKey, images: Tensor) -> Estimate:
+        """The criterion alone, kept for comparisons."""
+        check_shape(images, self.real[0].images)
+        bound = next(b for b in self._bound if b.column == self.settings.criterion)
+        samples = Samples(images=images, features=extract(self.extractors[0], images))
+        self.estimates[key] = bound.metric(samples)
+        return self.estimates[key]
+
+    def pilot_cost(self, images: Tensor) -> float:
+        """The criterion of a few images, turned so that less is better."""
+        metric = metric_class(self.settings.criterion)
+        if self._pilot is None:
+            self._pilot = metric(self.real[0], MetricOptions(neighbours=self.settings.neighbours))
+        value = self._pilot(
+            Samples(images=images, features=extract(self.extractors[0], images))
+        ).value
+        return value if metric.lower_is_better else -value
+
+    def difference(self, first: SamplerKey, second: SamplerKey) -> Interval:
+        """The paired difference of the criterion, first minus second."""
+        return self.estimates[first].minus(self.estimates[second])
+
+
+def check_shape(images: Tensor, real: Tensor | None) -> None:
+    """InputError unless both have the same channels, height and width."""
+    if real is not None and images.shape[1:] != real.shape[1:]:
+        made, wanted = ("x".join(map(str, x.shape[1:])) for x in (images, real))
+        raise InputError(
+            f"generated images are {made} (channels x height x width), the real ones {wanted}: "
+            "expected the same; choose a teacher and a dataset that agree"
+        )
+
+
+def column_of(metric: type[Metric], name: str, features: str | None) -> Column:
+    return Column(
+        name,
+        metric.title,
+        features,
+        metric.lower_is_better,
+        metric.shows_interval,
+        metric.decimals,
+    )
+
+
+def slug(label: str) -> str:
+    """The label in names of figures: letters, digits and underscores, as MLflow wants them."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_") or "features"
