@@ -8,6 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from rich.markup import escape
+
 from flows.console import refuse, say
 from tasks.registry.hub import push
 
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             private=not given.public,
         )
         for line in sent.lines():
-            say(line)
+            say(escape(line))
     except Exception as error:
         return refuse(error)
     return 0

@@ -13,7 +13,7 @@ from tasks.data.dataset import load_manifest
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 UNKNOWN = "not stated by the teacher; state one before you publish"
 SETTINGS = ("order", "trainable", "lora_rank", "fake_updates", "backward_simulation")
-SHOWN = ("kid", "frechet", "precision", "recall", "ms_per_image")
+SHOWN = ("kid", "frechet", "precision", "recall", "ms_per_image")  # beside all with intervals
 
 
 def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
@@ -99,7 +99,9 @@ def figures_of(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for sampler in ("student", "teacher", "best_training_free"):
         for steps, found in metrics.get(sampler, {}).items():
             rows.append((str(found.get("title") or sampler), steps.removeprefix("nfe"), found))
-    names = [name for name in SHOWN if any(name in found for *_, found in rows)]
+    measured = dict.fromkeys(name for *_, found in rows for name in found)
+    bounded = [name for name in measured if f"{name}_low" in measured]
+    names = list(dict.fromkeys(bounded + [name for name in SHOWN if name in measured]))
     table = [
         [title, calls, *(_cell(found, name) for name in names)] for title, calls, found in rows
     ]
