@@ -14,6 +14,7 @@ PORT ?= 4200
 MLFLOW_PORT ?= 5000
 
 BIN := .venv/bin
+FEWSTEP := $(BIN)/python -m flows.cli
 PYTEST := $(BIN)/python -m pytest
 STAMP := .venv/.installed
 # Stages are `python -m tasks.stages.NAME`: whoever runs them must find the project's own interpreter first.
@@ -24,7 +25,7 @@ export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down status doctor test test-slow chaos chaos-random check bench repro rollback ui lock clean distclean
+.PHONY: help run presets up down status doctor test test-slow chaos chaos-random check bench repro rollback ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -44,22 +45,26 @@ $(STAMP): requirements.lock
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c requirements.lock numpy setuptools wheel
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c requirements.lock --no-build-isolation iisignature
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 run: $(STAMP) ## distil the teacher: all stages, report, registered model; PRESET=mnist-swd for another experiment; ARGS="student.steps=500 ..." changes values
-	@$(BIN)/python -m flows.distill --preset "$(PRESET)" $(ARGS)
+	@$(FEWSTEP) run --preset "$(PRESET)" $(ARGS)
+
+presets: $(STAMP) ## list the presets, a line each
+	@$(FEWSTEP) presets
 
 up: $(STAMP) ## start Prefect's server and worker and MLflow's server, apply the deployments; PORT=4200 MLFLOW_PORT=5000
-	@$(BIN)/python -m flows.services.services up --host "$(LISTEN)" --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
+	@$(FEWSTEP) up --host "$(LISTEN)" --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
 down: $(STAMP) ## end what `make up` started
-	@$(BIN)/python -m flows.services.services down
+	@$(FEWSTEP) down
 
 status: $(STAMP) ## what `make up` started, its addresses and logs
-	@$(BIN)/python -m flows.services.services status
+	@$(FEWSTEP) status
 
-doctor: $(STAMP) ## check versions, pins, ports, disk, GPU, remote, databases, locks, and say how to mend each
-	@$(BIN)/python -m flows.doctor.doctor --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
+doctor: $(STAMP) ## check versions, pins, ports, disk, GPU, remote, databases, locks, and say how to fix each
+	@$(FEWSTEP) doctor --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
 test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses
 	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
@@ -87,18 +92,18 @@ repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
 	@$(BIN)/python -m tasks.utils.environment dvc repro $(ARGS)
 
 rollback: $(STAMP) ## make the previous champion of the registry champion again
-	@$(BIN)/python -m flows.rollback $(ARGS)
+	@$(FEWSTEP) rollback $(ARGS)
 
 ui: $(STAMP) ## MLflow's pages on http://127.0.0.1:5000
 	@$(BIN)/python -m tasks.utils.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
 
 lock: $(STAMP) ## write requirements.lock anew from what .venv holds
 	@{ echo "# Every package of a working environment, pinned. Made by \`make lock\`; installed by \`make .venv\`."; \
-	   $(BIN)/python -m pip freeze --all | grep -viE '^pip==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > requirements.lock.new
+	   $(BIN)/python -m pip freeze --all | grep -viE '^pip==|^-e |^fewstep' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && touch $(STAMP)
 
 clean: ## end services, remove caches and scratch files; results, models and .venv stay
-	@test ! -d .fewstep/services || $(BIN)/python -m flows.services.services down
+	@test ! -d .fewstep/services || $(FEWSTEP) down
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fewstep .dvc/tmp
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
