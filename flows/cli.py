@@ -29,11 +29,11 @@ MODULES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "doctor": ("flows.doctor.doctor", (), "check the installation and say how to fix it"),
     "register": ("flows.register", (), "record, register and promote what `dvc repro` made"),
     "rollback": ("flows.rollback", (), "make the previous champion champion again"),
+    "push": ("flows.push", (), "send the student to a hub: OWNER/NAME; --dry-run shows what goes"),
 }
 OWN = {
     "presets": "list the presets of conf/preset",
     "params": "write params.yaml for a preset: --preset NAME key=value ...",
-    "push": "send the student to a Hugging Face hub: OWNER/NAME; --dry-run shows what would go",
 }
 
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         if command not in OWN:
             known = ", ".join([*MODULES, *OWN])
             raise InputError(f"fewstep {command}: no such command, expected one of {known}")
-        return {"presets": list_presets, "params": write_params, "push": push}[command](rest)
+        return {"presets": list_presets, "params": write_params}[command](rest)
     except Exception as error:
         return refuse(error)
 
@@ -83,27 +83,6 @@ def write_params(argv: list[str]) -> int:
     texts = as_list(nested(arguments.overrides))
     _, changes = write_preset(Path.cwd(), arguments.preset, texts)
     say("\n".join(changes) or "params.yaml is as it was")
-    return 0
-
-
-def push(argv: list[str]) -> int:
-    """Send data/student to a hub."""
-    from tasks.registry import hub
-
-    parser = argparse.ArgumentParser("fewstep push", description=hub.__doc__)
-    parser.add_argument("repository", metavar="OWNER/NAME")
-    parser.add_argument("--dry-run", action="store_true", help="show what would go; send nothing")
-    parser.add_argument("--public", action="store_true", help="anyone may see it")
-    parser.add_argument("--license", metavar="NAME", help="if the teacher states none")
-    asked = parser.parse_args(argv)
-    pushed = hub.push(
-        Path.cwd(),
-        asked.repository,
-        licence=asked.license,
-        dry_run=asked.dry_run,
-        private=not asked.public,
-    )
-    print("\n".join(pushed.lines()))
     return 0
 
 
