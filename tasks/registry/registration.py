@@ -209,9 +209,10 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
         calm(),
         mlflow.start_run(run_id=run_id, tags=mine, log_system_metrics=False),
     ):
-        # Real files: with DVC's cache.type = symlink those in data/ are links, which MLflow refuses
-        # as paths out of its folder.
-        files = shutil.copytree(folder, Path(place) / STUDENT.name)
+        files = folder
+        if any(path.is_symlink() for path in folder.rglob("*")):
+            # DVC's cache.type = symlink: MLflow refuses links as paths out of its folder.
+            files = shutil.copytree(folder, Path(place) / STUDENT.name)
         info = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
