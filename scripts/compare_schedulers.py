@@ -35,12 +35,19 @@ TRAILING = {"timestep_spacing": "trailing"}
 MULTISTEP = TRAILING | {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero"}
 
 
+class UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
+    """DDPMPipeline hands a generator to every scheduler; UniPC's own step takes none."""
+
+    def step(self, *args: Any, generator: Any = None, **options: Any) -> Any:
+        return super().step(*args, **options)
+
+
 def rivals() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Training-free schedulers of diffusers with the time grids that they offer."""
     yield "DDIM, trailing", DDIMScheduler, TRAILING | {"set_alpha_to_one": True}
     for name, kind, logsnr in [
         ("DPM-Solver++(2M)", DPMSolverMultistepScheduler, {"use_lu_lambdas": True}),
-        ("UniPC", UniPCMultistepScheduler, {"use_exponential_sigmas": True}),
+        ("UniPC", UniPC, {"use_exponential_sigmas": True}),
     ]:
         yield f"{name}, trailing", kind, MULTISTEP
         yield f"{name}, log-SNR", kind, MULTISTEP | logsnr
