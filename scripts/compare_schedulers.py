@@ -1,8 +1,8 @@
 """KID of schedulers in one stock pipeline, without any training: the shipped MNIST teacher.
 
 Every scheduler samples the same number of images through ``DDPMPipeline`` from the same start
-noise; KID is against up to 4,000 training images, as students are chosen (tasks/evaluation). Prints a
-table in Markdown. Needs data/dataset: python -m tasks.stages.dataset.
+noise; KID is against up to 4,000 training images, as students are chosen (tasks/evaluation).
+Prints a table in Markdown. Needs data/dataset: python -m tasks.stages.dataset.
 """
 
 from __future__ import annotations
