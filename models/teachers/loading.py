@@ -10,6 +10,7 @@ from torch import nn
 
 from models.common.errors import InputError
 from models.teachers.base import Denoiser
+from models.teachers.factory import load_made
 from models.teachers.families import family_of
 
 USED = {"unet", "transformer", "scheduler", "vae", "vqvae"}
@@ -19,11 +20,15 @@ IGNORED = {"safety_checker", "feature_extractor"}  # they look at finished image
 def load_denoiser(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Denoiser:
-    """Open a diffusers pipeline folder or hub id (safetensors only).
+    """Open a diffusers pipeline folder or hub id (safetensors only), or a folder that the teacher
+    stage wrote for a factory.
 
     Raises InputError when the folder is missing or the denoiser or scheduler is of an
     unsupported kind.
     """
+    record = read_record(source)
+    if "factory" in record:
+        return load_made(Path(source), record)
     pipe = open_pipeline(source, revision=revision, trust_remote_code=trust_remote_code)
     return denoiser_of_pipeline(pipe, str(source))
 
@@ -144,13 +149,21 @@ def read_null_class(source: str | Path) -> int | None:
     """The class that means "no class", from teacher.json in a pipeline folder; None where nothing
     says.
     """
-    record = Path(source) / "teacher.json"
-    if not record.is_file():
-        return None
-    try:
-        label = json.loads(record.read_text()).get("null_class")
-    except (ValueError, AttributeError):
-        raise InputError(
-            f"{record}: not readable; expected a JSON object, with null_class if there is one"
-        ) from None
+    label = read_record(source).get("null_class")
     return None if label is None else int(label)
+
+
+def read_record(source: str | Path) -> dict[str, Any]:
+    """The content of teacher.json in a folder, {} where there is none."""
+    file = Path(source) / "teacher.json"
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{file}: not readable; expected a JSON object, with null_class if there is one"
+        )
+    return record

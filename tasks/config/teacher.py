@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from models.common import config as common
 from models.common.config import Count, Flag, Natural, Precision, Section, Seed, Size
+from models.teachers.trust import trust_factory
 from tasks.config import types as fields
 from tasks.config.types import LocalPath
 
@@ -27,6 +28,23 @@ class PretrainedTeacher(Section):
     """The class that means "no class" for guidance, of conditional UNets; null: that of the
     folder's teacher.json, else none.
     """
+
+
+class FactoryTeacher(Section):
+    source: Literal["factory"] = "factory"
+    """A function that returns a models.teachers.base.Denoiser."""
+    factory: Annotated[str, Field(strict=True, pattern=r"^[\w.]+:\w+$")]
+    """ "module:function", of an installed module or of a file in extensions."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Its keyword arguments."""
+    trust_remote_code: Flag = False
+    """Run that function."""
+
+    @model_validator(mode="after")
+    def _trusted(self) -> Self:
+        if self.trust_remote_code:
+            trust_factory(self.factory)
+        return self
 
 
 class TrainedTeacher(Section):
@@ -69,4 +87,6 @@ class TrainedTeacher(Section):
         return self
 
 
-Teacher = Annotated[PretrainedTeacher | TrainedTeacher, Field(discriminator="source")]
+Teacher = Annotated[
+    PretrainedTeacher | FactoryTeacher | TrainedTeacher, Field(discriminator="source")
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from models.common.errors import InputError
 from models.common.random import generator_for
 from models.methods.denoising import Denoising, Images
 from models.teachers.architectures import build_scheduler, build_unet
+from models.teachers.base import Denoiser
 from models.teachers.conditioning import class_condition
+from models.teachers.factory import call_factory, save_weights
 from models.teachers.loading import (
     denoiser_of_pipeline,
     open_pipeline,
@@ -28,7 +32,7 @@ from models.teachers.loading import (
 from models.teachers.unet2d import null_class_last
 from models.training.loop import Batches, LoopConfig, TrainState
 from tasks.config.schema import Params
-from tasks.config.teacher import PretrainedTeacher, TrainedTeacher
+from tasks.config.teacher import FactoryTeacher, PretrainedTeacher, TrainedTeacher
 from tasks.data.dataset import load_manifest, load_split
 from tasks.data.teacher import check_teacher_fits_dataset
 from tasks.training.trainer import Training
@@ -45,12 +49,16 @@ def run(params: Params, root: Path) -> None:
     teacher.json.
     """
     destination = root / "data" / "teacher"
-    if isinstance(params.teacher, TrainedTeacher):
-        pipeline, record = _trained(params.teacher, root)
+    if isinstance(params.teacher, FactoryTeacher):
+        teacher, save, record = _made(params.teacher)
     else:
-        pipeline, record = _pretrained(params.teacher, root)
+        if isinstance(params.teacher, TrainedTeacher):
+            pipeline, record = _trained(params.teacher, root)
+        else:
+            pipeline, record = _pretrained(params.teacher, root)
+        teacher = denoiser_of_pipeline(pipeline, "data/teacher", record["null_class"])
+        save = partial(_save_pipeline, pipeline)
     reach("teacher.ready")
-    teacher = denoiser_of_pipeline(pipeline, "data/teacher", record["null_class"])
     if (root / "data" / "dataset" / "manifest.json").is_file():
         check_teacher_fits_dataset(teacher, root)
     record |= {
@@ -58,11 +66,8 @@ def run(params: Params, root: Path) -> None:
         "shape": list(teacher.shape),
         "prediction_type": teacher.prediction_type,
     }
-    for part in pipeline_parts(pipeline).values():
-        if "_name_or_path" in getattr(part, "config", ()):
-            part.register_to_config(_name_or_path="")  # a folder of this machine
     with atomic_dir(destination) as folder:
-        pipeline.save_pretrained(folder)
+        save(folder)
         reach("teacher.saved")
         atomic_write_json(folder / "teacher.json", record)
     count = sum(p.numel() for p in teacher.network.parameters())
@@ -70,6 +75,24 @@ def run(params: Params, root: Path) -> None:
         f"teacher: {count / 1e6:.2f} M parameters, {teacher.prediction_type}, state "
         f"{teacher.shape}, {record['fingerprint'][:12]}"
     )
+
+
+def _save_pipeline(pipeline: Any, folder: Path) -> None:
+    for part in pipeline_parts(pipeline).values():
+        if "_name_or_path" in getattr(part, "config", ()):
+            part.register_to_config(_name_or_path="")  # a folder of this machine
+    pipeline.save_pretrained(folder)
+
+
+def _made(source: FactoryTeacher) -> tuple[Denoiser, Callable[[Path], None], dict[str, Any]]:
+    teacher = call_factory(source.factory, source.arguments)
+    record = {
+        "source": "factory",
+        "factory": source.factory,
+        "arguments": source.arguments,
+        "null_class": teacher.null_class,
+    }
+    return teacher, partial(save_weights, teacher), record
 
 
 def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:

@@ -21,6 +21,7 @@ import torch
 from models.common.errors import InputError
 from models.sampling.trajectories import kept_features, teacher_paths
 from models.teachers.base import Denoiser
+from tasks.config.extensions import load_extensions
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data.shards import publish, usable_shard, write_shard
@@ -67,7 +68,7 @@ def run(params: Params, root: Path) -> None:
         ]
         rows = sum(job.stop - job.start for job in missing)
         with progress("trajectories", rows * spec.steps) as advance:
-            for _ in _make(root, spec, missing, teacher, points, advance):
+            for _ in _make(root, params, missing, teacher, points, advance):
                 pass
         kept = kept_features(path_spec(spec, teacher, points).parts)
         meta = identity | {
@@ -133,15 +134,16 @@ def _jobs(scratch: Path, split: str, count: int, size: int) -> list[Job]:
 
 def _make(
     root: Path,
-    spec: Trajectories,
+    params: Params,
     jobs: list[Job],
     teacher: Denoiser,
     points: list[int],
     advance: Advance,
 ) -> Iterator[Job]:
     """Make the shards, here or on Ray workers; yields each job when its shard is whole on disk."""
+    spec = params.trajectories
     if spec.workers and jobs:
-        yield from _on_ray(root, spec, jobs, points, advance)
+        yield from _on_ray(root, params, jobs, points, advance)
         return
     maker = ShardMaker(spec, teacher.to(pick_device()), points)
     for job in jobs:
@@ -187,19 +189,20 @@ class ShardMaker:
 
 
 def _on_ray(
-    root: Path, spec: Trajectories, jobs: list[Job], points: list[int], advance: Advance
+    root: Path, params: Params, jobs: list[Job], points: list[int], advance: Advance
 ) -> Iterator[Job]:
     import ray
     from ray.util import ActorPool
 
     from tasks.training.ray_cluster import connect
 
+    spec = params.trajectories
     with connect(spec.workers) as gpus:
         options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         actor = ray.remote(**options)(_RayMaker)
         pool = ActorPool(
             [
-                actor.remote(str(root), spec.model_dump(mode="json"), points)
+                actor.remote(str(root), params.model_dump(mode="json"), points)
                 for _ in range(min(spec.workers, len(jobs)))
             ]
         )
@@ -209,10 +212,11 @@ def _on_ray(
 
 
 class _RayMaker:
-    def __init__(self, root: str, spec: dict[str, Any], points: list[int]):
+    def __init__(self, root: str, params: dict[str, Any], points: list[int]):
         if not torch.cuda.is_available():
             torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
-        settings = Trajectories.model_validate(spec)
+        load_extensions(params["extensions"], Path(root))
+        settings = Params.model_validate(params).trajectories
         self.maker = ShardMaker(settings, load_teacher(Path(root)).to(pick_device()), points)
 
     def make(self, job: Job) -> Job:
