@@ -99,7 +99,8 @@ def _states(config: Any) -> str:
     """Channels and size of the states that a network makes, as text."""
     size = config.sample_size
     sides = size if isinstance(size, list | tuple) else (size, size)
-    return "x".join(str(each) for each in (config.out_channels, *sides))
+    channels = config.get("out_channels") or config.in_channels
+    return "x".join(str(each) for each in (channels, *sides))
 
 
 def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:
