@@ -261,7 +261,7 @@ def _up(root: Path, arguments: argparse.Namespace) -> int:
         say("deployments: .venv/bin/python -m tasks.utils.environment prefect deployment ls")
         say(
             "start one:   .venv/bin/python -m tasks.utils.environment prefect deployment run "
-            "'distill/sigdeg' --watch"
+            "'distill/preset' --watch"
         )
         say("end all:     make down")
     return 0

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from tasks.config.overrides import tag_of, variants_of
+from models.common.errors import InputError
+from tasks.config.extensions import check_extensions
+from tasks.config.overrides import read_mapping, tag_of, variants_of
+from tasks.config.schema import Params, params_dict
 
 PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # YAML 1.1 reads them so
@@ -26,6 +30,36 @@ def params_text(params: BaseModel, header: str) -> str:
     for name in type(params).model_fields:
         lines += ["", *_lines(params, name, "")]
     return "\n".join(lines) + "\n"
+
+
+def check_written(path: Path, params: Params) -> None:
+    """Raise InputError if DVC could not see all that `params`, read from `path`, stand for: a key
+    that is left to its default, or the present content of the extensions.
+    """
+    data = read_mapping(path)
+    if missing := [name for name in _keys(params_dict(params)) if not _has(data, name)]:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{path.name}: {missing[0]}{more}: not written out, so DVC would not see its default "
+            "change; compose the file with `fewstep params` or `make run`"
+        )
+    check_extensions(params.extensions, params.extensions_digest, path.parent)
+
+
+def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _has(tree: Any, name: str) -> bool:
+    for key in name.split("."):
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
 
 
 def _lines(section: BaseModel, name: str, indent: str, tags: str = "") -> list[str]:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from models.common.errors import InputError
 from tasks.config.schema import Params, load_params
+from tasks.config.written import check_written
 from tasks.utils.locks import scratch_lock
 from tasks.utils.os_errors import os_error_line
 from tasks.utils.parent_death import exit_with_parent
@@ -44,6 +45,8 @@ def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None =
     with user_errors():
         arguments = overrides_parser(f"python -m {name}", about).parse_args(argv)
         params, root = load_params(arguments.params, arguments.overrides), Path.cwd()
+        if "DVC_STAGE" in os.environ:
+            check_written(arguments.params, params)
         stage = name.rpartition(".")[2]
         with scratch_lock(root / ".fewstep" / "stages" / stage), measure_resources(root, stage):
             run(params, root)

@@ -10,9 +10,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from tasks.config.overrides import validated
+from tasks.config.presets import DEFAULT
+from tasks.config.schema import Params
+from tasks.config.written import params_text
 from tasks.utils.failpoints import HOLD_AT, KILL_AT, MARK
 from tests.paths import PROJECT
 
@@ -38,6 +43,7 @@ PARAMS = {
     },
     "registration": {"name": "chaos"},
 }  # fmt: skip
+VARIANTS = [{"override /dataset": "digits"}, {"override /teacher": "train"}]
 COPIED = (
     "models",
     "tasks",
@@ -68,8 +74,18 @@ def make_project(root: Path) -> Path:
             root / "data/pretrained" / name,
             copy_function=os.link,
         )
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    shutil.copytree(REPOSITORY / "conf", root / "conf")
+    write_settings(root, PARAMS)
     return root
+
+
+def write_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings as params.yaml, every key spelled out, and as the default preset."""
+    params = validated(Params, settings, "chaos")
+    (root / "params.yaml").write_text(params_text(params, "Of the chaos tests."))
+    preset = {"defaults": VARIANTS} | dict(settings)
+    text = f"# @package _global_\n{yaml.safe_dump(preset, sort_keys=False)}"
+    (root / f"conf/preset/{DEFAULT}.yaml").write_text(text)
 
 
 def copy_until(made: Path, root: Path, stage: str = "") -> Path:

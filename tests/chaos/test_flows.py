@@ -76,7 +76,7 @@ class Site:
 
     def start_run(self, seed: int) -> str:
         (found,) = [item for item in self.ask("deployments/filter") if item["name"] == "sigdeg"]
-        wanted = {"overrides": [f"student.seed={seed}"]}
+        wanted = {"overrides": {"student": {"seed": seed}}}
         return str(self.ask(f"deployments/{found['id']}/create_flow_run", parameters=wanted)["id"])
 
     def state(self, run: str) -> str:

@@ -12,6 +12,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
+from flows.dvc.params_file import apply_overrides
 from tests.chaos.checks import check_registry, digests, flip, one_error, store_of
 from tests.chaos.forkserver import ForkServer
 from tests.chaos.project import copy_until
@@ -47,7 +48,7 @@ def test_damaged_registry(rival: Path, tmp_path: Path, forkserver: ForkServer) -
     """
     root = copy_until(rival, tmp_path / "project")
     params = (root / "params.yaml").read_text()
-    (root / "params.yaml").write_text(f"{params.rstrip()}\n  promote: false\n")
+    apply_overrides(root / "params.yaml", ["registration.promote=false"])
     assert forkserver.run(root, REGISTER).returncode == 0
     (root / "params.yaml").write_text(params)
     client = store_of(root)

@@ -38,17 +38,18 @@ def experiments(root: Path) -> dict[str, str]:
 
 
 def test_a_deployment_runs_to_its_end(served: Served) -> None:
-    overrides = 'overrides=["student.steps=250"]'
+    overrides = 'overrides={"student": {"steps": 250}}'
     told = served.prefect(
-        "deployment", "run", "distill/sigdeg", "-p", overrides, "--watch", timeout=240
+        "deployment", "run", "distill/preset", "-p", overrides, "--watch", timeout=240
     )
     for wrong, reason in (
-        ('overrides=["studnt.steps=1"]', "does not match"),
+        ('overrides=["student.step=5"]', "is not of type 'object'"),
+        ('overrides={"student": {"step": 5}}', "'step' was unexpected"),
+        ("preset=mnist-sigdog", "is not one of"),
         ('overrides={"student": {"steps": -1}}', "less than the minimum of 0"),
-        ("method=none", "is not one of"),
         ("steps=1", "not found"),
     ):
-        refused = served.prefect("deployment", "run", "distill/sigdeg", "-p", wrong, status=1)
+        refused = served.prefect("deployment", "run", "distill/preset", "-p", wrong, status=1)
         assert reason in " ".join(refused.split()), refused
     root = served.root
     assert "Completed" in told, told + served.log()
@@ -73,7 +74,8 @@ def test_two_runs_at_once_do_not_disturb_each_other(served: Served) -> None:
         "slower",
     )
     both = [
-        served.start("distill/sigdeg", overrides=[f"student.steps={steps}"]) for steps in (101, 102)
+        served.start("distill/preset", overrides={"student": {"steps": steps}})
+        for steps in (101, 102)
     ]
     first, second = served.wait(*both)
     assert first["state"]["type"] == second["state"]["type"] == "COMPLETED", served.log()
@@ -133,7 +135,7 @@ def test_news_of_data_starts_a_run_and_rollback_brings_the_champion_back(served:
     (run,) = served.wait(*started)
     assert run["state"]["message"].startswith("version 1 is the first champion"), run["state"]
     (better,) = served.wait(
-        served.start("distill/sigdeg", overrides=["student.steps=500"])
+        served.start("distill/preset", overrides={"student": {"steps": 500}})
     )  # its KID is 1 / steps
     assert better["state"]["message"].startswith("version 2 replaces version 1"), better["state"]
     (back,) = served.wait(served.start("rollback/manual"))

@@ -242,7 +242,7 @@ def test_real_services_take_a_run_and_leave_nothing_behind(
         listed = python(
             root, "-m", "tasks.utils.environment", "prefect", "deployment", "ls", env=env
         ).stdout
-        assert "distill/sigdeg" in listed
+        assert "distill/preset" in listed
         watched = python(
             root, "-m", "tasks.utils.environment", "prefect", "automation", "ls", env=env
         ).stdout
