@@ -19,11 +19,12 @@ from models.sampling.signature import join_maps, joined
 from models.teachers.base import Denoiser
 from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
+from tasks.data.agreement import check_teacher_fits_dataset
 from tasks.data.dataset import load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
-from tasks.data.teacher import check_teacher_fits_dataset, load_teacher
+from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import cached_spec, open_trajectories
 from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_float
 from tasks.registry.lineage import git_state, stage_sums

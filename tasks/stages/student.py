@@ -30,10 +30,11 @@ from models.methods.export import export_pipeline
 from models.teachers.base import Denoiser
 from models.training.loop import LoopConfig, TrainState
 from tasks.config.schema import Params, params_from_dict
+from tasks.data.agreement import check_teacher_fits_dataset
 from tasks.data.batches import BatchPlan, batches_for
 from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
-from tasks.data.teacher import check_teacher_fits_dataset, load_teacher
+from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.methods.context import make_context, method_of, real_images
 from tasks.methods.model_card import provenance, render

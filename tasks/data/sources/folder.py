@@ -36,13 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 class FolderDataset(DatasetSettings):
-    """``labels``: auto = of the metadata table if it has any, else of class folders."""
+    """Image files with labels and captions as Hugging Face's imagefolder has them."""
 
     kind: Literal["folder"] = "folder"
     path: LocalPath
+    """A folder, or a .zip of one."""
     digest: Digest | None = None
+    """Of the content at path; runs fill it in, so that new content runs the stage again."""
     channels: Channels = 3
+    """1: grey, 3: colour; images are converted."""
     labels: Labels = "auto"
+    """auto: of the metadata table if it has any, else of class folders."""
 
     def open(self, root: Path) -> Source:
         return folder_source(root / self.path, self.channels, labels=self.labels)

@@ -16,14 +16,19 @@ from tasks.data.sources.base import DatasetSettings, Source
 
 
 class IconsDataset(DatasetSettings):
+    """Packs of icons."""
+
     kind: Literal["icons"] = "icons"
     packs: Annotated[tuple[LocalPath, ...], Field(min_length=1), AfterValidator(distinct)]
     """Folders of npm packages such as @iconify-json/twemoji."""
+    """Folders or files of Iconify icon sets, such as npm installs them."""
     leave_out: Pattern | None = "skin-tone"
+    """A regular expression; icons whose names match it are left out."""
     """Names that match this pattern are not used."""
     categories: tuple[tuple[Text, Text], ...] | None = None
     """Pairs of category and class, others are left out; null: every category is a class."""
     digest: Digest | None = None
+    """Of the content of the packs; runs fill it in, so that new content runs the stage again."""
     """Of the packs' content; runs fill it in, so that new content runs the stage again."""
 
     def open(self, root: Path) -> Source:

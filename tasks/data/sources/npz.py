@@ -20,12 +20,19 @@ LAYOUTS = "uint8 (n, H, W), (n, H, W, 1|3) or (n, 1|3, H, W)"
 
 
 class NpzDataset(DatasetSettings):
+    """Arrays by name."""
+
     kind: Literal["npz"] = "npz"
     path: LocalPath
+    """An .npz file."""
     digest: Digest | None = None
+    """Of the content at path; runs fill it in, so that new content runs the stage again."""
     images: Text = "images"
+    """The array of images."""
     labels: Text | None = None
+    """The array of labels; null: none."""
     pad: Border = 0
+    """Black pixels added on every side."""
 
     def open(self, root: Path) -> Source:
         return npz_source(root / self.path, self)

@@ -22,15 +22,21 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 
 
 class ParquetDataset(DatasetSettings):
-    """``image``, ``label``, ``text``: names of columns; null = the usual ones, if there."""
+    """Images inside Parquet files, with labels and captions."""
 
     kind: Literal["parquet"] = "parquet"
     path: LocalPath
+    """A .parquet file, or a folder of them."""
     digest: Digest | None = None
+    """Of the content at path; runs fill it in, so that new content runs the stage again."""
     channels: Channels = 3
+    """1: grey, 3: colour; images are converted."""
     image: Text | None = None
+    """The column of encoded images; null: image or another usual name."""
     label: Text | None = None
+    """The column of labels; null: label or another usual name, if it is there."""
     text: Text | None = None
+    """The column of captions; null: text or another usual name, if it is there."""
 
     def open(self, root: Path) -> Source:
         return parquet_source(root / self.path, self)

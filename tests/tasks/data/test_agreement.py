@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from models.common.errors import InputError
 from models.teachers.loading import load_denoiser
 from tasks.config.schema import Params
-from tasks.data.teacher import check_teacher_fits_dataset, data_shape
+from tasks.data.agreement import check_teacher_fits_dataset, data_shape
 from tasks.stages import dataset, teacher
 
 
