@@ -32,12 +32,8 @@ from models.teachers.loading import (
 from models.teachers.unet2d import null_class_last
 from models.training.loop import Batches, LoopConfig, TrainState
 from tasks.config.schema import Params
-<<<<<<< HEAD
 from tasks.config.teacher import FactoryTeacher, PretrainedTeacher, TrainedTeacher
-=======
-from tasks.config.teacher import PretrainedTeacher, TrainedTeacher
 from tasks.data.agreement import check_teacher_fits_dataset
->>>>>>> ba2ef1c (A data source of one's own from docs/extending.md runs through the stages as a test; settings of sources say what they mean; the check of shapes has a module of its own)
 from tasks.data.dataset import load_manifest, load_split
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json
