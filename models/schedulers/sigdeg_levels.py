@@ -9,6 +9,7 @@ This file is self-contained and travels with ``sigdeg_scheduler.py``.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -223,3 +224,16 @@ def _flow(full: dict[str, Any], name: str) -> dict[str, Any]:
     other = ("sigma_min", "sigma_max", "clip_sample", "thresholding", "use_flow_sigmas")
     full = {k: v for k, v in full.items() if k not in other}
     return full | {"process": "flow", "prediction_type": "flow_prediction"}
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """ValueError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value}: expected {low} to {high}")
+
+
+def seeded(seed: int, start: Tensor) -> torch.Generator:
+    """A generator on the CPU whose stream is a function of the seed and the start state."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=8)
+    digest.update(start.detach().float().cpu().numpy().tobytes())
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)

@@ -23,7 +23,6 @@ and diffusers, so that the three files can travel in a model folder.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,15 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .sigdeg_levels import PREDICTIONS, denoised, fine_levels, given_levels, translated
+from .sigdeg_levels import (
+    PREDICTIONS,
+    check_range,
+    denoised,
+    fine_levels,
+    given_levels,
+    seeded,
+    translated,
+)
 from .sigdeg_plan import CoarseStep, FineChain, Gains, coarse_grid, make_plan, query_points
 
 
@@ -127,11 +134,11 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if prediction_type not in PREDICTIONS[process]:
             expected = ", ".join(PREDICTIONS[process])
             raise ValueError(f"prediction_type = {prediction_type!r}: expected {expected}")
-        _check("signature_depth", signature_depth, 1, 6)
-        _check("solver_order", solver_order, 1, 3)
-        _check("predict_order", predict_order, 1, 3)
-        _check("eta", eta, 0, 1)
-        _check("chain_steps", chain_steps, 2, num_train_timesteps)
+        check_range("signature_depth", signature_depth, 1, 6)
+        check_range("solver_order", solver_order, 1, 3)
+        check_range("predict_order", predict_order, 1, 3)
+        check_range("eta", eta, 0, 1)
+        check_range("chain_steps", chain_steps, 2, num_train_timesteps)
         leave = process == "flow" if use_flow_sigmas is None else use_flow_sigmas
         found = {"prediction_type": prediction_type, "use_flow_sigmas": leave}
         # other schedulers made from this configuration must not take these for defaults of theirs
@@ -367,7 +374,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._xi = {p: self._path[:, self._index, p].to(like) for p in step.draws}
         elif self._xi is None:
             if generator is None and step.draws:
-                generator = self._own_generator = self._own_generator or _seeded(
+                generator = self._own_generator = self._own_generator or seeded(
                     self.config.seed, like
                 )
             self._xi = {
@@ -388,15 +395,3 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             for p, values in self._features(step, Y, generator).items():
                 X = X + step.m[p] * values
         return X
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} = {value}: expected {low} to {high}")
-
-
-def _seeded(seed: int, start: Tensor) -> torch.Generator:
-    """A generator on the CPU whose stream is a function of the seed and the start state."""
-    digest = hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=8)
-    digest.update(start.detach().float().cpu().numpy().tobytes())
-    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
