@@ -45,6 +45,7 @@ PARAMS = {
 }  # fmt: skip
 VARIANTS = [{"override /dataset": "digits"}, {"override /teacher": "train"}]
 COPIED = (
+    "conf",
     "models",
     "tasks",
     "flows",
