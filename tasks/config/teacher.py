@@ -35,7 +35,7 @@ class FactoryTeacher(Section):
     """A function that returns a models.teachers.base.Denoiser."""
     factory: Annotated[str, Field(strict=True, pattern=r"^[\w.]+:\w+$")]
     """ "module:function", of an installed module or of a file in extensions."""
-    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    arguments: dict[str, JsonValue] = {}  # noqa: RUF012  (pydantic copies it)
     """Its keyword arguments."""
     trust_remote_code: Flag = False
     """Run that function."""
