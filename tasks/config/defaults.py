@@ -49,7 +49,11 @@ def _values(
     for name, field in model.model_fields.items():
         if name not in given and field.is_required():
             continue  # asked for when the composed params are validated
-        value = given[name] if name in given else to_jsonable_python(field.get_default())
+        value = (
+            given[name]
+            if name in given
+            else to_jsonable_python(field.get_default(call_default_factory=True))
+        )
         below = f"{inside}{name}"
         options = variants_of(model, name)
         if not options or not isinstance(value, dict):

@@ -151,6 +151,9 @@ def apply_override(
             if key in v.model_fields
             for option in _models(_annotation(v, key))
         ]
+        if not variants and get_origin(known[key].annotation) is dict:
+            _set_below(target, list(keys[depth:]), value)
+            return
         if not variants:
             raise InputError(
                 f"override {'.'.join(keys)}: {dotted} has no keys below it; set {dotted}=VALUE"
@@ -164,6 +167,15 @@ def apply_override(
             name for name in target if _belongs_to_others(name, chosen, variants, changed)
         ]:
             del target[name]
+    target[keys[-1]] = value
+
+
+def _set_below(target: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a value in a free mapping, such as `teacher.arguments.width`."""
+    for key in keys[:-1]:
+        if not isinstance(target.get(key), dict):
+            target[key] = {}
+        target = target[key]
     target[keys[-1]] = value
 
 

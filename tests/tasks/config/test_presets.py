@@ -66,6 +66,11 @@ def test_what_is_said_beside_a_variant_wins_over_what_it_brings() -> None:
     assert whole.student.steps == 3000 and whole.method.fake_updates == 2
     grid = compose(PROJECT, "tiny", ["trajectories.grid={kind: given, points: [0, 5, 9, 14, 20]}"])
     assert grid.trajectories.grid.points == (0, 5, 9, 14, 20)
+    free = compose(
+        PROJECT, DEFAULT, ["teacher.source=factory", "teacher.factory=a.b:c", "teacher.arguments.width=3",
+                           "teacher.trust_remote_code=true"],
+    )  # fmt: skip
+    assert free.teacher.arguments == {"width": 3}
     inner = compose(PROJECT, "mnist-swd", ["method.schedule.kind=auto"])
     assert inner.method.schedule.sigmas == (1.0, 0.8959, 0.7371, 0.6022)
 
