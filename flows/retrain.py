@@ -30,8 +30,8 @@ from tasks.config.schema import Params
 from tasks.utils import environment
 
 if TYPE_CHECKING:
+    from tasks.evaluation.champion_challenger import Round
     from tasks.registry.promotion import Finding
-    from tasks.stages.champion_challenger import Round
 
 DECIDED = "promotion.decided"
 
@@ -99,8 +99,8 @@ def compare_with_champion(
 
     A champion that cannot be measured there stays champion; the finding says why.
     """
+    from tasks.evaluation import champion_challenger as comparison
     from tasks.registry import promotion
-    from tasks.stages import champion_challenger as comparison
 
     with tempfile.TemporaryDirectory() as place:
         champion = promotion.fetch_champion(root, params, Path(place))

@@ -11,9 +11,9 @@ from flows import retrain as module
 from flows.dvc.worktree import git
 from models.evaluation.base import Interval
 from tasks.config.schema import load_params
+from tasks.evaluation import champion_challenger as comparison
+from tasks.evaluation.champion_challenger import Round
 from tasks.registry import registration, store
-from tasks.stages import champion_challenger as comparison
-from tasks.stages.champion_challenger import Round
 from tests.flows.dvc.test_worktree import commit, set_steps
 from tests.flows.project import runs
 from tests.flows.test_distill import artifacts_of, last_run

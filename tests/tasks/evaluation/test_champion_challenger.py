@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from models.common.errors import InputError
 from models.evaluation.base import Interval
-from tasks.stages import champion_challenger as comparison
+from tasks.evaluation import champion_challenger as comparison
+from tasks.evaluation.champion_challenger import Round, decide
 from tasks.stages import student
-from tasks.stages.champion_challenger import Round, decide
 from tests.tasks.distillation import make_root, settings
 
 PARAMS = settings(
