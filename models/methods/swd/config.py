@@ -20,7 +20,7 @@ class PresetSchedule(Section):
     """preset: sizes of the paper; auto: from the spectrum of the data."""
     steps: Annotated[Literal[4, 6], BeforeValidator(fields.not_a_flag)] = 4
     sigmas: Levels | None = None
-    """Noise levels, one a step; null = the paper's."""
+    """Noise levels of flow matching, one a step; null = the paper's for SD3.5."""
 
     @model_validator(mode="after")
     def _one_level_a_step(self) -> Self:
@@ -82,18 +82,20 @@ class Mmd(Section):
 
     weight: fields.Nonnegative = 1.0
     compare: Literal["image", "batch"] = "batch"
-    """batch: batches within each class; image: every image with its own target."""
+    """batch: batches within each class; image: every image with its own target, but batches at
+    the first step.
+    """
     target: Literal["auto", "teacher", "data"] = "auto"
     """What to compare with; auto: the training split's images if the teacher is unconditional
     and makes images of their shape.
     """
     levels: fields.PositiveFraction = 0.4
-    """The part of the noise levels, from the clean end, that is looked at."""
+    """The part of the times, from the clean end, that is looked at."""
     kernel: Literal["linear", "rbf"] = "linear"
     huber: fields.Positive = 1e-3
     """Of the linear kernel."""
     bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
-    """Of the kernel rbf: multiples of the median distance."""
+    """Of RBF kernels, batches' included: multiples of the median distance."""
 
 
 class Rates(Section):

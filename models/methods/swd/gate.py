@@ -1,4 +1,4 @@
-"""What SwD measures before it trains: its schedule, and at which sizes the teacher can judge."""
+"""What SwD measures before it trains: its schedule, and the sizes at which DMD can be used."""
 
 from __future__ import annotations
 

@@ -18,18 +18,18 @@ reduced by area to s_i and y' the same to s_{i-1},
 
     L = mmd (16) + dmd (13) + gan (15)
 
-with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of levels for all but (14), T the frozen
-teacher, F the fake network (a denoiser of the student's samples), f F's middle block ema over
-space, phi T's middle block, whose places are patches. (16) compares batches within each class, or
-an image with its own target (``compare``: image; its first term alone). The latter would regress to
-the mean where the input is pure noise, so the first step always compares batches; with few steps
-the others have much left to decide too. Batches may be compared with real images in the place of y
-(``ImageBatch.real``).
+with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of times for (13) and (15), in the lower
+``mmd.levels`` of them for (16), T the frozen teacher, F the fake network (a denoiser of the
+student's samples), f F's middle block averaged over space, phi T's middle block, whose places are
+patches. (16) compares batches within each class, or an image with its own target (``compare``:
+image; its first term alone). The latter would regress to the mean where the input is pure noise, so
+the first step always compares batches; with few steps the others have much left to decide too.
+Batches may be compared with real images in the place of y (``ImageBatch.real``).
 
-Deviations: epsilon networks at high noise are damped (swd_pipeline.ScaleStep) and weigh (14) less
-there, since x0 amplifies their errors by sigma / alpha. ``backward_simulation``: y' is what the
-student itself makes of noise in the steps before, so that it is trained on the inputs that it will
-get.
+Deviations: epsilon networks at high noise are damped (``ScaleStep.damping``) and weigh (14)
+less there, since x0 amplifies their errors by sigma / alpha. ``backward_simulation``: y' is what
+the student itself makes of noise in the steps before, so that it is trained on the inputs that it
+will get. All differences to the authors' code: docs/methods.md.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SwD(DistillationMethod):
     ``discriminator``.
 
     ``context.diagnostics`` (:mod:`models.methods.swd.gate`) holds the schedule, and the sizes at
-    which the teacher is no judge.
+    which DMD is off.
     """
 
     name = "swd"
@@ -336,7 +336,7 @@ class SwD(DistillationMethod):
         together: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(t, x_u, y_u): x0 and ``other`` with the same noise; u uniform in the lower ``part`` of
-        levels.
+        times.
 
         ``together``: one level for the batch, for losses that compare batches.
         """
