@@ -94,7 +94,7 @@ repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
 rollback: $(STAMP) ## make the previous champion of the registry champion again
 	@$(FEWSTEP) rollback $(ARGS)
 
-ui: $(STAMP) ## MLflow's pages on http://127.0.0.1:5000
+ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
 	@$(BIN)/python -m tasks.utils.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
 
 lock: $(STAMP) ## write requirements.lock anew from what .venv holds

@@ -64,14 +64,14 @@ def publish(work: Workspace, params: Params, run_id: str) -> str:
 
 
 def report_text(table: pd.DataFrame, page: str | None, place: str) -> str:
-    """Markdown for Prefect's pages, which open no files: a link to the report in MLflow's, its
+    """Markdown for the Prefect UI, which open no files: a link to the report in MLflow's, its
     place, its figures.
     """
     way = (
         f"## [Open the report]({page}/artifacts/report.html)\n\n[MLflow run]({page})"
         if page
         else (
-            "## Report\n\n`make up` or `make ui` starts MLflow's pages, where the run shows its "
+            "## Report\n\n`make up` or `make ui` starts the MLflow UI, where the run shows its "
             "report."
         )
     )

@@ -28,7 +28,7 @@ def complain(message: str) -> None:
 
 
 def refuse(error: Exception) -> int:
-    """Complain about what a user or the machine's keeper can mend and return the exit status; a bug
+    """Complain about what a user or the machine's keeper can fix and return the exit status; a bug
     is raised again.
     """
     if (told := in_one_line(error)) is None:

@@ -11,7 +11,7 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A check's result: `found` in a few words; `mend` says what to do, and is empty only where all
+    """A check's result: `found` in a few words; `fix` says what to do, and is empty only where all
     is well.
     """
 

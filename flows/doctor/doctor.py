@@ -29,14 +29,14 @@ def diagnose(root: Path, ports: tuple[int, int] = (4200, 5000)) -> list[Finding]
 
 
 def show(findings: list[Finding]) -> None:
-    """Print a table, and under everything that is not well how to mend it."""
+    """Print a table, and under everything that is not well how to fix it."""
     for item in findings:
         colour = COLOURS[item.state]
         say(f"[{colour}]{item.state:<4}[/]  {escape(f'{item.check:<17} {item.found}')}")
         if item.fix:
             say(f"      {'':<17} -> {escape(item.fix)}")
     count = {state: sum(item.state == state for item in findings) for state in COLOURS}
-    say(f"{count['ok']} ok, {count['warn']} to look at, {count['fail']} to mend")
+    say(f"{count['ok']} ok, {count['warn']} to look at, {count['fail']} to fix")
 
 
 def main(argv: list[str] | None = None) -> int:

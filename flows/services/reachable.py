@@ -1,4 +1,4 @@
-"""Are the servers there that a run was told to use? Asked before its work begins."""
+"""Are the servers there that a run has to use? Asked before its work begins."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The project's services on this machine: Prefect's server and worker, and MLflow's server.
 
 `python -m flows.services.services {up,down,status}`; `make up`, `make down`. They listen on
-loopback unless told otherwise, keep their state in .fewstep/ and mlruns/, their records and logs in
+loopback unless set otherwise, keep their state in .fewstep/ and mlruns/, their records and logs in
 .fewstep/services/.
 """
 

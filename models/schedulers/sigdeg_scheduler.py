@@ -177,7 +177,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"SigDEGScheduler: unknown arguments {', '.join(unknown)}")
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs, **kwargs)
-        # diffusers notes the class in files only; one made in memory is told by its keys
+        # diffusers notes the class in files only; one made in memory is known by its keys
         own = config.get("_class_name", cls.__name__) == cls.__name__
         if not own or "signature_depth" not in config:
             config = translated(config)

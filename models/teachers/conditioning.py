@@ -1,4 +1,4 @@
-"""What a network is told beside the state and the time: class labels, embeddings, masks."""
+"""What a network gets beside the state and the time: class labels, embeddings, masks."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def logged_report(root: Path, params: Params, run_id: str) -> str:
 
 
 def run_page(root: Path, params: Params, run_id: str, pages: str | None) -> str | None:
-    """The run's address in MLflow's pages: those of the tracking server, else those at `pages`;
+    """The run's address in the MLflow UI: those of the tracking server, else those at `pages`;
     None without either.
     """
     uri = params.registration.tracking_uri
@@ -211,7 +211,7 @@ def _log_figures(client: MlflowClient, run_id: str, root: Path) -> None:
 
 
 def owner() -> str:
-    """This process, told from every other one: host, id and start time."""
+    """This process, distinct from every other one: host, id and start time."""
     return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
 
 
@@ -220,7 +220,7 @@ def ended(identity: str) -> bool:
     host, _, rest = identity.partition("|")
     pid, _, started = rest.partition("|")
     if host != socket.gethostname() or not pid.isdigit():
-        return False  # another machine's run: not ours to judge
+        return False  # another machine's run: cannot be known here
     try:
         return f"{psutil.Process(int(pid)).create_time():.2f}" != started
     except psutil.NoSuchProcess:

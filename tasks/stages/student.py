@@ -45,7 +45,7 @@ from tasks.utils.cli import stage_main
 from tasks.utils.device import pick_device
 from tasks.utils.failpoints import reach
 from tasks.utils.locks import scratch_lock
-from tasks.utils.progress import followed, told_to
+from tasks.utils.progress import followed, report_progress_to
 from tasks.utils.scratch import scratch_for
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,11 @@ def _work(config: dict[str, Any]) -> None:
     rank, world = _place(params.student.workers)
     device = _device(params.student.workers)
     training = build_training(params, root, scratch, device, rank, world)
-    shown = told_to(scratch / PROGRESS) if params.student.workers and rank == 0 else nullcontext()
+    shown = (
+        report_progress_to(scratch / PROGRESS)
+        if params.student.workers and rank == 0
+        else nullcontext()
+    )
     with _threads(params.student.workers), shown:
         training.run("student")
     if rank == 0:

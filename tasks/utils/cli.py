@@ -22,7 +22,7 @@ from tasks.utils.redaction import redact
 from tasks.utils.resource_usage import measure_resources
 from tasks.utils.streams import tolerate_encodings
 
-TROUBLE, INPUT_ERROR, INTERRUPTED = 1, 2, 130
+MACHINE_ERROR, INPUT_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None = None) -> None:
@@ -71,13 +71,13 @@ def user_errors() -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> tuple[str, int] | None:
-    """What a user is told of a mistake in the input or an error of the machine, and the exit
+    """What a user sees of a mistake in the input or an error of the machine, and the exit
     status; None: a bug.
     """
     if isinstance(error, InputError):
         return str(error), INPUT_ERROR
     line = os_error_line(error)
-    return None if line is None else (line, TROUBLE)
+    return None if line is None else (line, MACHINE_ERROR)
 
 
 def overrides_parser(prog: str, about: str, params_file: bool = True) -> argparse.ArgumentParser:

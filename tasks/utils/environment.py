@@ -23,9 +23,7 @@ from tasks.utils.streams import tolerate_encodings
 STATE = (
     ".fewstep"  # the folder for what can be thrown away: Prefect's database, DVC's index, scratch
 )
-MLFLOW_PAGES = (
-    "FEWSTEP_MLFLOW_PAGES"  # the address of MLflow's server, for links in Prefect's pages
-)
+MLFLOW_PAGES = "FEWSTEP_MLFLOW_PAGES"  # the address of MLflow's server, for links in the Prefect UI
 
 
 # In a project's path.

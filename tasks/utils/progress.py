@@ -72,7 +72,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Advance]:
 
 
 @contextmanager
-def told_to(place: Path) -> Iterator[None]:
+def report_progress_to(place: Path) -> Iterator[None]:
     """Within the block, write progress into the file `place` for the process that follows it
     there.
     """

@@ -1,4 +1,4 @@
-"""Kinds of datasets by name; a new one is registered, nothing else is told of it."""
+"""Kinds of datasets by name; a new one is registered, nothing else changes."""
 
 from __future__ import annotations
 

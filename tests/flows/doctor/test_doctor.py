@@ -60,7 +60,7 @@ def test_a_failure_gives_status_1_and_a_line_how_to_mend_it(
         "not",
         "[found]",
     ]
-    assert lines[2].strip() == "-> install git" and lines[3] == "1 ok, 0 to look at, 1 to mend"
+    assert lines[2].strip() == "-> install git" and lines[3] == "1 ok, 0 to look at, 1 to fix"
 
 
 def test_a_broken_check_stops_no_other() -> None:

@@ -81,7 +81,7 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 FOLLOWED = """
 import pathlib, sys, time
 from tasks.utils import progress
-with progress.told_to(pathlib.Path(sys.argv[1])):
+with progress.report_progress_to(pathlib.Path(sys.argv[1])):
     with progress.progress("student", 4) as advance:
         for step in range(4):
             advance(1, loss=f"{step}")
