@@ -202,7 +202,7 @@ def _on_ray(
         actor = ray.remote(**options)(_RayMaker)
         pool = ActorPool(
             [
-                actor.remote(str(root), params.model_dump(mode="json"), points)
+                actor.remote(str(root), spec.model_dump(mode="json"), params.extensions, points)
                 for _ in range(min(spec.workers, len(jobs)))
             ]
         )
@@ -212,11 +212,13 @@ def _on_ray(
 
 
 class _RayMaker:
-    def __init__(self, root: str, params: dict[str, Any], points: list[int]):
+    def __init__(
+        self, root: str, spec: dict[str, Any], extensions: Sequence[str], points: list[int]
+    ):
         if not torch.cuda.is_available():
             torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
-        load_extensions(params["extensions"], Path(root))
-        settings = Params.model_validate(params).trajectories
+        load_extensions(extensions, Path(root))
+        settings = Trajectories.model_validate(spec)
         self.maker = ShardMaker(settings, load_teacher(Path(root)).to(pick_device()), points)
 
     def make(self, job: Job) -> Job:

@@ -75,7 +75,6 @@ def make_project(root: Path) -> Path:
             root / "data/pretrained" / name,
             copy_function=os.link,
         )
-    shutil.copytree(REPOSITORY / "conf", root / "conf")
     write_settings(root, PARAMS)
     return root
 

@@ -28,6 +28,7 @@ READERS = {
     "student": {"student"},
     "evaluation": {"evaluation"},
     "evaluation.features": {"student", "evaluation"},
+    "evaluation.features_digest": {"student", "evaluation"},
     "registration": set(),
     "extensions": set(STAGES),
     "extensions_digest": set(STAGES),

@@ -117,15 +117,12 @@ def test_nothing_starts_while_a_server_is_down(tmp_path: Path) -> None:
     from tests.flows.project import make_project, python, runs
 
     root = make_project(tmp_path / "project")
-    params = root / "params.yaml"
     for name in ("prefect", "mlflow"):
         down = f"http://127.0.0.1:{free_port()}"
         api = f"{down}/api" if name == "prefect" else ""
-        if name == "mlflow":
-            text = params.read_text().replace("tracking_uri: null", f"tracking_uri: {down}")
-            params.write_text(text)
+        given = [f"registration.tracking_uri={down}"] if name == "mlflow" else []
         env = os.environ | {"PREFECT_API_URL": api, "PYTHONPATH": str(REPOSITORY)}
-        done = python(root, "-m", "flows.distill", env=env)
+        done = python(root, "-m", "flows.distill", *given, env=env)
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1 and f"{down}" in done.stderr
         assert "server answers there" in done.stderr

@@ -41,7 +41,7 @@ def test_the_same_student_is_the_same_version(copy: tuple[Path, Params]) -> None
         NAME, "1", created=False
     )
     tags = store.open_store(root, params).get_model_version(NAME, "1").tags
-    assert json.loads(tags[registration.SCORES])["10"]["kid"] == 0.02
+    assert json.loads(tags[registration.SCORES])["10"]["value"] == 0.02
     assert aliases(root, params) == {"challenger": "1", "champion": "1"}
 
 

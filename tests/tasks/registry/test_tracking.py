@@ -19,6 +19,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params, tra
     run.
     """
     root = write_results(tmp_path_factory.mktemp("tracking") / "my project")
+    (root / "tracked.txt").write_text("as committed\n")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "start"]):
         subprocess.run(["git", *command], cwd=root, check=True)
@@ -163,7 +164,11 @@ def test_the_lock_file_does_not_make_a_tree_dirty(
     root = shutil.copytree(tracked[0], tmp_path / "copy")
     write_lock(root, {"student": "other"})
     assert lineage.git_state(root)["git.dirty"] == "false"
+    # every run writes params.yaml anew: a difference there is not an edit
     with (root / "params.yaml").open("a") as file:
         file.write("# edited\n")
+    assert lineage.git_state(root)["git.dirty"] == "false"
+    with (root / "tracked.txt").open("a") as file:
+        file.write("edited\n")
     assert lineage.git_state(root)["git.dirty"] == "true"
     assert lineage.git_state(tmp_path) == {}

@@ -32,7 +32,8 @@ from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.benchmark import _compare, equal_compute
 from tasks.evaluation.load import free_name, load_inputs
-from tasks.evaluation.results import Result, Row
+from tasks.evaluation.metrics_file import read_metrics
+from tasks.evaluation.results import Result, Row, SamplerKey
 from tasks.evaluation.samplers import to_bytes
 from tasks.methods.context import make_context, real_images
 from tasks.stages import evaluation, student
@@ -271,7 +272,7 @@ def test_evaluation_compares_at_equal_calls_and_equal_compute(evaluated: Path) -
     assert ("unipc", 2) in table.index and np.isfinite(
         table["kid"]
     ).all()  # 2 full-size calls cost the same
-    gaps = evaluation.read_metrics(evaluated)["difference"]["nfe3"]
+    gaps = read_metrics(evaluated)["difference"]["nfe3"]
     assert {
         "to_full_size",
         "to_noise_first",
@@ -405,14 +406,11 @@ def test_other_students_are_compared_at_their_own_numbers_of_steps() -> None:
         ("half", "other", 2),
     ]
     rows = [
-        Row(n, n, group, nfe, Interval(0.1, 0, 1), 0.0, 0.5, 0.5, 1.0, 0.0, 1.0, 8)
+        Row(SamplerKey(n, nfe), n, group, nfe, {"kid": Interval(0.1, 0, 1)}, 1.0, 8)
         for n, group, nfe in names
     ]
-    result = Result("features", 8, 8, 8, rows)
-    asked: list[tuple[str, str]] = []
-    judge: Any = SimpleNamespace(
-        kid=SimpleNamespace(difference=lambda one, other: asked.append((one, other)))
-    )
-    _compare(result, judge)
-    assert set(result.differences) == {"teacher.nfe4", "full.nfe4", "half_at_2.nfe4"}
-    assert ("student.4", "half.2") in asked and ("student.4", "full.4") in asked
+    result = Result("features", 8, 8, 8, rows=rows)
+    evaluator: Any = SimpleNamespace(difference=lambda one, other: Interval(0.0, 0.0, 0.0))
+    _compare(result, evaluator)
+    rivals = [SamplerKey("teacher", 100), SamplerKey("full", 4), SamplerKey("half", 2)]
+    assert set(result.differences) == {(SamplerKey("student", 4), rival) for rival in rivals}
