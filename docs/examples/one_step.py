@@ -36,7 +36,7 @@ class OneStep(DistillationMethod):
         teacher = context.teacher
         first = teacher.schedule.levels(1)
         return MultistepPipeline(
-            unet=student_network(teacher.network, teacher.shape[0]),
+            unet=student_network(teacher, teacher.shape[0]),
             levels={"1": [[first.t[0], first.alpha[0], first.sigma[0]]]},
             title="One-step regression",
             prediction_type=teacher.prediction_type,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.methods.own_network import own_classes
 from models.methods.registry import pipeline_class, pipeline_names
 from models.methods.student_network import merged
 
@@ -32,20 +33,27 @@ def export_pipeline(pipeline: Any, weights: dict[str, Tensor] | None = None) -> 
 def open_student(folder: Path, device: torch.device | str = "cpu") -> Any:
     """The pipeline of a student folder, by this project's own class: no code in the folder runs.
 
-    Raises ValueError if it is not a student's folder, or of a class that no method has registered.
+    Raises ValueError if it is not a student's folder, or of a class that no method has registered,
+    or if its network brings code of its own that is not at hand.
     """
     index = Path(folder) / "model_index.json"
     if not index.is_file():
         raise ValueError(
             f"student {folder}: no model_index.json; expected a folder written by the student stage"
         )
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    record = json.loads(index.read_text(encoding="utf-8"))
+    name = record.get("_class_name")
     name = name[-1] if isinstance(name, list) else name
     if name not in pipeline_names():
         raise ValueError(
             f"student {folder}: pipeline class {name!r}; expected one of "
             f"{', '.join(pipeline_names())}"
         )
-    pipeline = pipeline_class(name).from_pretrained(str(folder), use_safetensors=True)
+    own = own_classes(Path(folder), record)
+    options = {"use_safetensors": True, "local_files_only": True}
+    # diffusers leaves a part out that is given as None
+    pipeline = pipeline_class(name).from_pretrained(str(folder), **options, **dict.fromkeys(own))
+    for part, kind in own.items():
+        pipeline.register_modules(**{part: kind.from_pretrained(Path(folder) / part, **options)})
     pipeline.to(device)
     return pipeline

@@ -7,12 +7,14 @@ pipeline's own file (:meth:`StudentPipeline.save_pretrained`), so that diffusers
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -247,11 +249,17 @@ class StudentPipeline:
         files = travelling_code(type(self))
         for name, text in files.items():
             (folder / f"{name}.py").write_text(text, encoding="utf-8")
+        networks = {}
+        for part, network in self.components.items():  # type: ignore[attr-defined]
+            if network is not None and (code := network_code(type(network))):
+                (folder / part / f"{code[0]}.py").write_text(code[1], encoding="utf-8")
+                networks[part] = [code[0], type(network).__name__]
         for path in (folder / "model_index.json", *folder.glob("*/config.json")):
             content = json.loads(path.read_text(encoding="utf-8"))
             content.pop("_name_or_path", None)
             if path.parent == folder:
                 content["_class_name"] = [next(iter(files)), type(self).__name__]
+                content |= networks
             text = json.dumps(content, indent=2, sort_keys=True)
             path.write_text(text + "\n", encoding="utf-8")
 
@@ -290,6 +298,74 @@ _SHARED = r"[\w.]*student_pipeline(?:_[0-9a-f]{8})?"
 def _plain(text: str) -> str:
     """The text with its import of this file as it would be in any place."""
     return re.sub(rf"^from {_SHARED} import", "from . import", text, flags=re.MULTILINE)
+
+
+def network_code(kind: type) -> tuple[str, str] | None:
+    """(module name, text) of the file that opens a network of a class of its own: the class and all
+    that it uses of its module. None for classes of installed packages; TypeError where it needs
+    other files.
+    """
+    top = kind.__module__.partition(".")[0]
+    if top in ("diffusers", "transformers") or top in packages_distributions().keys() - _PROJECT:
+        return None
+    place = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if place is None:
+        raise TypeError(f"{kind.__name__}: expected a class in a file")
+    text = _cut_out(Path(place), kind.__name__)
+    return f"{kind.__name__.lower()}_{hashlib.sha256(text.encode()).hexdigest()[:8]}", text
+
+
+_PROJECT = {"models", "tasks", "flows"}
+
+
+def _cut_out(file: Path, name: str) -> str:
+    """The statements of a file that define ``name``, and those that define what they use."""
+    text = file.read_text(encoding="utf-8")
+    body = ast.parse(text).body
+    needed, kept = {name}, {i for i, node in enumerate(body) if _module(node) == "__future__"}
+    while more := {i for i, node in enumerate(body) if i not in kept and needed & set(_sets(node))}:
+        kept |= more
+        used = (each for i in more for each in ast.walk(body[i]) if isinstance(each, ast.Name))
+        needed |= {each.id for each in used}
+    lines = text.splitlines()
+    pieces = []
+    for node in (body[i] for i in sorted(kept)):
+        for each in ast.walk(node):
+            names = [each.names[0].name] if isinstance(each, ast.Import) else [_module(each) or ""]
+            top = names[0].partition(".")[0]
+            beside = top and ((file.parent / f"{top}.py").exists() or (file.parent / top).is_dir())
+            if top in _PROJECT or names[0].startswith(".") or beside:
+                raise TypeError(
+                    f"{name} in {file.name} uses {names[0]}, which cannot travel with it"
+                )
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        pieces.append("\n".join(lines[first - 1 : node.end_lineno]))
+    return "\n\n\n".join(pieces) + "\n"
+
+
+def _module(node: ast.AST) -> str | None:
+    """What a ``from`` import imports from; dots in front where that is relative."""
+    return "." * node.level + (node.module or "") if isinstance(node, ast.ImportFrom) else None
+
+
+def _sets(node: ast.AST) -> Iterator[str]:
+    """Names of a module that a statement of it defines or changes."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    else:
+        root: Any = node  # of TABLE["a"] = 1, or of TABLE.update()
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            root = node.value.func
+        if root is not node or isinstance(getattr(node, "ctx", None), ast.Store):
+            while isinstance(root, ast.Attribute | ast.Subscript):
+                root = root.value
+                yield getattr(root, "id", "")
+        for inner in ast.iter_child_nodes(node):
+            yield from _sets(inner)
 
 
 def prediction_to_x0(prediction: str, output: Tensor, x: Tensor, level: Any) -> Tensor:

@@ -44,7 +44,8 @@ def stock_pipeline(student: Any, base: Any) -> Any:
     if settings is None:
         raise InputError(
             "student: its network takes more than the state, which stock pipelines do not hand "
-            "over; expected one trained with method.inputs: none"
+            "over, or its teacher had no diffusers scheduler; expected one trained with "
+            "method.inputs: none from a diffusers pipeline"
         )
     part = "unet" if "unet" in base.components else "transformer"
     scheduler = SigDEGScheduler.from_config(settings)

@@ -73,6 +73,9 @@ class Denoiser(nn.Module):
     network: Any
     codec: Codec
     lora_targets: tuple[str, ...] = LORA_TARGETS
+    """Ends of the names of the layers that get an adapter."""
+    input_layer: str = "conv_in"
+    """Name of the network's layer that sees the state."""
 
     def __init__(
         self,
@@ -113,6 +116,15 @@ class Denoiser(nn.Module):
         raise InputError(
             f"teacher {type(self).__name__}: it has no feature layer; override middle_block, or "
             "set the weights of losses on features to 0"
+        )
+
+    def expand_input(self, network: Any, channels: int) -> None:
+        """Let ``network``, a copy of this one, take ``channels`` >= C channels, in place; it
+        ignores the added ones. InputError where it cannot.
+        """
+        raise InputError(
+            f"teacher's {type(self.network).__name__}: no input layer is known; expected a "
+            "DiffusersDenoiser, or a family with expand_input"
         )
 
     @classmethod

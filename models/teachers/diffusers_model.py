@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from models.common.errors import InputError
@@ -100,7 +101,66 @@ class DiffusersDenoiser(Denoiser):
                 f"{type(vae).__name__} {latent}; expected the same"
             )
 
+    def expand_input(self, network: Any, channels: int) -> None:
+        """Give the input layer ``channels`` inputs, the new ones with zero weights; the network's
+        config follows.
+        """
+        try:
+            old = network.get_submodule(self.input_layer)
+        except AttributeError:
+            old = None
+        config = network.config
+        if not isinstance(old, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            raise InputError(
+                f"teacher's {type(network).__name__}: its {self.input_layer} is "
+                f"{type(old).__name__}; expected a convolution or a linear layer that sees the "
+                f"state; name it in {type(self).__name__}.input_layer, or override expand_input"
+            )
+        if "in_channels" not in config or "out_channels" not in config:
+            raise InputError(
+                f"teacher's {type(network).__name__}: its config has {', '.join(config)}; expected "
+                "in_channels and out_channels, since a student takes more channels than it makes"
+            )
+        before = old.weight.shape[1]
+        if channels < before:
+            raise InputError(
+                f"student input channels {channels}: expected at least the teacher's {before}"
+            )
+        parent, _, name = self.input_layer.rpartition(".")
+        setattr(network.get_submodule(parent), name, _widened(old, channels))
+        made = config["out_channels"] or before
+        network.register_to_config(in_channels=channels, out_channels=made)
+
     def call_network(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         keywords = {} if condition is None else dict(condition.items())
         output: Tensor = self.network(x, t, **keywords, return_dict=False)[0]
         return output
+
+
+def _widened(old: Any, channels: int) -> nn.Module:
+    """A layer like ``old`` whose further inputs have zero weights."""
+    bias = old.bias is not None
+    if getattr(old, "groups", 1) != 1:
+        raise InputError(f"teacher's input layer has {old.groups} groups; expected 1")
+    if isinstance(old, nn.Linear):
+        new: Any = nn.Linear(channels, old.out_features, bias)
+    else:
+        new = type(old)(
+            channels,
+            old.out_channels,
+            old.kernel_size,
+            old.stride,
+            old.padding,
+            old.dilation,
+            old.groups,
+            bias,
+            old.padding_mode,
+        )
+    new.to(old.weight)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.weight.shape[1]] = old.weight
+        if bias:
+            new.bias.copy_(old.bias)
+    widened: nn.Module = new
+    return widened

@@ -16,6 +16,8 @@ class DiT(DiffusersDenoiser):
     middle transformer block, its tokens laid out as (n, F, H / patch, W / patch).
     """
 
+    input_layer = "pos_embed.proj"
+
     @staticmethod
     def state_shape(config: Any) -> tuple[int, ...]:
         height, width = np.broadcast_to(config.sample_size, 2)

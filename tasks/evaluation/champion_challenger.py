@@ -59,7 +59,7 @@ def compare(params: Params, root: Path, champion: Path) -> list[Round]:
         raise InputError(
             f"the champion cannot be opened ({str(error).strip().splitlines()[0]})"
         ) from error
-    ours, theirs = (_states(pipe.unet.config) for pipe in (challenger, rival))
+    ours, theirs = ("x".join(map(str, pipe.config.shape)) for pipe in (challenger, rival))
     if ours != theirs:
         raise InputError(
             f"the champion makes states of size {theirs}, this evaluation set has {ours}: they "
@@ -83,14 +83,6 @@ def compare(params: Params, root: Path, champion: Path) -> list[Round]:
         device=device,
     )
     return _measure(inputs, params, root)
-
-
-def _states(config: Any) -> str:
-    """Channels and size of the states that a network makes, as text."""
-    size = config.sample_size
-    sides = size if isinstance(size, list | tuple) else (size, size)
-    channels = config.get("out_channels") or config.in_channels
-    return "x".join(str(each) for each in (channels, *sides))
 
 
 def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:

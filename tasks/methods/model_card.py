@@ -21,10 +21,11 @@ def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
     beside names of folders.
     """
     manifest, source = load_manifest(root), getattr(params.teacher, "path", None)
+    made = getattr(params.teacher, "factory", None)
     counts = manifest["counts"]
     return {
         "title": pipeline.title,
-        "teacher": "trained on the same data" if source is None else _name(source),
+        "teacher": (made or ("trained on the same data" if source is None else _name(source))),
         "data": f"{_name(str(manifest['source']))}, {counts['train']} training images",
         "shape": "x".join(map(str, pipeline.config.shape)),
         "classes": pipeline.config.num_classes,

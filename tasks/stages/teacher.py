@@ -19,6 +19,7 @@ from torch import Tensor
 from models.common.errors import InputError
 from models.common.random import generator_for
 from models.methods.denoising import Denoising, Images
+from models.methods.own_network import check_own_network
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import class_condition
@@ -58,6 +59,7 @@ def run(params: Params, root: Path) -> None:
             pipeline, record = _pretrained(params.teacher, root)
         teacher = denoiser_of_pipeline(pipeline, "data/teacher", record["null_class"])
         save = partial(_save_pipeline, pipeline)
+    check_own_network(teacher)
     reach("teacher.ready")
     if (root / "data" / "dataset" / "manifest.json").is_file():
         check_teacher_fits_dataset(teacher, root)

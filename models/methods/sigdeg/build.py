@@ -180,11 +180,12 @@ def build_pipeline(
                 "method.conditioning_limit to null"
             )
         channels = teacher.shape[0]
-        scheduler_config = dict(student_scheduler(teacher, spec, config, gains or {}).config)
+        if teacher.scheduler is not None:  # else there is no stock pipeline to put it into
+            scheduler_config = dict(student_scheduler(teacher, spec, config, gains or {}).config)
     frozen = teacher.network if _damps(teacher, config, plans, plain_plans) else None
     mean = mean_image(teacher, float(spec.chain.levels.t[0]))
     return SigDEGPipeline(
-        unet=student_network(teacher.network, channels, config.trainable, config.lora_rank),
+        unet=student_network(teacher, channels, config.trainable, config.lora_rank),
         plans=steps_as_dicts(plans),
         plain_plans=None if plain_plans == plans else steps_as_dicts(plain_plans),
         prediction_type=teacher.prediction_type,

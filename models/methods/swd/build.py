@@ -57,7 +57,7 @@ def _mean_image(teacher: Denoiser, step: ScaleStep) -> Any:
 
 def build_swd_pipeline(teacher: Denoiser, schedule: Schedule, config: SwDConfig) -> SwDPipeline:
     """The untrained student: a copy of the teacher's network in the scale-wise sampler."""
-    network = student_network(teacher.network, teacher.shape[0], config.trainable, config.lora_rank)
+    network = student_network(teacher, teacher.shape[0], config.trainable, config.lora_rank)
     scale_schedule = make_scale_schedule(teacher, schedule, config.conditioning_limit)
     return SwDPipeline(
         unet=network,

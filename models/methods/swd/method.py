@@ -133,9 +133,7 @@ class SwD(DistillationMethod):
 
     def _fake_network(self) -> Denoiser:
         c = self.config
-        network = student_network(
-            self.teacher.network, self.teacher.shape[0], c.trainable, c.lora_rank
-        )
+        network = student_network(self.teacher, self.teacher.shape[0], c.trainable, c.lora_rank)
         network.to(self.teacher.device)
         return self.teacher.with_network(network)
 

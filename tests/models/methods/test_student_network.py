@@ -13,7 +13,10 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import Tensor
 
 from models.common.errors import InputError
-from models.methods.student_network import first_layer, merged, student_network
+from models.methods.student_network import merged, student_network
+from models.teachers.architectures import build_scheduler
+from models.teachers.base import Denoiser
+from models.teachers.loading import build_denoiser
 from tests.tiny import tiny_dit, tiny_unet, weights
 
 KINDS = {"unet": (tiny_unet, 1), "dit": (tiny_dit, 2)}
@@ -22,6 +25,10 @@ KINDS = {"unet": (tiny_unet, 1), "dit": (tiny_dit, 2)}
 def inputs(channels: int, classes: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     x = torch.randn(3, channels, 8, 8, generator=torch.Generator().manual_seed(0))
     return x, torch.tensor([900, 40, 3]), torch.tensor([0, 2, 1]) if classes else None
+
+
+def denoiser(network: Any) -> Denoiser:
+    return build_denoiser(network, build_scheduler("epsilon", "linear"))
 
 
 def run(network: Any, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -48,7 +55,7 @@ def test_widened_network_starts_as_the_teacher(kind: str, trainable: str) -> Non
     make, channels = KINDS[kind]
     teacher = make()
     before = weights(teacher)
-    student = student_network(teacher, channels + 4, trainable, rank=2)
+    student = student_network(denoiser(teacher), channels + 4, trainable, rank=2)
     assert student.training and student.config.in_channels == channels + 4
     x, t, labels = inputs(channels, kind == "dit")
     extra = 100 * torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -65,14 +72,16 @@ def test_only_the_named_weights_train(kind: str) -> None:
     make, channels = KINDS[kind]
     x, t, labels = inputs(channels + 2, kind == "dit")
     first = "conv_in" if kind == "unet" else "pos_embed.proj"
-    changed = one_update(student_network(make(), channels + 2, "input"), x, t, labels)
+    changed = one_update(student_network(denoiser(make()), channels + 2, "input"), x, t, labels)
     assert changed == {f"{first}.weight", f"{first}.bias"}
-    changed = one_update(student_network(make(), channels + 2, "lora", rank=2), x, t, labels)
+    changed = one_update(
+        student_network(denoiser(make()), channels + 2, "lora", rank=2), x, t, labels
+    )
     adapters = {name for name in changed if ".lora_" in name}
     assert changed - adapters == {f"{first}.weight", f"{first}.bias"}
     assert any("to_q.lora_B" in name for name in adapters)
     assert any(("conv1" if kind == "unet" else "net.2") in name for name in adapters)
-    full = student_network(make(), channels + 2, "full")
+    full = student_network(denoiser(make()), channels + 2, "full")
     trained = one_update(full, x, t, labels)
     assert {name for name, p in full.named_parameters() if not p.requires_grad} == set()
     assert len(trained) > 0.8 * len(full.state_dict())
@@ -83,7 +92,7 @@ def test_only_the_named_weights_train(kind: str) -> None:
 def test_merged_is_a_stock_model(tmp_path: Path, kind: str, trainable: str) -> None:
     """Same function as the trained student, plain keys, and the same again after a trip to disk."""
     make, channels = KINDS[kind]
-    student = student_network(make(), channels + 3, trainable, rank=2)
+    student = student_network(denoiser(make()), channels + 3, trainable, rank=2)
     x, t, labels = inputs(channels + 3, kind == "dit")
     start = run(student, x, t, labels)
     assert one_update(student, x, t, labels)
@@ -102,14 +111,14 @@ def test_merged_is_a_stock_model(tmp_path: Path, kind: str, trainable: str) -> N
 
 
 def test_lora_trains_few_weights() -> None:
-    student = student_network(tiny_unet(), 3, "lora", rank=1)
+    student = student_network(denoiser(tiny_unet()), 3, "lora", rank=1)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     assert trained < 0.25 * sum(p.numel() for p in tiny_unet().parameters())
-    assert first_layer(student).weight.shape[1] == 3
+    assert student.get_submodule("conv_in").weight.shape[1] == 3
 
 
 def test_errors() -> None:
     with pytest.raises(InputError, match="'half': expected full, lora or input"):
-        student_network(tiny_unet(), 3, "half")
+        student_network(denoiser(tiny_unet()), 3, "half")
     with pytest.raises(InputError, match=r"input channels 1: expected at least the teacher's 2"):
-        student_network(tiny_dit(), 1)
+        student_network(denoiser(tiny_dit()), 1)

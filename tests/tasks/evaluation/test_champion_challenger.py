@@ -77,7 +77,8 @@ def test_students_that_cannot_meet_are_named(root: Path, tmp_path: Path) -> None
     with pytest.raises(
         InputError, match="champion makes states of size 1x16x16, this evaluation set has 1x8x8"
     ):
-        comparison.compare(PARAMS, root, other(root, tmp_path / "large", unet={"sample_size": 16}))
+        large = other(root, tmp_path / "large", index={"shape": [1, 16, 16]})
+        comparison.compare(PARAMS, root, large)
     plans = json.loads((root / "data/student/model_index.json").read_text())["plans"]
     with pytest.raises(
         InputError, match=r"made for \[2, 4\] steps, the champion for \[8\]: none in common"

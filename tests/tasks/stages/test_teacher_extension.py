@@ -27,7 +27,9 @@ from tasks.stages import teacher, trajectories
 from tests.paths import PROJECT
 
 TOY = '''
-"""A denoiser of its own kind, as a family of diffusers pipelines and by a factory."""
+"""Denoisers of their own kind: a family of diffusers pipelines, and factories."""
+
+import math
 
 import numpy as np
 import torch
@@ -40,16 +42,20 @@ from models.teachers.diffusers_model import DiffusersDenoiser
 from models.teachers.families import register_family
 from models.teachers.schedule import VariancePreserving
 
+SCALES = {"time": 1}
+SCALES.update(time=1000)
+
 
 class ToyNet(ModelMixin, ConfigMixin):
     @register_to_config
-    def __init__(self, sample_size=8, in_channels=1):
+    def __init__(self, sample_size=8, in_channels=1, out_channels=1):
         super().__init__()
         self.conv_in = torch.nn.Conv2d(in_channels, 4, 3, padding=1)
-        self.conv_out = torch.nn.Conv2d(4, in_channels, 3, padding=1)
+        self.conv_out = torch.nn.Conv2d(4, out_channels, 3, padding=1)
 
     def forward(self, x, t, return_dict=False):
-        return (self.conv_out(torch.sin(self.conv_in(x)) + t.view(-1, 1, 1, 1) / 1000),)
+        t = t.view(-1, 1, 1, 1) / SCALES["time"]
+        return (self.conv_out(torch.sin(self.conv_in(x)) + t),)
 
 
 class Toy(DiffusersDenoiser):
@@ -64,31 +70,95 @@ class Toy(DiffusersDenoiser):
 register_family("ToyNet", "toy_teacher:Toy")
 
 
-class Series(torch.nn.Module):
-    """Any PyTorch module: states (C, L), prediction of v, labels as a keyword."""
+def embedded(t, width):
+    return torch.cos(t[:, None] * torch.linspace(0.0, 1.0, width, device=t.device) * math.pi / 50)
 
-    def __init__(self, channels, width):
+
+class Net(ModelMixin, ConfigMixin):
+    """Series (C, L) or images (C, H, W), prediction of v, labels as a keyword."""
+
+    @register_to_config
+    def __init__(self, in_channels=2, out_channels=2, width=6, dimensions=1):
         super().__init__()
-        self.first = torch.nn.Conv1d(channels, width, 3, padding=1)
+        conv = torch.nn.Conv1d if dimensions == 1 else torch.nn.Conv2d
+        self.first = conv(in_channels, width, 3, padding=1)
         self.label = torch.nn.Embedding(4, width)
-        self.last = torch.nn.Conv1d(width, channels, 3, padding=1)
+        self.last = conv(width, out_channels, 3, padding=1)
 
-    def forward(self, x, t, class_labels):
-        hidden = self.first(x) + self.label(class_labels)[..., None] + t.view(-1, 1, 1) / 1000
-        return self.last(torch.tanh(hidden))
+    def forward(self, x, t, class_labels, return_dict=True):
+        hidden = self.first(x)
+        added = self.label(class_labels) + embedded(t, hidden.shape[1])
+        hidden = hidden + added.view(*added.shape, *[1] * (x.dim() - 2))
+        return (self.last(torch.tanh(hidden)),)
 
 
-def make(channels=2, length=12, seed=0):
+class Own(DiffusersDenoiser):
+    input_layer = "first"
+    lora_targets = ("last",)
+
+    def middle_block(self):
+        return self.network.first
+
+
+def make(channels=2, length=12, images=False, seed=0, kind=Own, network=None):
     torch.manual_seed(seed)
     schedule = VariancePreserving(np.cumprod(1 - np.linspace(1e-3, 0.2, 50)))
-    return Denoiser(
-        Series(channels, 6), schedule, shape=(channels, length), prediction_type="v_prediction",
-        codec=Codec(None), num_classes=3, null_class=3,
+    network = network or Net(channels, channels, 6, 2 if images else 1)
+    return kind(
+        network, schedule, shape=(channels, length, length) if images else (channels, length),
+        prediction_type="v_prediction", codec=Codec((-1, 1) if images else None), num_classes=3,
+        null_class=3,
     )
 
 
 def wrong():
     return 3
+
+
+def plain():
+    return make(network=torch.nn.Conv1d(2, 2, 3))
+
+
+class Unnamed(Own):
+    input_layer = "conv_in"
+
+
+def unnamed():
+    return make(kind=Unnamed)
+
+
+def featureless():
+    return make(kind=DiffusersDenoiser)
+
+
+class Fixed(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, in_channels=2):
+        super().__init__()
+        self.first = torch.nn.Conv1d(in_channels, in_channels, 3, padding=1)
+
+
+def fixed():
+    return make(network=Fixed())
+
+
+class Tied(Net):
+    def forward(self, x, t, class_labels, return_dict=True):
+        found = super().forward(x, t, class_labels)
+        return (found[0] * Codec(None).decode(x)[:, :2],)
+
+
+def tied():
+    return make(network=Tied())
+
+
+class Negative(Own):
+    def call_network(self, x, t, condition):
+        return -super().call_network(x, t, condition)
+
+
+def negative():
+    return make(kind=Negative)
 '''
 SMALL = {"train": 6, "validation": 3, "steps": 6, "intervals": 3, "lane": 4, "batch_size": 4,
          "grid": {"kind": "index"}, "guidance": 1.0}  # fmt: skip
@@ -119,6 +189,10 @@ def params(root: Path, section: dict[str, Any], **more: Any) -> Params:
 def factory(**more: Any) -> dict[str, Any]:
     found = {"source": "factory", "factory": "toy_teacher:make", "trust_remote_code": True}
     return found | {"arguments": {"length": 16}} | more
+
+
+def named(function: str) -> dict[str, Any]:
+    return {"factory": f"toy_teacher:{function}", "arguments": {}}
 
 
 def test_a_family_of_its_own(root: Path) -> None:
@@ -161,6 +235,21 @@ def test_a_factory_through_fresh_processes(root: Path) -> None:
     assert sample_baseline(found, "unipc", 5, noise, condition, 2.0).shape == (3, 2, 16)
 
 
+def test_the_docs_example(root: Path) -> None:
+    """The file in docs/extending.md is a teacher that students can be made of."""
+    page = (PROJECT / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = page[page.index("## A teacher") :]
+    (root / "my_teacher.py").write_text(section.split("```python\n")[1].split("```")[0])
+    content = json.loads(params(root, factory()).model_dump_json())
+    content["teacher"] |= {"factory": "my_teacher:make", "arguments": {}}
+    (root / "params.yaml").write_text(json.dumps(content | {"extensions": ["my_teacher.py"]}))
+    try:
+        teacher.run(load_params(root / "params.yaml"), root)
+        assert load_teacher(root).shape == (1, 16, 16)
+    finally:
+        sys.modules.pop("my_teacher", None)
+
+
 def test_factories_are_called_only_where_the_params_trust_them(root: Path) -> None:
     settings = params(root, factory(trust_remote_code=False))
     with pytest.raises(InputError, match="code is not run unasked"):
@@ -178,6 +267,12 @@ def test_factories_are_called_only_where_the_params_trust_them(root: Path) -> No
         ({"factory": "toy_teacher:none"}, "has no attribute 'none'"),
         ({"factory": "no_such_module:make"}, "No module named 'no_such_module'"),
         ({"arguments": {"width": 3}}, "unexpected keyword argument 'width'"),
+        (named("plain"), "a plain PyTorch module, which no student's folder can hold"),
+        (named("unnamed"), "its conv_in is NoneType; expected a convolution or a linear layer"),
+        (named("featureless"), "DiffusersDenoiser names no layer whose features losses compare"),
+        (named("fixed"), "its config has in_channels"),
+        (named("tied"), "uses models.teachers.codec, which cannot travel with it"),
+        (named("negative"), "it denoises otherwise than its Negative (by up to"),
     ],
 )
 def test_factories_that_cannot_be_used(root: Path, changes: dict[str, Any], words: str) -> None:
