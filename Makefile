@@ -66,7 +66,7 @@ status: $(STAMP) ## what `make up` started, its addresses and logs
 doctor: $(STAMP) ## check versions, pins, ports, disk, GPU, remote, databases, locks, and say how to fix each
 	@$(FEWSTEP) doctor --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
-test: $(STAMP) ## the tests, at most ten minutes on two cores; TEST_ARGS="-k name" chooses
+test: $(STAMP) ## the tests, 10 to 25 minutes by the machine; TEST_ARGS="-k name" chooses
 	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
 
 test-slow: $(STAMP) ## the tests that are too long for every day
