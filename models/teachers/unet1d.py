@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from models.common.errors import InputError
-from models.teachers.diffusers_model import DiffusersDenoiser
+from models.teachers.unet import UNetDenoiser
 
 
-class UNet1D(DiffusersDenoiser):
+class UNet1D(UNetDenoiser):
     """States (C, L) of any range; the middle block's features are (n, F, l)."""
 
     value_range = None
@@ -28,16 +26,4 @@ class UNet1D(DiffusersDenoiser):
                 f"teacher's UNet1DModel: extra_in_channels {network.config.extra_in_channels} "
                 "beside a time embedding; expected 0"
             )
-        if network.mid_block is None:
-            raise InputError(
-                "teacher's UNet1DModel: mid_block_type null; expected a middle block, whose "
-                "features losses compare"
-            )
-
-    @property
-    def stride(self) -> int:
-        return int(2 ** (len(self.network.config.block_out_channels) - 1))
-
-    def middle_block(self) -> nn.Module:
-        block: nn.Module = self.network.mid_block
-        return block
+        cls.check_middle(network)

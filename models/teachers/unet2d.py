@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from models.common.errors import InputError
-from models.teachers.diffusers_model import DiffusersDenoiser
+from models.teachers.unet import UNetDenoiser
 
 
-class UNet2D(DiffusersDenoiser):
+class UNet2D(UNetDenoiser):
     """States (C, H, W); the middle block's features are (n, F, h, w).
 
     Classes are embeddings; one of them may stand for "no class". Networks are trained with that one
@@ -48,19 +47,7 @@ class UNet2D(DiffusersDenoiser):
                 f"teacher's UNet2DModel: class_embed_type {config.class_embed_type!r}; expected "
                 "null with num_class_embeds, one embedding per class"
             )
-        if network.mid_block is None:
-            raise InputError(
-                "teacher's UNet2DModel: mid_block_type null; expected a middle block, whose "
-                "features losses compare"
-            )
-
-    @property
-    def stride(self) -> int:
-        return int(2 ** (len(self.network.config.block_out_channels) - 1))
-
-    def middle_block(self) -> nn.Module:
-        block: nn.Module = self.network.mid_block
-        return block
+        cls.check_middle(network)
 
 
 def null_class_last(network: Any, null_class: int) -> int:
