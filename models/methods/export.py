@@ -50,10 +50,14 @@ def open_student(folder: Path, device: torch.device | str = "cpu") -> Any:
             f"{', '.join(pipeline_names())}"
         )
     own = own_classes(Path(folder), record)
-    options = {"use_safetensors": True, "local_files_only": True}
     # diffusers leaves a part out that is given as None
-    pipeline = pipeline_class(name).from_pretrained(str(folder), **options, **dict.fromkeys(own))
+    pipeline = pipeline_class(name).from_pretrained(
+        str(folder), use_safetensors=True, local_files_only=True, **dict.fromkeys(own)
+    )
     for part, kind in own.items():
-        pipeline.register_modules(**{part: kind.from_pretrained(Path(folder) / part, **options)})
+        module = kind.from_pretrained(
+            Path(folder) / part, use_safetensors=True, local_files_only=True
+        )
+        pipeline.register_modules(**{part: module})
     pipeline.to(device)
     return pipeline
