@@ -24,8 +24,8 @@ from torch import Tensor
 from models.common.errors import InputError
 
 Floats = NDArray[np.float64]
-Input = Literal["features", "images", "paths", "prompts"]
-INPUTS: tuple[Input, ...] = ("features", "images", "paths", "prompts")
+Input = Literal["features", "images", "paths", "prompts", "series"]
+INPUTS: tuple[Input, ...] = ("features", "images", "paths", "prompts", "series")
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,15 @@ class Samples:
 
     `images` (n, C, H, W) in [-1, 1]; `features` (n, d) of one extractor; `paths` (p, N + 1, ...)
     states along the teacher's own Brownian paths, start noise first, at equal places for all sets;
-    `prompts`: the text of each image.
+    `prompts`: the text of each image; `series` (n, C, L): time series of C channels at L times, in
+    the data's own units.
     """
 
     images: Tensor | None = None
     features: Tensor | None = None
     paths: Tensor | None = None
     prompts: tuple[str, ...] | None = None
+    series: Tensor | None = None
 
     def head(self, n: int | None) -> Samples:
         """The first n of each; all of them for None."""

@@ -21,6 +21,15 @@ METRICS: dict[str, str | type[Metric]] = {
     "pixel_mean": f"{_HERE}.pixels:PixelMean",
     "pixel_std": f"{_HERE}.pixels:PixelStd",
     "path_rmse": f"{_HERE}.paths:PathRMSE",
+    "sig_w1": f"{_HERE}.series.signatures:SigW1",
+    "sig_mmd": f"{_HERE}.series.sig_mmd:SigMMD",
+    "sig_mmd_p": f"{_HERE}.series.sig_mmd:SigMMDPValue",
+    "marginal": f"{_HERE}.series.marginals:Marginal",
+    "acf": f"{_HERE}.series.correlations:ACF",
+    "acf_abs": f"{_HERE}.series.correlations:AbsoluteACF",
+    "cross_correlation": f"{_HERE}.series.correlations:CrossCorrelation",
+    "discriminative": f"{_HERE}.series.scores:Discriminative",
+    "predictive": f"{_HERE}.series.scores:Predictive",
 }
 
 
@@ -52,7 +61,7 @@ def metric_class(name: str) -> type[Metric]:
 
 def criterion_class(name: str, key: str) -> type[Metric]:
     """The metric's class; InputError, which names the parameter `key`, if it cannot choose between
-    sets of images.
+    sets of samples.
     """
     metric = metric_class(name)
     if not _chooses(metric):
@@ -62,7 +71,7 @@ def criterion_class(name: str, key: str) -> type[Metric]:
 
 
 def _chooses(metric: type[Metric]) -> bool:
-    return metric.lower_is_better is not None and metric.inputs <= {"features", "images"}
+    return metric.lower_is_better is not None and metric.inputs <= {"features", "images", "series"}
 
 
 def _place(metric: str | type[Metric]) -> str:
