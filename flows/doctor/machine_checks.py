@@ -196,8 +196,10 @@ def trajectory_bytes(root: Path) -> int:
     params = load_params(root / "params.yaml")
     chosen, dataset = params.trajectories, params.dataset
     channels = int(getattr(dataset, "channels", 1) or 1)
+    edge = int(getattr(dataset, dataset.resolution))
+    points = edge**2 if dataset.data_kind == "images" else edge
     words = chosen.depth + 1  # path features inside an interval
-    cells = (chosen.train + chosen.validation) * channels * dataset.size**2
+    cells = (chosen.train + chosen.validation) * channels * points
     return (
         cells
         * (chosen.intervals * words + chosen.intervals + 1)

@@ -1,7 +1,8 @@
-"""Between images and the states that a denoiser works on: a VAE, or nothing."""
+"""Between data and the states that a denoiser works on: a VAE, a scaling, or nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ class Codec(nn.Module):
     """The identity: states are the data themselves.
 
     ``value_range``: what decoded values are clamped to, None for unbounded data such as series.
-    ``vae``: the autoencoder of a latent codec, else None.
+    ``vae``: the autoencoder of a latent codec, else None. ``scaling``: mean and std per channel of
+    a :class:`ScaledCodec`, else None.
     """
 
     vae: Any
+    scaling: dict[str, list[float]] | None = None
 
     def __init__(self, value_range: tuple[float, float] | None = (-1.0, 1.0)):
         super().__init__()
@@ -37,6 +40,33 @@ class Codec(nn.Module):
     def decode(self, x0: Tensor) -> Tensor:
         """Data of states, clamped to ``value_range``."""
         return x0 if self.value_range is None else x0.clamp(*self.value_range)
+
+
+class ScaledCodec(Codec):
+    """States of unbounded data such as series: x0 = (data - mean) / std, per channel.
+
+    ``mean``, ``std``: (C,), fitted on training data. Nothing is clamped, on either side.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(value_range=None)
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise InputError(
+                f"scaling of mean {list(mean)} and std {list(std)}: expected one mean and one std "
+                "above 0 per channel"
+            )
+        self.mean, self.std = [float(v) for v in mean], [float(v) for v in std]
+        self.scaling = {"mean": self.mean, "std": self.std}
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """States x0 of data (n, C, ...) in their own units."""
+        return (images - _channels(self.mean, images)) / _channels(self.std, images)
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Data (n, C, ...) in their own units."""
+        return x0 * _channels(self.std, x0) + _channels(self.mean, x0)
 
 
 class VAECodec(Codec):

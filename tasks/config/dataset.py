@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field
 
 from tasks.data.sources import SOURCES, settings_class
-from tasks.data.sources.base import DatasetSettings
+from tasks.data.sources.base import DataSettings
 
 if TYPE_CHECKING:
-    Dataset = DatasetSettings
+    Dataset = DataSettings
 else:
     Dataset = Annotated[Union[tuple(map(settings_class, SOURCES))], Field(discriminator="kind")]  # noqa: UP007

@@ -84,12 +84,8 @@ class Params(Section):
                 raise ValueError(
                     f"student.{key} = {asked}: expected at most trajectories.{pool} = {there}"
                 )
-        if (
-            isinstance(self.teacher, TrainedTeacher)
-            and max(self.teacher.scales) != self.dataset.size
-        ):
-            scale, size = max(self.teacher.scales), self.dataset.size
-            raise ValueError(f"teacher.scales: largest is {scale}, expected dataset.size = {size}")
+        if isinstance(self.teacher, TrainedTeacher):
+            self.teacher.check_resolution(self.dataset)
         return self
 
 

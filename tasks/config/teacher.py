@@ -11,6 +11,7 @@ from models.common.config import Count, Flag, Natural, Precision, Section, Seed,
 from models.teachers.trust import trust_factory
 from tasks.config import types as fields
 from tasks.config.types import LocalPath
+from tasks.data.sources.base import DataSettings
 
 
 class PretrainedTeacher(Section):
@@ -70,7 +71,7 @@ class TrainedTeacher(Section):
         12,
         16,
     )
-    """Image sizes to train at, the largest is dataset.size."""
+    """Image sizes to train at, the largest is dataset.size; of series, dataset.length alone."""
     conditional: Flag = False
     """Give the network the labels of the dataset."""
     precision: Precision = "float32"
@@ -85,6 +86,18 @@ class TrainedTeacher(Section):
                 f"scales {bad}: {len(self.channels)} channel levels need multiples of {factor}"
             )
         return self
+
+    def check_resolution(self, dataset: DataSettings) -> None:
+        """ValueError unless the largest scale is what the dataset makes; series have one scale."""
+        key, largest = dataset.resolution, max(self.scales)
+        wanted = getattr(dataset, key)
+        expected = f"expected dataset.{key} = {wanted}"
+        if largest != wanted:
+            raise ValueError(f"teacher.scales: largest is {largest}, {expected}")
+        if dataset.data_kind == "series" and len(self.scales) > 1:
+            raise ValueError(
+                f"teacher.scales = {list(self.scales)}: {expected} alone, series are learnt whole"
+            )
 
 
 Teacher = Annotated[

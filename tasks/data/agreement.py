@@ -9,11 +9,12 @@ import torch
 from models.common.errors import InputError
 from models.teachers.base import Denoiser
 from tasks.data.dataset import load_manifest
+from tasks.data.kinds import kind_of
 
 
 @torch.no_grad()
 def data_shape(teacher: Denoiser) -> tuple[int, ...]:
-    """The shape of one decoded sample: (C, H, W) for images; a latent teacher decodes one."""
+    """The shape of one decoded sample: (C, H, W) for images, (C, L) for series; a latent teacher decodes one."""
     if not teacher.codec.latent:
         return teacher.shape
     return tuple(teacher.decode(torch.zeros(1, *teacher.shape, device=teacher.device)).shape[1:])
@@ -23,16 +24,13 @@ def check_teacher_fits_dataset(teacher: Denoiser, root: Path) -> None:
     """Raise InputError unless the teacher makes data of the shape that data/dataset holds:
     figures of others would compare two different things.
     """
-    made, there = data_shape(teacher), tuple(load_manifest(root)["shape"])
+    manifest = load_manifest(root)
+    made, there = data_shape(teacher), tuple(manifest["shape"])
     if made == there:
         return
-    square = len(made) == 3 and made[1] == made[2]
-    fixes = [f"dataset.size={made[-1]}"] if made[-1] != there[-1] else []
-    fixes += [f"images of {made[0]} channels (dataset.channels)"] if made[0] != there[0] else []
-    fix = f"give it {' and '.join(fixes)}" if square else "images of a dataset are square"
     raise InputError(
         f"the teacher makes {_times(made)}, data/dataset has {_times(there)}: expected the same "
-        f"shape; {fix}, or choose another teacher"
+        f"shape; {kind_of(manifest).fix(made, there)}, or choose another teacher"
     )
 
 

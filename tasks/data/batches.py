@@ -1,4 +1,4 @@
-"""Training batches from memory-mapped arrays: cached teacher paths, their ends, or training images.
+"""Training batches from memory-mapped arrays: cached teacher paths, their ends, or training data.
 
 A batch is a function of (step, micro-batch, update, rank) alone, so that a resumed run sees what an
 unbroken one would have seen.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from models.common.random import generator_for
 from models.methods.base import ImageBatch, Needs, PathBatch
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition, class_condition
-from tasks.data.dataset import load_split
+from tasks.data.dataset import data_kind, load_split
 from tasks.data.shards import ShardSet
 
 READ = 256  # paths read at once
@@ -37,18 +37,41 @@ class BatchPlan:
     world: int = 1
 
 
+class States(Protocol):
+    """Clean states of a teacher, (r, *shape) for r row numbers; a tensor is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Tensor: ...
+
+
+class TrainingStates:
+    """The training split as :class:`States`, encoded as they are asked for; ``labels`` (n,)."""
+
+    def __init__(self, root: Path, teacher: Denoiser):
+        self.stored, self.labels = load_split(root, "train")
+        self.kind, self.teacher = data_kind(root), teacher
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        data = self.kind.to_float(self.stored[rows])
+        return self.teacher.encode(data.to(self.teacher.device))
+
+
 class Rows:
     """Which of ``len(labels)`` rows make this rank's batch at (step, micro, update).
 
     Every epoch is a fresh permutation of all rows; ranks and micro-batches take consecutive pieces
     of it, so no row comes twice before every other has come once. Other updates of a step (other
-    networks) go other ways. ``images``: uint8 (r, C, H, W) training images, set by those whose loss
-    needs real ones beside the rows; ``encode``: from labels to the network's condition.
+    networks) go other ways. ``real``: clean states of training data, set by those whose loss needs
+    some beside the rows; ``encode``: from labels to the network's condition.
     """
 
     def __init__(self, labels: Any, plan: BatchPlan):
         self.labels, self.plan = labels, plan
-        self.images: np.ndarray | None = None
+        self.real: States | None = None
         self.encode: Callable[[Tensor], Condition | None] = class_condition
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -79,12 +102,12 @@ class Rows:
         return self.encode(torch.from_numpy(self.labels[rows]).to(self.plan.device))
 
     def _real(self, step: int, micro: int) -> Tensor | None:
-        """As many of ``images`` at random, (size, C, H, W) in [-1, 1]."""
-        if self.images is None:
+        """As many of ``real`` at random, (size, *shape)."""
+        if self.real is None:
             return None
         key = generator_for("cpu", self.plan.seed, 17, step, micro, self.plan.rank)
-        rows = torch.randint(len(self.images), (self.plan.size,), generator=key).numpy()
-        return _in_range(self.images[rows]).to(self.plan.device)
+        rows = torch.randint(len(self.real), (self.plan.size,), generator=key).numpy()
+        return self.real[rows].to(self.plan.device)
 
 
 class PathBatches(Rows):
@@ -119,17 +142,15 @@ class ImageBatches(Rows):
 
 
 class DataBatches(Rows):
-    """``batches(step, micro, update)``: training images in the teacher's state space."""
+    """``batches(step, micro, update)``: training data in the teacher's state space."""
 
     def __init__(self, root: Path, teacher: Denoiser, plan: BatchPlan):
-        self.pixels, labels = load_split(root, "train")
-        super().__init__(labels, plan)
-        self.teacher = teacher
+        self.states = TrainingStates(root, teacher)
+        super().__init__(self.states.labels, plan)
 
     def __call__(self, step: int, micro: int, update: int) -> ImageBatch:
         rows = self.rows(step, micro, update)
-        images = _in_range(self.pixels[rows]).to(self.plan.device)
-        x0 = self.teacher.encode(images)
+        x0 = self.states[rows].to(self.plan.device)
         return ImageBatch(x0, self._condition(rows), step, self._real(step, micro))
 
 
@@ -145,7 +166,3 @@ def batches_for(
     made.encode = teacher.encode_condition
     return made
 
-
-def _in_range(pixels: np.ndarray) -> Tensor:
-    """uint8 as float32 in [-1, 1]."""
-    return torch.from_numpy(np.asarray(pixels)).float() / 127.5 - 1

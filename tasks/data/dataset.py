@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.common.errors import InputError
+from tasks.data.kinds import DataKind, kind_of
 from tasks.utils.atomic import sha256_file
 
 SPLITS = ("train", "holdout")
@@ -29,16 +30,22 @@ def load_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
+def data_kind(root: Path) -> DataKind:
+    """Whether data/dataset holds images or series, and how they are read."""
+    return kind_of(load_manifest(root))
+
+
 def load_split(root: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 (n, C, S, S), memory-mapped read-only; labels int64 (n,), -1 for none).
+    """(data as stored, memory-mapped read-only; labels int64 (n,), -1 for none): images uint8
+    (n, C, S, S) or series float32 (n, C, L); ``data_kind(root).to_float`` makes tensors of them.
 
     Checksums are compared with the manifest; raises InputError naming the file that is missing or
     differs.
     """
-    images = _checked(root, split, "images.npy")
+    data = _checked(root, split, f"{data_kind(root).name}.npy")
     labels = _checked(root, split, "labels.npy")
-    pixels = np.load(images, mmap_mode="r", allow_pickle=False)
-    return pixels, np.load(labels, allow_pickle=False)
+    stored = np.load(data, mmap_mode="r", allow_pickle=False)
+    return stored, np.load(labels, allow_pickle=False)
 
 
 def load_captions(root: Path, split: Split) -> list[list[str]] | None:

@@ -20,13 +20,13 @@ from models.teachers.base import Denoiser
 from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
 from tasks.data.agreement import check_teacher_fits_dataset
-from tasks.data.dataset import load_split
+from tasks.data.dataset import data_kind, load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import cached_spec, open_trajectories
-from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_float
+from tasks.evaluation.samplers import Inputs, Paths, choose_nfe
 from tasks.registry.lineage import git_state, stage_sums
 from tasks.utils.device import pick_device
 
@@ -136,7 +136,8 @@ def free_name(folder: Path, taken: set[str]) -> str:
 
 
 def real_images(params: Params, root: Path) -> tuple[Tensor, Tensor]:
-    """The images to compare with, and at most as many other real ones (the floor), both in [-1, 1].
+    """The data to compare with, and at most as many other real ones (the floor), both as a codec
+    decodes them: images in [-1, 1], series in their own units.
 
     The first are those of `evaluation.reference`, or else the holdout split; the others are of the
     training split.
@@ -151,6 +152,7 @@ def real_images(params: Params, root: Path) -> tuple[Tensor, Tensor]:
     chosen = np.sort(
         np.random.default_rng(seed).permutation(len(train))[: min(len(real), len(train))]
     )
+    to_float = data_kind(root).to_float
     return to_float(real[:]), to_float(train[chosen])
 
 

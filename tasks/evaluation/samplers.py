@@ -137,11 +137,6 @@ class Inputs:
         return sample
 
 
-def to_float(images: np.ndarray) -> Tensor:
-    """uint8 images (n, C, H, W) as float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).float() / 127.5 - 1
-
-
 def to_bytes(images: Tensor) -> np.ndarray:
     """Images in [-1, 1] as uint8, rounded to nearest."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()

@@ -20,7 +20,7 @@ from models.evaluation.registry import criterion_class
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 from tasks.config.schema import Params
-from tasks.data.dataset import load_split
+from tasks.data.dataset import data_kind, load_split
 from tasks.evaluation.extractor import extractor_of
 
 REFERENCE = 4000
@@ -44,7 +44,7 @@ class ValidationScore:
         self.extractor = extractor_of(params, root)
         images, _ = load_split(root, "train")
         rows = np.sort(np.random.default_rng(0).permutation(len(images))[:REFERENCE])
-        real = torch.from_numpy(images[rows]).float() / 127.5 - 1
+        real = data_kind(root).to_float(images[rows])
         self.metric: Metric = metric(Samples(real, extract(self.extractor, real)))
 
     def score(self, sample: Sample, nfe: int) -> float:

@@ -19,6 +19,7 @@ from models.methods.base import DistillationMethod, MethodContext
 from models.methods.registry import method_class
 from models.teachers.base import Denoiser
 from tasks.config.schema import Params
+from tasks.data.batches import TrainingStates
 from tasks.data.dataset import load_split
 from tasks.data.shards import ShardSet
 from tasks.data.trajectories import cached_spec
@@ -83,10 +84,10 @@ def make_context(
     )
 
 
-def real_images(
+def real_states(
     method: type[DistillationMethod], config: Any, root: Path, teacher: Denoiser
-) -> np.ndarray | None:
-    """The training split, where the method's loss compares with real images; None where it takes
+) -> TrainingStates | None:
+    """The training split, where the method's loss compares with real data; None where it takes
     the teacher's.
 
     Raises InputError if the target ``data`` was asked for and cannot be had.
@@ -94,14 +95,14 @@ def real_images(
     target, key = method.image_target(config)
     if target == "teacher":
         return None
-    images = load_split(root, "train")[0]
-    latent, classes = teacher.codec.latent, teacher.num_classes
-    if not latent and classes is None and images.shape[1:] == tuple(teacher.shape):
-        return images
+    states = TrainingStates(root, teacher)
+    shape, latent, classes = states.stored.shape[1:], teacher.codec.latent, teacher.num_classes
+    if not latent and classes is None and shape == tuple(teacher.shape):
+        return states
     if target == "auto":
         return None
     kind = "latent" if latent else "conditional" if classes is not None else "other-sized"
     raise InputError(
-        f"{key} = data: images {images.shape[1:]} cannot stand beside those of this {kind} "
+        f"{key} = data: {states.kind.name} {shape} cannot stand beside those of this {kind} "
         f"teacher, {teacher.shape}; use teacher or auto"
     )

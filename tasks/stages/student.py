@@ -36,7 +36,7 @@ from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
-from tasks.methods.context import make_context, method_of, real_images
+from tasks.methods.context import make_context, method_of, real_states
 from tasks.methods.model_card import provenance, render
 from tasks.training.selection import Selection
 from tasks.training.trainer import Training
@@ -77,7 +77,7 @@ def _prepare(params: Params, root: Path, teacher: Denoiser, shards: ShardSet) ->
     """What the method chooses or measures once, before any training."""
     method = method_of(params)
     # a mistake there should show before the long work
-    real_images(method, params.method, root, teacher)
+    real_states(method, params.method, root, teacher)
     return method.prepare(make_context(params, root, teacher.to(pick_device()), shards))
 
 
@@ -228,7 +228,7 @@ def build_training(
     state = TrainState(method, config)
     plan = BatchPlan(student.batch_size, student.accumulate, student.seed, device, rank, world)
     batches = batches_for(kind.needs, root, teacher, shards, plan)
-    batches.images = real_images(kind, params.method, root, teacher)
+    batches.real = real_states(kind, params.method, root, teacher)
     selection = Selection(method, params, root, scratch, device)
     return Training(
         method,

@@ -36,6 +36,7 @@ from tasks.config.schema import Params
 from tasks.config.teacher import FactoryTeacher, PretrainedTeacher, TrainedTeacher
 from tasks.data.agreement import check_teacher_fits_dataset
 from tasks.data.dataset import load_manifest, load_split
+from tasks.data.kinds import kind_of
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json
 from tasks.utils.cli import stage_main
@@ -138,13 +139,14 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     from diffusers import DDPMPipeline
 
     device = pick_device()
-    images, labels = load_split(root, "train")
+    manifest = load_manifest(root)
+    stored, labels = load_split(root, "train")
     _check(spec, labels)
-    classes = len(load_manifest(root)["class_names"]) if spec.conditional else None
+    classes = len(manifest["class_names"]) if spec.conditional else None
     torch.manual_seed(spec.seed)
     network = build_unet(
-        images.shape[-1],
-        images.shape[1],
+        stored.shape[-1],
+        stored.shape[1],
         spec.channels,
         spec.layers_per_block,
         classes,
@@ -161,9 +163,10 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
         seed=spec.seed,
     )
     state = TrainState(method, config)
-    x0 = torch.tensor(images[:], device=device).float().div_(127.5).sub_(1.0)
+    data = kind_of(manifest)
+    x0 = data.codec(manifest).encode(data.to_float(stored[:])).to(device)
     classes_of = torch.tensor(labels[:], device=device) if spec.conditional else None
-    scratch = scratch_for(root, "teacher", spec, load_manifest(root))
+    scratch = scratch_for(root, "teacher", spec, manifest)
     training = Training(
         method,
         state,

@@ -1,4 +1,4 @@
-"""What a data source is: settings that open as images read one by one."""
+"""What a source of images is: settings that open as images read one by one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -34,11 +35,29 @@ class Source:
     captions: Sequence[Sequence[str]] | None = None
 
 
-class DatasetSettings(Section):
-    """What every kind of dataset has; a kind adds `kind: Literal[...]`, its own keys and `open`.
+class DataSettings(Section):
+    """Base of the settings of images and of series.
+
+    ``data_kind``: name of what is made (tasks/data/kinds.py); ``resolution``: the key that says
+    how large one is.
+    """
+
+    data_kind: ClassVar[str]
+    resolution: ClassVar[str]
+
+    if TYPE_CHECKING:  # fields of every kind
+        holdout: Count
+        seed: Seed
+
+
+class DatasetSettings(DataSettings):
+    """What every kind of images has; a kind adds `kind: Literal[...]`, its own keys and `open`.
 
     The module of a kind imports nothing heavy: every stage reads the params.
     """
+
+    data_kind: ClassVar[str] = "images"
+    resolution: ClassVar[str] = "size"
 
     size: Size = 16
     """Images become size x size."""

@@ -5,19 +5,25 @@ from __future__ import annotations
 from importlib import import_module
 
 from models.common.errors import InputError
-from tasks.data.sources.base import DatasetSettings
+from tasks.data.sources.base import DataSettings
 
-SOURCES: dict[str, str | type[DatasetSettings]] = {
+SOURCES: dict[str, str | type[DataSettings]] = {
     "mnist": "tasks.data.sources.mnist:MnistDataset",
     "digits": "tasks.data.sources.digits:DigitsDataset",
     "folder": "tasks.data.sources.folder:FolderDataset",
     "npz": "tasks.data.sources.npz:NpzDataset",
     "icons": "tasks.data.sources.icons:IconsDataset",
     "parquet": "tasks.data.sources.parquet:ParquetDataset",
+    "ar1": "tasks.data.sources.processes:AR1Dataset",
+    "ou": "tasks.data.sources.processes:OUDataset",
+    "gbm": "tasks.data.sources.processes:GBMDataset",
+    "rough_bergomi": "tasks.data.sources.processes:RoughBergomiDataset",
+    "series": "tasks.data.sources.series:OwnSeriesDataset",
+    "stocks": "tasks.data.sources.stocks:StocksDataset",
 }
 
 
-def register_source(kind: str, settings: str | type[DatasetSettings]) -> None:
+def register_source(kind: str, settings: str | type[DataSettings]) -> None:
     """Make `dataset.kind = kind` known: its settings class, or "module:Class", imported when asked
     for.
 
@@ -27,11 +33,11 @@ def register_source(kind: str, settings: str | type[DatasetSettings]) -> None:
         raise InputError(f"dataset.kind = {kind}: registered already as {SOURCES[kind]}")
 
 
-def settings_class(kind: str) -> type[DatasetSettings]:
+def settings_class(kind: str) -> type[DataSettings]:
     """The settings class of a kind; raises KeyError for an unknown one."""
     known = SOURCES[kind]
     if isinstance(known, str):
         module, _, name = known.partition(":")
-        found: type[DatasetSettings] = getattr(import_module(module), name)
+        found: type[DataSettings] = getattr(import_module(module), name)
         return found
     return known

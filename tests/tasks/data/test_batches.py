@@ -99,13 +99,13 @@ def test_real_images_beside_the_paths(tmp_path: Path) -> None:
     """As many as paths, in [-1, 1], at random; by step, micro-batch, seed and rank alone; the paths
     stay the same.
     """
-    shards, images = shards_of(tmp_path), np.zeros((256, 1, 2, 2), np.uint8)
-    images[:] = np.arange(256)[:, None, None, None]
+    shards = shards_of(tmp_path)
+    images = torch.arange(256.0)[:, None, None, None].expand(256, 1, 2, 2) / 127.5 - 1
 
     def with_images(**choices: int) -> PathBatches:
         source = batches(shards, 8, 2, **choices)
         assert source(0, 0, 0).real is None
-        source.images = images
+        source.real = images
         return source
 
     def drawn(source: PathBatches) -> list[list[int]]:
@@ -128,7 +128,7 @@ def test_real_images_beside_the_paths(tmp_path: Path) -> None:
     for other in (with_images(rank=1, world=2), with_images(seed=1)):
         assert not any(mine == theirs for mine, theirs in zip(plain, drawn(other), strict=True))
     black, white = batches(shards, 8), batches(shards, 8)
-    black.images, white.images = images[:1], images[255:]
+    black.real, white.real = images[:1], images[255:]
     assert torch.equal(black(0, 0, 0).real, -torch.ones(8, 1, 2, 2))
     assert torch.equal(white(0, 0, 0).real, torch.ones(8, 1, 2, 2))
     assert torch.equal(white(3, 0, 0).Y, batches(shards, 8)(3, 0, 0).Y)

@@ -25,7 +25,7 @@ from tasks.config.schema import Params
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.validation import ValidationKID
-from tasks.methods.context import make_context, real_images
+from tasks.methods.context import make_context, real_states
 from tasks.stages import student
 from tests.tasks.distillation import from_training_split, make_root, settings
 
@@ -245,11 +245,11 @@ def test_a_teacher_unlike_the_images_takes_its_own(root: Path, tmp_path: Path) -
     teacher.num_classes = 10
     losses = [{"mmd": 0.1, "mmd_target": target} for target in ("auto", "data")]
     auto, data = (settings(method={"loss": loss}).method for loss in losses)
-    assert real_images(SigDEG, auto, root, teacher) is None
+    assert real_states(SigDEG, auto, root, teacher) is None
     with pytest.raises(
         InputError, match="mmd_target = data.*conditional teacher.*use teacher or auto"
     ):
-        real_images(SigDEG, data, root, teacher)
+        real_states(SigDEG, data, root, teacher)
 
 
 def test_real_images_reach_the_loss(root: Path) -> None:

@@ -13,10 +13,11 @@ from PIL import Image
 from models.common.errors import InputError
 from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest, load_split
+from tasks.data.image_dataset import split_rows
 from tasks.data.images import UnreadableImage, decode, fit, with_channels
 from tasks.data.sources.digits import digits_source
 from tasks.data.sources.mnist import mnist_source
-from tasks.stages.dataset import run, split_rows
+from tasks.stages.dataset import run
 from tests.paths import PROJECT
 
 

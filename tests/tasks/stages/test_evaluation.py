@@ -21,6 +21,7 @@ from models.evaluation.base import Estimate, Interval, Metric, Samples
 from models.evaluation.registry import METRICS
 from tasks.config.evaluation import Evaluation
 from tasks.config.schema import Params
+from tasks.data.kinds import KINDS
 from tasks.evaluation import benchmark
 from tasks.evaluation.benchmark import evaluate
 from tasks.evaluation.extractor import FEATURES
@@ -28,7 +29,7 @@ from tasks.evaluation.identity import images_digest
 from tasks.evaluation.metrics_file import read_metrics
 from tasks.evaluation.report import html as report
 from tasks.evaluation.results import Result, SamplerKey
-from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_bytes, to_float
+from tasks.evaluation.samplers import Inputs, Paths, choose_nfe, to_bytes
 from tasks.evaluation.tables import format_table, metrics_of, write_outputs
 from tasks.stages.evaluation import run
 from tests.models.evaluation.test_features import SHIPPED
@@ -240,7 +241,7 @@ def test_choice_of_nfe(
 
 def test_bytes_round_trip() -> None:
     every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
-    assert np.array_equal(to_bytes(to_float(every)), every)
+    assert np.array_equal(to_bytes(KINDS["images"].to_float(every)), every)
 
 
 def test_too_few_paths_or_a_grid_that_does_not_divide() -> None:

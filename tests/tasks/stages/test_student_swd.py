@@ -35,7 +35,7 @@ from tasks.evaluation.load import free_name, load_inputs
 from tasks.evaluation.metrics_file import read_metrics
 from tasks.evaluation.results import Result, Row, SamplerKey
 from tasks.evaluation.samplers import to_bytes
-from tasks.methods.context import make_context, real_images
+from tasks.methods.context import make_context, real_states
 from tasks.stages import evaluation, student
 from tasks.training.selection import Selection
 from tests.tasks.distillation import from_training_split, make_root, settings, stage
@@ -98,7 +98,7 @@ def test_real_images_reach_the_batches(root: Path) -> None:
         InputError, match=r"method.mmd.target = data: images .* conditional teacher"
     ):
         config = swd_settings(method={"mmd": {"target": "data"}}).method
-        real_images(SwD, config, root, teacher)
+        real_states(SwD, config, root, teacher)
 
 
 def test_stage_writes_a_student_that_opens_anywhere(root: Path, tmp_path: Path) -> None:
