@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from models.common.errors import InputError
 from tasks.data.kinds import DataKind, kind_of
+from tasks.data.splits import SPLITS, Split
 from tasks.utils.atomic import sha256_file
-
-SPLITS = ("train", "holdout")
-Split = Literal["train", "holdout"]
 
 
 def load_manifest(root: Path) -> dict[str, Any]:

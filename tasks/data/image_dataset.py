@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from models.common.errors import InputError
-from tasks.data.dataset import SPLITS
+from tasks.data.splits import SPLITS
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources import DatasetSettings, Source
 from tasks.data.sources.other import excluded_sources

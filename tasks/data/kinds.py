@@ -49,7 +49,7 @@ class Images(DataKind):
     one = "image"
 
     def to_float(self, stored: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(stored)).float() / 127.5 - 1
+        return torch.from_numpy(np.array(stored)).float() / 127.5 - 1
 
     def codec(self, manifest: Mapping[str, Any]) -> Codec:
         return Codec()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.common.errors import InputError
-from tasks.data.dataset import SPLITS
+from tasks.data.splits import SPLITS
 from tasks.data.labels import NO_LABEL
 from tasks.data.sources import SeriesSettings, SeriesSource
 from tasks.utils.failpoints import reach
