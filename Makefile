@@ -85,8 +85,8 @@ check: $(STAMP) ## style, types, import directions and tests
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
 
-bench: $(STAMP) ## throughput of trajectory generation against bare forward passes
-	@$(BIN)/python -m scripts.bench_trajectories $(ARGS)
+bench: $(STAMP) ## speed of trajectories, training and sampling against bare loops of the same passes
+	@$(BIN)/python -m scripts.bench $(ARGS)
 
 repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
 	@$(BIN)/python -m tasks.utils.environment dvc repro $(ARGS)
