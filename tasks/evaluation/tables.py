@@ -179,6 +179,7 @@ def format_table(metrics: dict[str, Any]) -> Table:
         for reason in dict.fromkeys(reasons.values()):
             steps = ", ".join(key[3:] for key, why in reasons.items() if why == reason)
             table.add_row(f"{name}, left out: {reason}", steps, style="dim")
+    table.caption, table.caption_justify = _gain(metrics) or None, "left"
     return table
 
 
@@ -189,6 +190,20 @@ def _others(metrics: dict[str, Any], criterion: str) -> dict[str, str]:
     """The figures shown beside the criterion, as far as they were measured."""
     there = next(iter(metrics["student"].values()))
     return {n: LABELS[n] for n in ("kid", "frechet") if n in there and n != criterion}
+
+
+def _gain(metrics: dict[str, Any]) -> str:
+    """The student's paired differences to its untrained self in the criterion, fewest steps
+    first; "" where there are none.
+    """
+    criterion, lines = metrics["evaluation"].get("criterion", "kid"), []
+    for steps, rivals in sorted(metrics.get("difference", {}).items(), key=lambda i: int(i[0][3:])):
+        if gap := rivals.get("to_untrained"):
+            value, low, high = (gap[f"{criterion}{end}"] for end in ("", "_low", "_high"))
+            lines.append(f"{steps[3:]} calls: {value:+.4f} (95 % {low:+.4f} to {high:+.4f})")
+    if not lines:
+        return ""
+    return "\n".join([f"{LABELS.get(criterion, criterion)}, student minus untrained:", *lines])
 
 
 def _cells(metrics: dict[str, Any], row: dict[str, Any], key: str) -> list[str]:

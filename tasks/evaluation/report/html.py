@@ -14,11 +14,12 @@ import jinja2
 import pandas as pd
 import yaml
 
-from models.evaluation.base import Interval
 from models.sampling.baselines import title as baseline_title
 from tasks.config.schema import Params, params_dict
 from tasks.evaluation.report import figures
 from tasks.evaluation.report import image_grids as grids
+from tasks.evaluation.report.text import fixed, number, png, shown, span
+from tasks.evaluation.report.training_gain import training_gain
 from tasks.evaluation.results import Column, Result, Row, SamplerKey
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,6 +77,7 @@ def render(
             }
             for name, draw in figures.figures_of(result, curve).items()
         ],
+        gains=training_gain(result),
         sides=[side(result, nfe) for nfe in result.nfe],
         paths=path_strip(result),
         load_back=load_back(result),
@@ -106,7 +108,7 @@ def verdict(result: Result, nfe: int) -> dict[str, str]:
     }[kind]
     text = (
         f"The student {words}. {name} {shown(result, student)} against {shown(result, best)} for "
-        f"{best.title} (difference {_span(result, gap)}). {to_teacher(result, nfe)}"
+        f"{best.title} (difference {span(result, gap)}). {to_teacher(result, nfe)}"
     )
     calls = result.calls_of(student)
     if calls != nfe:
@@ -134,7 +136,7 @@ def equal_compute(result: Result, student: Row) -> str:
     return (
         f" Its steps cost {share:.0%} of as many training-free ones; for as much compute, "
         f"{calls}, {best.title} has {result.column.title} {shown(result, best)}"
-        + (f" (difference {_span(result, gap)})." if gap else ".")
+        + (f" (difference {span(result, gap)})." if gap else ".")
     )
 
 
@@ -145,7 +147,7 @@ def to_teacher(result: Result, nfe: int) -> str:
     value = f"({result.column.title} {shown(result, teacher)})"
     if gap is None or result.kind(gap) == "even":
         return f"It is not significantly different from {full} {value}."
-    where = f"{_number(result, abs(gap.value))} {'above' if gap.value > 0 else 'below'}"
+    where = f"{number(result, abs(gap.value))} {'above' if gap.value > 0 else 'below'}"
     return f"That is {where} {full} {value}."
 
 
@@ -166,7 +168,7 @@ def cross_verdict(result: Result) -> str | None:
     rival = f"the best training-free sampler at {most}"
     title = result.column.title
     return (
-        f"At {fewest} steps the student {words} {rival} ({title} difference {_span(result, gap)})."
+        f"At {fewest} steps the student {words} {rival} ({title} difference {span(result, gap)})."
     )
 
 
@@ -292,32 +294,7 @@ def versions() -> list[tuple[str, str]]:
     ]
 
 
-def fixed(value: float, decimals: int = 4) -> str:
-    """A number with a true minus sign, and none before zero."""
-    text = f"{value:.{decimals}f}"
-    return text.replace("-", "" if float(text) == 0 else "−")
-
-
-def png(content: bytes) -> str:
-    """A picture as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
 def _uri(draw: Any, theme: figures.Theme) -> str:
     return (
         "data:image/svg+xml;base64," + base64.b64encode(figures.render(draw, theme, "svg")).decode()
     )
-
-
-def shown(result: Result, row: Row) -> str:
-    """The criterion's figure of a row as text."""
-    return _number(result, result.score(row).value)
-
-
-def _number(result: Result, value: float) -> str:
-    return fixed(value, result.column.decimals)
-
-
-def _span(result: Result, gap: Interval) -> str:
-    value, low, high = (_number(result, number) for number in (gap.value, gap.low, gap.high))
-    return f"{value}, 95 % {low} to {high}"

@@ -225,6 +225,17 @@ def test_terminal_table_lists_all_and_marks_the_student(result: Result) -> None:
     assert set(first) == {"Real images", "Teacher, full run"}
 
 
+def test_terminal_table_shows_what_training_changed(result: Result) -> None:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(format_table(metrics_of(result)))
+    lines = console.export_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if "KID, student minus untrained" in line)
+    for nfe, line in zip((5, 10), lines[start + 1 :], strict=False):
+        change = gap(result, nfe, "untrained", nfe)
+        values = f"{change.value:+.4f} (95 % {change.low:+.4f} to {change.high:+.4f})"
+        assert line.strip() == f"{nfe} calls: {values}"
+
+
 @pytest.mark.parametrize(
     ("wanted", "supported", "chosen"),
     [(None, [5, 10], (10, 5)), ([5], [5, 10], (5,)), ([5, 10], [5, 10], (10, 5))],

@@ -19,6 +19,7 @@ from tasks.evaluation.benchmark import evaluate
 from tasks.evaluation.report import figures
 from tasks.evaluation.report import html as report
 from tasks.evaluation.report import image_grids as grids
+from tasks.evaluation.report.training_gain import training_gain
 from tasks.evaluation.results import Result, SamplerKey
 from tests.tasks.stages.test_evaluation import SETTINGS, Flat, make_inputs
 
@@ -107,6 +108,38 @@ def test_verdict_says_where_the_teacher_is(result: Result) -> None:
     pair = SamplerKey("student", 5), result.baselines(10)[0].key
     cross = replace(result, differences={pair: Interval(-0.2, -0.3, -0.1)})
     assert "At 5 steps the student is better than" in str(report.cross_verdict(cross))
+
+
+def test_first_picture_is_the_fewest_steps_before_and_after_training(
+    result: Result, page: str
+) -> None:
+    (gain,) = training_gain(result)  # more than four calls: the smallest number alone
+    assert gain["nfe"] == 5
+    before, after = gain["grids"]
+    assert before["title"] == "Before training" and after["title"] == "After training"
+    for name, grid in (("untrained", before), ("student", after)):
+        assert report.shown(result, result.row(name, 5)) in grid["note"]
+        pixels = Image.open(io.BytesIO(base64.b64decode(grid["image"].split(",")[1])))
+        first = result.images[SamplerKey(name, 5)][0, 0, 0, 0]
+        assert pixels.getpixel((0, 0))[0] == first
+    assert page.index("What training changes") < page.index("Summary")
+    assert before["image"] in page and after["image"] in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (Interval(-0.02, -0.03, -0.01), "Training made the student better"),
+        (Interval(0.02, 0.01, 0.03), "Training made the student worse"),
+        (Interval(-0.01, -0.03, 0.01), "Training made no significant difference"),
+    ],
+)
+def test_the_gain_is_said_as_its_interval_says(
+    result: Result, change: Interval, words: str
+) -> None:
+    pair = SamplerKey("student", 5), SamplerKey("untrained", 5)
+    (gain,) = training_gain(replace(result, differences={pair: change}))
+    assert gain["text"].startswith(words)
 
 
 @pytest.mark.parametrize(

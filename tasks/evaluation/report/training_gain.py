@@ -1,0 +1,50 @@
+"""What training changes: pictures of the untrained and the trained student at the fewest steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.evaluation.report import image_grids as grids
+from tasks.evaluation.report.text import fixed, png, span
+from tasks.evaluation.results import Result, SamplerKey
+
+FEW, ROWS, COLUMNS = 4, 4, 8  # at most so many calls; rows and columns of a grid
+
+
+def few_steps(result: Result) -> list[int]:
+    """Numbers of steps with a picture, ascending: those up to FEW, or else the smallest."""
+    there = [n for n in sorted(result.nfe) if SamplerKey("untrained", n) in result.images]
+    return [n for n in there if n <= FEW] or there[:1]
+
+
+def training_gain(result: Result) -> list[dict[str, Any]]:
+    """For each of the fewest numbers of steps: the two grids, and the paired difference as text."""
+    found = []
+    for nfe in few_steps(result):
+        pictures = []
+        for name in ("untrained", "student"):
+            key = SamplerKey(name, nfe)
+            score = fixed(result.score(result.row(name, nfe)).value, result.column.decimals)
+            images = result.images[key][: ROWS * COLUMNS]
+            rows = [images[i : i + COLUMNS] for i in range(0, len(images), COLUMNS)]
+            pictures.append(
+                {
+                    "title": "Before training" if name == "untrained" else "After training",
+                    "note": f"{nfe} calls, {result.column.title} {score}",
+                    "image": png(grids.strip_png(rows, 512)),
+                }
+            )
+        found.append({"nfe": nfe, "grids": pictures, "text": _sentence(result, nfe)})
+    return found
+
+
+def _sentence(result: Result, nfe: int) -> str:
+    gap = result.difference(nfe, result.row("untrained", nfe))
+    if gap is None:
+        return ""
+    words = {
+        "better": "Training made the student better",
+        "worse": "Training made the student worse",
+        "even": "Training made no significant difference",
+    }[result.kind(gap)]
+    return f"{words} ({result.column.title} difference {span(result, gap)})."
