@@ -44,6 +44,16 @@ def register_metric(name: str, metric: str | type[Metric]) -> None:
     METRICS[name] = metric
 
 
+def data_of(name: str) -> str | None:
+    """What a known metric measures, "images" or "series"; None for both, and where only its class
+    can tell, which is not imported here.
+    """
+    place = _place(METRICS[name])
+    if name == "path_rmse" or not place.startswith(f"{_HERE}."):
+        return None
+    return "series" if place.startswith(f"{_HERE}.series.") else "images"
+
+
 def metric_class(name: str) -> type[Metric]:
     """The class of that name; InputError for an unknown name or what is no metric."""
     from models.evaluation.base import Metric

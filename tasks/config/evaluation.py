@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from models.common import config as common
 from models.common.config import Count, Natural, Section, Seed, Size
+from models.evaluation.registry import METRICS, data_of
 from tasks.config import types as fields
 from tasks.config.types import LocalPath
 
@@ -33,8 +35,14 @@ class TransformersFeatures(Section):
     size: Size | None = None
 
 
+class NoFeatures(Section):
+    """Metrics of series look at the series themselves."""
+
+    kind: Literal["none"] = "none"
+
+
 Features = Annotated[
-    MnistFeatures | EfficientNetFeatures | TorchScriptFeatures | TransformersFeatures,
+    MnistFeatures | EfficientNetFeatures | TorchScriptFeatures | TransformersFeatures | NoFeatures,
     Field(discriminator="kind"),
 ]
 Baseline = Literal[
@@ -60,7 +68,7 @@ Reference = Annotated[FolderReference | NpzReference, Field(discriminator="kind"
 
 class Evaluation(Section):
     features: Features = MnistFeatures()
-    """The feature extractor of both criteria."""
+    """The feature extractor of both criteria; of series {kind: none}."""
     more_features: tuple[Features, ...] = ()
     """Further extractors for the table, such as [{kind: efficientnet}]."""
     metrics: Annotated[
@@ -77,7 +85,7 @@ class Evaluation(Section):
     folder, path: x}.
     """
     samples: Annotated[int, Field(strict=True, ge=2)] = 2000
-    """Images per sampler; noise beyond that of the validation paths is drawn."""
+    """Images or series per sampler; noise beyond that of the validation paths is drawn."""
     nfe: (
         Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(common.distinct)] | None
     ) = None
@@ -119,3 +127,36 @@ class Evaluation(Section):
                 f"neighbours = {self.neighbours}: expected fewer than samples = {self.samples}"
             )
         return self
+
+    def check_data(self, made: str) -> None:
+        """ValueError, of one line, where a setting does not fit data of the kind `made`."""
+        check_metrics(self.metrics, made, "evaluation.metrics")
+        without = isinstance(self.features, NoFeatures)
+        if made == "series":
+            if not without:
+                raise ValueError(
+                    f"evaluation.features = {self.features.kind}: the dataset makes series, "
+                    "expected {kind: none}"
+                )
+            for key in ("more_features", "reference"):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"evaluation.{key}: the dataset makes series, expected none; remove it"
+                    )
+        elif without:
+            raise ValueError(
+                "evaluation.features = none: the dataset makes images, expected an extractor such "
+                "as {kind: mnist}"
+            )
+
+
+def check_metrics(names: Iterable[str], made: str, key: str) -> None:
+    """ValueError, which begins with the key, for a metric that does not measure data so made."""
+    for name in names:
+        if data_of(name) not in (None, made):
+            usable = ", ".join(other for other in sorted(METRICS) if data_of(other) == made)
+            hint = "; the preset paths has a whole set" if made == "series" else ""
+            raise ValueError(
+                f"{key} = {name}: a metric of {data_of(name)}, the dataset makes {made}: expected "
+                f"{usable}{hint}"
+            )

@@ -19,7 +19,7 @@ from models.common.config import Flag, Section
 from models.methods.registry import METHODS, config_class
 from models.methods.sigdeg.config import SigDEGConfig
 from tasks.config.dataset import Dataset
-from tasks.config.evaluation import Evaluation
+from tasks.config.evaluation import Evaluation, check_metrics
 from tasks.config.extensions import load_extensions
 from tasks.config.overrides import read_overridden, validated
 from tasks.config.student import Student
@@ -86,6 +86,8 @@ class Params(Section):
                 )
         if isinstance(self.teacher, TrainedTeacher):
             self.teacher.check_resolution(self.dataset)
+        self.evaluation.check_data(self.dataset.data_kind)
+        check_metrics((self.student.criterion,), self.dataset.data_kind, "student.criterion")
         return self
 
 

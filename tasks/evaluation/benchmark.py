@@ -24,6 +24,7 @@ from models.common.random import generator_for
 from models.evaluation.base import Metric, Samples
 from models.evaluation.features import FeatureExtractor
 from models.evaluation.paths import path_rmse
+from models.evaluation.series.gaussian_laws import law_errors
 from models.sampling import baselines
 from tasks.config.evaluation import Evaluation
 from tasks.evaluation.evaluator import Evaluator, column_of
@@ -34,10 +35,10 @@ from tasks.evaluation.sample_generator import (
     flops,
     teacher_flops,
 )
-from tasks.evaluation.samplers import Inputs, to_bytes
+from tasks.evaluation.samplers import Inputs
 from tasks.utils.progress import Advance, progress
 
-KEPT_IMAGES = 256  # of every sampler, for grids and samples.npz
+KEPT = {"images": 256, "series": 2000}  # of every sampler, for pictures and samples.npz
 
 logger = logging.getLogger("tasks.evaluation.benchmark")
 
@@ -56,16 +57,19 @@ def evaluate(
             f"evaluation.neighbours = {settings.neighbours} of each; "
             "raise trajectories.validation or dataset.holdout"
         )
-    evaluator = Evaluator(extractors, inputs.real, settings, few)
+    evaluator = Evaluator(extractors, inputs.real, settings, few, inputs.kind)
     result = Result(
-        extractors[0].label,
+        extractors[0].label if extractors else "",
         samples,
         len(inputs.real),
         few,
         columns=dict(evaluator.columns),
         criterion=settings.criterion,
         diagnostics=inputs.diagnostics,
+        data=inputs.kind,
     )
+    if inputs.kind == "series":
+        result.real_data = inputs.kept(inputs.real[: KEPT["series"]])
     equal = equal_compute(inputs)
     with progress("evaluation", _total(inputs, settings, equal)) as advance:
         run = _Run(result, evaluator, inputs, SampleGenerator(inputs, settings, advance))
@@ -106,7 +110,7 @@ class _Run:
         teacher, real = SamplerKey("teacher"), SamplerKey("real")
         self._record(teacher, "Teacher, full run", "teacher", inputs.steps, full, ms)
         self.result.flops[teacher] = inputs.steps * teacher_flops(inputs)
-        self._record(real, "Real images", "real", None, inputs.other_real, None)
+        self._record(real, f"Real {inputs.kind}", "real", None, inputs.other_real, None)
 
     def generator(self, name: str, nfe: int) -> None:
         """The student, the untrained generator or another rollout, on fresh noise."""
@@ -148,7 +152,7 @@ class _Run:
         """RMSE to the teacher along its own Brownian path, and what the samplers make of it."""
         inputs, result = self.inputs, self.result
         paths = inputs.paths.head(_path_count(inputs, settings.samples)).to(inputs.device)
-        result.path_images[SamplerKey("teacher")] = to_bytes(inputs.decode(paths.states[:, -1]))
+        result.path_images[SamplerKey("teacher")] = inputs.kept(inputs.decode(paths.states[:, -1]))
         for nfe in inputs.nfe:
             reference = paths.coarse(nfe).cpu()
             for name, rollout in inputs.generators.items():
@@ -161,7 +165,7 @@ class _Run:
                     states.cpu(), reference, settings.bootstrap, settings.seed
                 )
                 self._measure_paths(key, states.cpu(), reference)
-                result.path_images[key] = to_bytes(inputs.decode(x0))
+                result.path_images[key] = inputs.kept(inputs.decode(x0))
                 advance(len(paths) * nfe)
 
     def _measure_paths(self, key: SamplerKey, states: Tensor, reference: Tensor) -> None:
@@ -185,9 +189,11 @@ class _Run:
         figures = self.evaluator.measure(key, images, self.inputs.prompts_of(len(images)))
         row = Row(key, title, group, nfe, figures, ms, len(images))
         self.result.rows.append(row)
-        self.result.images[key] = to_bytes(images[:KEPT_IMAGES])
+        self.result.images[key] = self.inputs.kept(images[: KEPT[self.result.data]])
+        if self.inputs.law is not None:
+            self.result.law[key] = law_errors(images[:, 0].double().numpy(), self.inputs.law)
         score = f"{self.result.column.title} {self.result.score(row).value:.5f}"
-        time = "" if ms is None else f", {ms:.1f} ms per image"
+        time = "" if ms is None else f", {ms:.1f} ms per {self.result.one}"
         logger.info("%s, %s calls: %s%s", title, nfe, score, time)
 
 

@@ -19,7 +19,7 @@ from tasks.config.schema import Params
 from tasks.data.student import open_student
 from tasks.data.teacher import load_teacher
 from tasks.evaluation.evaluator import Evaluator
-from tasks.evaluation.extractor import extractor_of
+from tasks.evaluation.extractor import extractors_of
 from tasks.evaluation.load import load_paths, real_images
 from tasks.evaluation.results import SamplerKey
 from tasks.evaluation.sample_generator import SampleGenerator
@@ -80,6 +80,7 @@ def compare(params: Params, root: Path, champion: Path) -> list[Round]:
         other_real=other,
         nfe=common,
         steps=params.trajectories.steps,
+        kind=params.dataset.data_kind,
         device=device,
     )
     return _measure(inputs, params, root)
@@ -90,7 +91,8 @@ def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:
     criterion = params.evaluation.criterion
     changes = {"bootstrap": resamples, "metrics": (criterion,), "more_features": ()}
     settings = params.evaluation.model_copy(update=changes)
-    evaluator = Evaluator([extractor_of(params, root)], inputs.real, settings, settings.samples)
+    few, extractors = settings.samples, extractors_of(settings, root)
+    evaluator = Evaluator(extractors, inputs.real, settings, few, inputs.kind)
     column, rounds = evaluator.columns[criterion], []
     with (
         progress("champion against challenger", 2 * settings.samples * sum(inputs.nfe)) as advance,

@@ -1,4 +1,4 @@
-"""Sets of images against one real set: every metric, in the features of every extractor."""
+"""Sets of images or series against one real set: every metric, in every extractor's features."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class _Bound:
 
 
 class Evaluator:
-    """Measures sets of images; everything about the real set is computed once.
+    """Measures sets of images or series; everything about the real set is computed once.
 
-    The first extractor is the criterion's. `few`: images of each set for the figures that depend on
-    their number; None for all. Raises InputError for a metric that cannot be used as asked.
+    The first extractor is the criterion's; series have none. `few`: samples of each set for the
+    figures that depend on their number; None for all. `kind`: images or series. Raises InputError
+    for a metric that cannot be used as asked.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Evaluator:
         real: Tensor,
         settings: Evaluation,
         few: int | None = None,
+        kind: str = "images",
     ) -> None:
+        self.kind = kind
         self.extractors, self.settings, self.few = extractors, settings, few
         self.classes = {name: metric_class(name) for name in settings.metrics}
         criterion_class(settings.criterion, "evaluation.criterion")
@@ -48,18 +51,40 @@ class Evaluator:
                 f"evaluation.more_features: two extractors are called alike ({labels}): expected "
                 "distinct names; rename the file or folder"
             )
-        self.real = [
-            Samples(images=real, features=extract(extractor, real)) for extractor in extractors
-        ]
+        self._check_inputs()
+        self.real = self._seen(real)
         self.columns: dict[str, Column] = {}
         self._bound: list[_Bound] = []
-        for index in range(len(extractors)):
+        for index in range(len(self.real)):
             self._bind(index)
         self.estimates: dict[SamplerKey, Estimate] = {}
         self._pilot: Metric | None = None
 
+    def _check_inputs(self) -> None:
+        """InputError for a metric that reads what data of this kind do not have."""
+        there = {"series"} if self.kind == "series" else {"images", "features", "prompts"}
+        for name, metric in self.classes.items():
+            if lacking := sorted(metric.inputs - there - {"paths"}):
+                raise InputError(
+                    f"evaluation.metrics: {name} needs {lacking[0]}, the dataset makes "
+                    f"{self.kind}; leave it out"
+                )
+
+    def _seen(
+        self, data: Tensor, prompts: tuple[str, ...] | None = None, extractors: int | None = None
+    ) -> list[Samples]:
+        """What metrics read of a set: as each of the first `extractors` sees images, None for all;
+        or series as they are.
+        """
+        if self.kind == "series":
+            return [Samples(series=data)]
+        return [
+            Samples(images=data, features=extract(extractor, data), prompts=prompts)
+            for extractor in self.extractors[:extractors]
+        ]
+
     def _bind(self, index: int) -> None:
-        label = self.extractors[index].label
+        label = self.extractors[index].label if self.extractors else ""
         for name, metric in self.classes.items():
             by_features = "features" in metric.inputs
             if "paths" in metric.inputs or (index and not by_features):
@@ -80,11 +105,11 @@ class Evaluator:
     def measure(
         self, key: SamplerKey, images: Tensor, prompts: tuple[str, ...] | None = None
     ) -> dict[str, Interval]:
-        """All figures of images (n, C, H, W) in [-1, 1], by column; the criterion's estimate is
-        kept for comparisons.
+        """All figures of images (n, C, H, W) in [-1, 1], or of series (n, C, L), by column; the
+        criterion's estimate is kept for comparisons.
         """
         check_shape(images, self.real[0].images)
-        features = [extract(extractor, images) for extractor in self.extractors]
+        seen = self._seen(images, prompts)
         found = {}
         for bound in self._bound:
             if "prompts" in bound.metric.inputs and prompts is None:
@@ -92,8 +117,7 @@ class Evaluator:
                     f"evaluation.metrics: {bound.column} needs prompts, the data has none; leave "
                     "it out"
                 )
-            samples = Samples(images=images, features=features[bound.extractor], prompts=prompts)
-            estimate = bound.metric(samples)
+            estimate = bound.metric(seen[bound.extractor])
             if bound.column == self.settings.criterion:
                 self.estimates[key] = estimate
             found[bound.column] = estimate.interval()
@@ -103,8 +127,7 @@ class Evaluator:
         """The criterion alone, kept for comparisons."""
         check_shape(images, self.real[0].images)
         bound = next(b for b in self._bound if b.column == self.settings.criterion)
-        samples = Samples(images=images, features=extract(self.extractors[0], images))
-        self.estimates[key] = bound.metric(samples)
+        self.estimates[key] = bound.metric(self._seen(images, extractors=1)[0])
         return self.estimates[key]
 
     def pilot_cost(self, images: Tensor) -> float:
@@ -112,9 +135,7 @@ class Evaluator:
         metric = metric_class(self.settings.criterion)
         if self._pilot is None:
             self._pilot = metric(self.real[0], MetricOptions(neighbours=self.settings.neighbours))
-        value = self._pilot(
-            Samples(images=images, features=extract(self.extractors[0], images))
-        ).value
+        value = self._pilot(self._seen(images, extractors=1)[0]).value
         return value if metric.lower_is_better else -value
 
     def difference(self, first: SamplerKey, second: SamplerKey) -> Interval:

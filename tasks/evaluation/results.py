@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluation.base import Interval
+from models.evaluation.series.gaussian_laws import LawErrors
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Row:
 class Result:
     """All figures of one evaluation: `samples` generated images against `real` ones.
 
+    `data`: images or series. What is said of images holds for series; they are kept as float32
+    (n, C, L) in their own units. `real_data`: the real series, at most as many as are kept of a
+    sampler; `law`: errors to the exact law by sampler, where it is known.
+
     `columns`: the figures by name; `criterion`: the name of the one that decides. `few`: how many
     of each set make the figures that depend on the number. By sampler: the first `images` uint8
     (n, C, H, W), `spacing` of a baseline, `calls` of the network where not nfe, `flops` per image
@@ -98,15 +103,23 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     calls: dict[SamplerKey, int] = field(default_factory=dict)
     flops: dict[SamplerKey, int] = field(default_factory=dict)
-    images: dict[SamplerKey, NDArray[np.uint8]] = field(default_factory=dict)
+    images: dict[SamplerKey, NDArray[Any]] = field(default_factory=dict)
     spacing: dict[SamplerKey, str] = field(default_factory=dict)
     left_out: dict[SamplerKey, str] = field(default_factory=dict)
     path_error: dict[SamplerKey, list[Interval]] = field(default_factory=dict)
-    path_images: dict[SamplerKey, NDArray[np.uint8]] = field(default_factory=dict)
+    path_images: dict[SamplerKey, NDArray[Any]] = field(default_factory=dict)
     differences: dict[tuple[SamplerKey, SamplerKey], Interval] = field(default_factory=dict)
+    data: str = "images"
+    real_data: NDArray[np.float32] | None = None
+    law: dict[SamplerKey, LawErrors] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)
     content: dict[str, str] = field(default_factory=dict)
     load_back: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def one(self) -> str:
+        """What one sample is called: image or series."""
+        return "image" if self.data == "images" else "series"
 
     def row(self, name: str, nfe: int | None = None) -> Row:
         key = SamplerKey(name, nfe)

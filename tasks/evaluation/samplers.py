@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.common.errors import InputError
+from models.evaluation.series.gaussian_laws import GaussianLaw
 from models.sampling import baselines
 from models.teachers.conditioning import Condition
 
@@ -83,11 +84,12 @@ class Paths:
 class Inputs:
     """Everything that is evaluated.
 
-    `prompts`: the texts of the start noise, in turn, where the teacher takes any. `generators` maps
-    `student` and `untrained` to their rollouts; `calls` gives a generator's network calls where
-    they are not its number of steps; `others` are more rollouts (controls, other students) with the
-    numbers of steps they are made for; `titles` are shown for both; `steps` is the length of the
-    teacher's full run.
+    `kind`: what the teacher makes, images or series; `law`: the exact law of series, where it is
+    known; `prompts`: the texts of the start noise, in turn, where the teacher takes any.
+    `generators` maps `student` and `untrained` to their rollouts; `calls` gives a generator's
+    network calls where they are not its number of steps; `others` are more rollouts (controls,
+    other students) with the numbers of steps they are made for; `titles` are shown for both;
+    `steps` is the length of the teacher's full run.
     """
 
     teacher: Any
@@ -98,6 +100,8 @@ class Inputs:
     nfe: tuple[int, ...]
     steps: int
     guidance: float = 1.0
+    kind: str = "images"
+    law: GaussianLaw | None = None
     prompts: tuple[str, ...] | None = None
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
     others: dict[str, tuple[Rollout, tuple[int, ...]]] = field(default_factory=dict)
@@ -107,8 +111,12 @@ class Inputs:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images (n, 1 or 3, H, W) in [-1, 1], on the CPU."""
+        """Images (n, 1 or 3, H, W) in [-1, 1], or series (n, C, L) in their units, on the CPU."""
         return self.teacher.decode(x0.to(self.device)).float().cpu()
+
+    def kept(self, data: Tensor) -> np.ndarray:
+        """Decoded data as they are stored: images uint8, series float32."""
+        return to_bytes(data) if self.kind == "images" else data.numpy().astype(np.float32)
 
     def prompts_of(self, count: int) -> tuple[str, ...] | None:
         """The prompts of the first images."""

@@ -24,7 +24,7 @@ from tasks.data.dataset import data_kind, load_split
 from tasks.evaluation.extractor import extractor_of
 
 REFERENCE = 4000
-BATCH = 125
+BATCH, REAL_BATCH = 125, 250
 Sample = Callable[[Tensor, Condition | None, torch.Generator], Tensor]
 
 
@@ -41,22 +41,29 @@ class ValidationScore:
         self.count = params.student.validation_samples
         self.seed, self.teacher = params.student.seed, teacher
         metric = criterion_class(criterion or params.student.criterion, "student.criterion")
-        self.extractor = extractor_of(params, root)
+        series = params.dataset.data_kind == "series"
+        self.extractor = None if series else extractor_of(params, root)
         images, _ = load_split(root, "train")
         rows = np.sort(np.random.default_rng(0).permutation(len(images))[:REFERENCE])
         real = data_kind(root).to_float(images[rows])
-        self.metric: Metric = metric(Samples(real, extract(self.extractor, real)))
+        self.metric: Metric = metric(self._seen(real, REAL_BATCH))
+
+    def _seen(self, data: Tensor, batch_size: int = BATCH) -> Samples:
+        """What the metric reads: images and their features, or series."""
+        if self.extractor is None:
+            return Samples(series=data)
+        return Samples(data, extract(self.extractor, data, batch_size))
 
     def score(self, sample: Sample, nfe: int) -> float:
         """The metric of ``count`` samples; ``sample(noise, condition, generator)`` returns clean
         states (n, C, H, W).
         """
         images = self.images(sample, nfe, 0, self.count)
-        return self.metric(Samples(images, extract(self.extractor, images, BATCH))).value
+        return self.metric(self._seen(images)).value
 
     @torch.no_grad()
     def images(self, sample: Sample, nfe: int, low: int, high: int) -> Tensor:
-        """Images (high - low, C, H, W) of the samples number ``low`` to ``high`` - 1, whose noise
+        """Images (high - low, C, H, W), or series, of samples ``low`` to ``high`` - 1, whose noise
         depends on ``low``.
         """
         made = []
@@ -71,10 +78,15 @@ class ValidationScore:
 
 
 class ValidationKID(ValidationScore):
-    """The same by KID, whatever the criterion: what a sampler is calibrated by before training."""
+    """The same by KID, whatever the criterion: what a sampler is calibrated by before training.
+
+    Series have no features: they are measured by their signatures' MMD, which is the same estimate
+    with another kernel, and stand for features themselves.
+    """
 
     def __init__(self, params: Params, root: Path, teacher: Denoiser) -> None:
-        super().__init__(params, root, teacher, "kid")
+        series = params.dataset.data_kind == "series"
+        super().__init__(params, root, teacher, "sig_mmd" if series else "kid")
 
     def kid(self, sample: Sample, nfe: int) -> float:
         """KID of ``count`` samples."""
@@ -82,8 +94,11 @@ class ValidationKID(ValidationScore):
 
     def kid_of(self, features: Tensor) -> float:
         """KID of features (n, d), n >= 2."""
+        if self.extractor is None:
+            return self.metric(Samples(series=features)).value
         return self.metric(Samples(features=features)).value
 
     def features(self, sample: Sample, nfe: int, low: int, high: int) -> Tensor:
         """Features (high - low, d) of the samples number ``low`` to ``high`` - 1."""
-        return extract(self.extractor, self.images(sample, nfe, low, high), BATCH)
+        made = self.images(sample, nfe, low, high)
+        return made if self.extractor is None else extract(self.extractor, made, BATCH)

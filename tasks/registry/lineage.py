@@ -62,7 +62,7 @@ def evaluation_set(
     """
     of_number = params.evaluation.model_dump(mode="json", include={"samples", "neighbours", "seed"})
     if content:
-        measured = {name: content[name] for name in ("real", "features")}
+        measured = {name: content[name] for name in ("real", "features") if name in content}
         return fingerprint(of_number | measured)
     keys = {"features", "reference", "digest", "features_digest"}
     named = params.evaluation.model_dump(mode="json", include=keys)
