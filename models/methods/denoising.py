@@ -3,12 +3,16 @@
 With several ``scales`` every batch is reduced by area to one of them in turn, so that the network
 knows images of lower resolution too: scale-wise distillation renoises low-resolution samples and
 asks the teacher about them.
+
+Times are uniform on the schedule, or lognormal in sigma / alpha (Karras et al. 2022,
+arXiv 2206.00364, with their mean and spread for the schedule's whole range), mixed with a quarter
+of uniform ones, so that pure noise, where every sampler starts, is seen too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +23,10 @@ from models.methods.base import Losses, Trainable
 from models.teachers.base import training_target
 from models.teachers.conditioning import Condition
 from models.teachers.loading import build_denoiser
+from models.teachers.schedule import NoiseSchedule
+
+Times = Literal["uniform", "lognormal"]
+LOG_RATIO_MEAN, LOG_RATIO_STD, UNIFORM_SHARE = -0.7, 1.4, 0.25
 
 
 class Images(NamedTuple):
@@ -37,7 +45,12 @@ class Denoising(Trainable):
     ema: tuple[str, ...] = ("teacher",)
 
     def __init__(
-        self, network: nn.Module, scheduler: Any, scales: Sequence[int], label_dropout: float = 0.1
+        self,
+        network: nn.Module,
+        scheduler: Any,
+        scales: Sequence[int],
+        label_dropout: float = 0.1,
+        times: Times = "uniform",
     ):
         config: Any = network.config
         embeds = config.get("num_class_embeds")
@@ -46,20 +59,16 @@ class Denoising(Trainable):
         network.requires_grad_(True).train()
         self.networks: Mapping[str, nn.Module] = {"teacher": network}
         self.scales, self.label_dropout = tuple(scales), label_dropout
+        self.density = None if times == "uniform" else lognormal_times(self.teacher.schedule)
 
     def loss(self, role: str, batch: Images, generator: torch.Generator) -> Losses:
-        """Mean squared error in the network's own parametrization, times uniform on the
-        schedule.
-        """
+        """Mean squared error in the network's own parametrization, at random times."""
         x0 = batch.x0
         scale = self.scales[batch.step % len(self.scales)]
         if scale != x0.shape[-1]:
             x0 = F.interpolate(x0, size=(scale, scale), mode="area")
         n = x0.shape[0]
-        uniform = (
-            torch.rand(n, device=x0.device, generator=generator) * self.teacher.schedule.train_steps
-        )
-        t = self.teacher.schedule.snap(uniform)
+        t = self._times(n, x0.device, generator)
         eps = torch.randn(x0.shape, device=x0.device, generator=generator)
         alpha, sigma = (append_dims(v, x0) for v in self.teacher.schedule.alpha_sigma(t))
         condition = batch.condition
@@ -72,6 +81,14 @@ class Denoising(Trainable):
         error = (output - target).square().mean()
         return error, {f"mse_{scale}": error}
 
+    def _times(self, n: int, device: torch.device, generator: torch.Generator) -> Tensor:
+        """Times (n,) that the network knows."""
+        place = torch.rand(n, device=device, generator=generator)
+        if self.density is None:
+            return self.teacher.schedule.snap(place * self.teacher.schedule.train_steps)
+        cells = torch.multinomial(self.density.to(device), n, True, generator=generator)
+        return self.teacher.schedule.snap(cells + place)  # anywhere in its cell
+
     @torch.no_grad()
     def sample(self, noise: Tensor, condition: Condition | None = None, **options: Any) -> Tensor:
         """Deterministic DDIM samples (n, C, H, W) from start noise, for a look during training."""
@@ -83,3 +100,15 @@ class Denoising(Trainable):
             eps = (x - levels.alpha[k] * x0) / levels.sigma[k]
             x = levels.alpha[k + 1] * x0 + levels.sigma[k + 1] * eps
         return x
+
+
+def lognormal_times(schedule: NoiseSchedule) -> Tensor:
+    """Probabilities (T,) of the schedule's T unit cells of time."""
+    t = torch.arange(schedule.train_steps, dtype=torch.float64) + 0.5
+    alpha, sigma = (v.double() for v in schedule.alpha_sigma(schedule.snap(t)))
+    log_ratio = (sigma / alpha.clamp_min(1e-12)).log()
+    # p(t) dt = p(log ratio) d(log ratio)
+    weights = torch.exp(-0.5 * ((log_ratio - LOG_RATIO_MEAN) / LOG_RATIO_STD) ** 2)
+    weights = weights * torch.gradient(log_ratio)[0].abs()
+    weights = (1 - UNIFORM_SHARE) * weights / weights.sum() + UNIFORM_SHARE / len(t)
+    return weights.float()

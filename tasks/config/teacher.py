@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from models.common import config as common
 from models.common.config import Count, Flag, Natural, Precision, Section, Seed, Size
@@ -51,6 +51,10 @@ class FactoryTeacher(Section):
 class TrainedTeacher(Section):
     source: Literal["train"] = "train"
     """Use one that exists, or train one on the dataset."""
+    path: LocalPath | None = None
+    """Weights to start from: a pipeline folder with the same network; null = random ones."""
+    digest: fields.Digest | None = None
+    """Of the content at path; runs fill it in, so that new content runs the stage again."""
     steps: Count = 20000
     batch_size: Count = 256
     learning_rate: common.LearningRate = 4e-4
@@ -66,12 +70,12 @@ class TrainedTeacher(Section):
     """Of the UNet, one entry per resolution."""
     layers_per_block: Annotated[int, Field(strict=True, ge=1, le=8)] = 2
     dropout: common.Decay = 0.0
-    scales: Annotated[tuple[Size, ...], Field(min_length=1), AfterValidator(common.distinct)] = (
-        8,
-        12,
-        16,
-    )
-    """Image sizes to train at, the largest is dataset.size; of series, dataset.length alone."""
+    times: Literal["uniform", "lognormal"] = "uniform"
+    """Density of the training times; lognormal: in sigma / alpha, where quality is decided."""
+    scales: Annotated[tuple[Size, ...], Field(min_length=1)] = (8, 12, 16)
+    """Image sizes to train at, in turn, the largest is dataset.size; one may come several times.
+    Of series, dataset.length alone.
+    """
     conditional: Flag = False
     """Give the network the labels of the dataset."""
     precision: Precision = "float32"

@@ -152,8 +152,10 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
         classes,
         spec.dropout,
     )
+    if spec.path is not None:
+        _start_from(network, str(root / spec.path))
     scheduler = build_scheduler(spec.prediction_type, spec.schedule)
-    method = Denoising(network.to(device), scheduler, spec.scales)
+    method = Denoising(network.to(device), scheduler, spec.scales, times=spec.times)
     config = LoopConfig(
         steps=spec.steps,
         learning_rate=spec.learning_rate,
@@ -186,6 +188,21 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
         "last": training.history[-1],
     }
     return DDPMPipeline(unet=network, scheduler=scheduler), record
+
+
+def _start_from(network: Any, folder: str) -> None:
+    """Weights of another teacher's network; InputError unless every one has its place."""
+    parts = pipeline_parts(open_pipeline(folder))
+    found = parts.get("unet")
+    theirs = {} if found is None else found.state_dict()
+    for name, own in network.state_dict().items():
+        if name not in theirs or theirs[name].shape != own.shape:
+            what = tuple(theirs[name].shape) if name in theirs else "nothing"
+            raise InputError(
+                f"teacher.path = {folder}: {what} for {name}, the network to train has "
+                f"{tuple(own.shape)}; expected the same channels and layers_per_block"
+            )
+    network.load_state_dict({name: value.float() for name, value in theirs.items()})
 
 
 def _check(spec: TrainedTeacher, labels: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.common.errors import InputError
 from models.common.random import generator_for
+from models.methods import denoising
 from models.methods.denoising import Denoising, Images
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.conditioning import class_condition
@@ -127,3 +128,28 @@ def test_sample_is_ddim() -> None:
 def test_sizes_must_fit_the_levels() -> None:
     with pytest.raises(InputError, match=r"3 levels: size 10 must be divisible by 4"):
         build_unet(10, 1, (8, 16, 16), 1)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "flow"])
+def test_lognormal_times_follow_their_law(prediction: str) -> None:
+    """The drawn log(sigma / alpha) against the mixture's distribution function, computed by hand."""
+    method = Denoising(tiny_unet(), build_scheduler(prediction, "linear"), [8], times="lognormal")
+    schedule = method.teacher.schedule
+    drawn = method._times(40_000, torch.device("cpu"), generator_for("cpu", 3))
+    assert drawn.min() >= 0 and drawn.max() < schedule.train_steps
+    every = schedule.snap(torch.arange(schedule.train_steps) + 0.5)
+    ratios = [(s / a).log() for a, s in (schedule.alpha_sigma(t) for t in (drawn, every))]
+    normal = torch.distributions.Normal(denoising.LOG_RATIO_MEAN, denoising.LOG_RATIO_STD)
+    low, high = (normal.cdf(edge) for edge in (ratios[1].min(), ratios[1].max()))
+    for point in (-3.0, -1.5, -0.5, 0.5, 2.0):
+        at = torch.tensor(point)
+        # the normal law within the schedule's range, and a quarter of uniform times
+        inside = (normal.cdf(at) - low) / (high - low)
+        wanted = 0.75 * inside + 0.25 * (ratios[1] <= point).float().mean()
+        assert (ratios[0] <= point).float().mean() == pytest.approx(float(wanted), abs=0.02)
+
+
+def test_a_size_may_come_several_times() -> None:
+    method = Denoising(tiny_unet(), build_scheduler("v_prediction", "linear"), [8, 8, 4])
+    sizes = [shown(method, Images(images(2), None, step))[0]["x"].shape[-1] for step in range(6)]
+    assert sizes == [8, 8, 4, 8, 8, 4]

@@ -122,6 +122,19 @@ def test_other_predictions_and_schedules(tmp_path: Path, prediction: str) -> Non
     assert open_trajectories(tmp_path).array("train", "Y").shape == (6, 4, 1, 8, 8)
 
 
+def test_training_starts_from_a_folder(tmp_path: Path) -> None:
+    """With a rate of nearly nothing the weights are the folder's; another network is refused."""
+    first = train(tmp_path / "first")
+    source = str(tmp_path / "first" / "data" / "teacher")
+    again = train(tmp_path / "again", path=source, steps=1, learning_rate=1e-12, warmup=0)
+    for name, value in first.network.state_dict().items():
+        assert torch.allclose(again.network.state_dict()[name], value, atol=1e-9), name
+    random = train(tmp_path / "random", steps=1, learning_rate=1e-12, warmup=0)
+    assert not equal(random.network.state_dict(), first.network.state_dict())
+    with pytest.raises(InputError, match=r"teacher.path = .*expected the same channels"):
+        train(tmp_path / "wide", path=source, channels=[16, 16])
+
+
 def test_classes_with_guidance_end_to_end(tmp_path: Path) -> None:
     """Ten digits and a null class in training; generation with guidance; the label is used."""
     found = train(tmp_path, conditional=True)
