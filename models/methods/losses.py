@@ -11,13 +11,13 @@ from torch import Tensor
 def path_loss(states: Tensor, target: Tensor, weights: Tensor, power: float = 2.0) -> Tensor:
     """Mean over paths, steps and pixels of weights[i] |states - target|^power.
 
-    ``states``, ``target``: (n, L, C, H, W); ``weights``: (L,) >= 0; powers below 2 are smoothed at
+    ``states``, ``target``: (n, L, C, ...); ``weights``: (L,) >= 0; powers below 2 are smoothed at
     0 (by 1e-3, in data units).
     """
     error = (states - target).square()
     if power != 2.0:
         error = (error + 1e-6).pow(power / 2)
-    return (weights.view(1, -1, 1, 1, 1) * error).mean()
+    return (weights.view(1, -1, *[1] * (error.dim() - 2)) * error).mean()
 
 
 def feature_loss(features: Tensor, target: Tensor, epsilon: float = 1e-6) -> Tensor:

@@ -46,6 +46,7 @@ class MultistepPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[mis
         shape: list[int] | None = None,
         clip: float | None = None,
         num_classes: int | None = None,
+        scaling: dict[str, list[float]] | None = None,
         vae: Any = None,
     ):
         super().__init__()
@@ -58,6 +59,7 @@ class MultistepPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[mis
             shape=list(shape or (1, 16, 16)),
             clip=clip,
             num_classes=num_classes,
+            scaling=scaling,
         )
         self.title = title
         self._levels = {

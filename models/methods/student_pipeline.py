@@ -23,35 +23,35 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+OUTPUT_TYPES = {"images": ("pil", "np", "pt", "latent"), "series": ("np", "pt", "latent")}
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OnStep = Callable[[], object]
 
 
 class StudentOutput(BaseOutput):  # type: ignore[misc]
-    """``images``: see :meth:`StudentPipeline.__call__`."""
+    """``images`` or ``series``: see :meth:`StudentPipeline.__call__`."""
 
-    images: Any
+    images: Any = None
+    series: Any = None
 
 
 class StudentPipeline:
     """Mixin of a student's class, before ``DiffusionPipeline`` in its bases.
 
     A student's class has ``unet`` and ``vae`` (or None) among its components; its config has
-    ``prediction_type``, ``shape`` (C, H, W of a clean state), ``clip`` and ``num_classes``. It
+    ``prediction_type``, ``shape`` (of a clean state: C, H, W of images, C, L of series), ``clip``
+    and ``num_classes``, and for series ``scaling``: mean and std per channel of the data. It
     defines :attr:`nfe` and :meth:`rollout`; the rest has defaults.
 
-    ``title``: the method's name for tables. ``path_features``: the features of cached teacher
-    paths that :meth:`rollout` takes as ``xi``: "signature" (models/sampling/signature.py), or None
-    for a method that follows no path.
+    ``title``: the method's name for tables. ``path_features``: those of cached teacher paths that
+    :meth:`rollout` takes as ``xi``: "signature" (models/sampling/signature.py), or None.
     """
 
     title: str = "Student"
     path_features: ClassVar[str | None] = None
     model_cpu_offload_seq = "unet->vae"
 
-    # provided by DiffusionPipeline
-    unet: Any
+    unet: Any  # these three are DiffusionPipeline's
     vae: Any
     config: Any
 
@@ -69,7 +69,7 @@ class StudentPipeline:
         generator: Generators = None,
         on_step: OnStep | None = None,
     ) -> tuple[Tensor, Any]:
-        """(x0, what was passed on the way): x0 (n, C, H, W) from start noise (n, C, H, W).
+        """(x0, what was passed on the way): x0 from start noise, both (n, *shape).
 
         ``xi``: the rest of the randomness, or None for fresh normals from ``generator``;
         ``condition``: keyword arguments of the network; ``on_step`` is called after each step.
@@ -94,18 +94,20 @@ class StudentPipeline:
         parts = self.components  # type: ignore[attr-defined]
         return type(self)(**{**settings, **parts, "unet": network, **changes})
 
-    def start_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the start noise."""
+    @property
+    def makes(self) -> str:
+        """ "images", or "series" where states are (C, L)."""
+        return "series" if len(self.config.shape) == 2 else "images"
+
+    def start_shape(self) -> tuple[int, ...]:  # of the start noise
         return tuple(self.config.shape)
 
     def check_steps(self, steps: int | None) -> int:
         """``steps``, or the largest number for None; ValueError for one that is not in nfe."""
         steps = max(self.nfe) if steps is None else steps
         if steps not in self.nfe:
-            raise ValueError(
-                f"num_inference_steps = {steps}: this student has {self.nfe}; distil one for "
-                f"{steps} steps"
-            )
+            found = f"num_inference_steps = {steps}: this student has {self.nfe}"
+            raise ValueError(f"{found}; distil one for {steps} steps")
         return steps
 
     @torch.no_grad()
@@ -115,23 +117,26 @@ class StudentPipeline:
         num_inference_steps: int | None = None,
         class_labels: Any = None,
         generator: Generators = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
         progress: bool = False,
     ) -> Any:
-        """Draw ``batch_size`` images.
+        """Draw ``batch_size`` images, or series.
 
-        ``class_labels``: one whole number for all images or one each, in a list, an array or a
-        tensor. ``generator``: one for all, or a list with one each; image i of a list is the image
-        that its generator draws alone, up to rounding. ``output_type``: "pil"; "np" for
-        (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [-1, 1]; "latent" for the
-        clean states as they are. ``progress`` shows a bar over the steps. Raises ValueError for a
-        number of steps the student was not made for, missing, unknown or unexpected classes, and
-        other output types and batch sizes.
+        ``class_labels``: one whole number for all, or one each in a list, an array or a tensor.
+        ``generator``: one for all, or a list with one each, that draws what it draws alone, up to
+        rounding. ``output_type`` of images: "pil", their
+        default; "np" for (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [-1, 1].
+        Of series: "np", their default, or "pt", (n, C, L) float32 in the data's units. "latent"
+        gives the clean states as they are. ``progress`` shows a bar over the steps. Raises
+        ValueError for a number of steps the student was not made for, missing, unknown or
+        unexpected classes, and other output types and batch sizes.
         """
         steps = self.check_steps(num_inference_steps)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type {output_type!r}: expected {', '.join(OUTPUT_TYPES)}")
+        known = OUTPUT_TYPES[self.makes]
+        if output_type not in (None, *known):
+            expected = f"expected {', '.join(known)} for {self.makes}"
+            raise ValueError(f"output_type {output_type!r}: {expected}")
         n = self._count(batch_size, generator)
         device = self._execution_device  # type: ignore[attr-defined]
         condition = self._condition(class_labels, n, device)
@@ -139,8 +144,8 @@ class StudentPipeline:
         with self.progress_bar(total=steps) if progress else nullcontext() as bar:  # type: ignore[attr-defined]
             on_step = None if bar is None else bar.update
             x0, _ = self.rollout(noise, None, condition, steps, generator, on_step)
-        images = x0 if output_type == "latent" else self._images(x0, output_type)
-        return StudentOutput(images=images) if return_dict else (images,)
+        made = self._output(x0, output_type or known[0])
+        return StudentOutput(**{self.makes: made}) if return_dict else (made,)
 
     def network_x0(
         self,
@@ -150,14 +155,16 @@ class StudentPipeline:
         level: Any,
         condition: Mapping[str, Tensor] | None,
     ) -> Tensor:
-        """x0 (n, C, h, w) by one call of ``network`` on ``inputs``, whose first channels are x.
+        """x0 by one call of ``network`` on ``inputs``, whose first channels are x, in x's dtype.
 
-        ``level`` has ``t``, ``alpha`` and ``sigma``. The network works in its own dtype; x0 has
-        that of x.
+        ``level`` has ``t``, ``alpha`` and ``sigma``. The network works in its own dtype.
         """
         t = torch.full((len(x),), level.t, device=x.device)
         t = t if self.config.prediction_type == "flow" else t.long()
-        given = {k: _like(v, network.dtype) for k, v in (condition or {}).items()}
+        given = {  # embeddings in the network's dtype; whole numbers, such as classes, as they are
+            k: v.to(network.dtype) if v.is_floating_point() else v
+            for k, v in (condition or {}).items()
+        }
         output = network(inputs.to(network.dtype), t, **given, return_dict=False)[0]
         # a network that also predicts a variance has more channels than x
         output = output[:, : x.shape[1]].to(x.dtype)
@@ -168,7 +175,9 @@ class StudentPipeline:
         return x0 if self.config.clip is None else x0.clamp(-self.config.clip, self.config.clip)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images (n, C, H, W) of clean states: themselves, or decoded by the VAE in its dtype."""
+        """Data of clean states: themselves, scaled back, or decoded by the VAE in its dtype."""
+        if scaling := self.config.get("scaling"):
+            return x0 * _channels(scaling["std"], x0) + _channels(scaling["mean"], x0)
         if self.vae is None:
             return x0
         vae, config = self.vae, self.vae.config
@@ -176,15 +185,19 @@ class StudentPipeline:
             vae.to(torch.float32)  # such a VAE overflows in half precision, and says so
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is not None and std is not None:
-            mean, std = (torch.tensor(v).to(x0).view(1, -1, 1, 1) for v in (mean, std))
-            z = x0 * std / config.get("scaling_factor", 1.0) + mean
+            scale = config.get("scaling_factor", 1.0)
+            z = x0 * _channels(std, x0) / scale + _channels(mean, x0)
         else:
             z = x0 / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
-        images: Tensor = vae.decode(z.to(vae.dtype)).sample
-        return images
+        return vae.decode(z.to(vae.dtype)).sample  # type: ignore[no-any-return]
 
-    def _images(self, x0: Tensor, output_type: str) -> Any:
-        images = self.decode(x0).float().clamp(-1, 1)
+    def _output(self, x0: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return x0
+        data = self.decode(x0).float()
+        if self.makes == "series":  # no bound, so nothing is clamped
+            return data if output_type == "pt" else np.asarray(data.cpu())
+        images = data.clamp(-1, 1)
         if output_type == "pt":
             return images
         array = np.asarray(((images + 1) / 2).permute(0, 2, 3, 1).cpu())
@@ -195,10 +208,8 @@ class StudentPipeline:
         if not whole or batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: expected at least 1, a whole number")
         if isinstance(generator, Sequence) and len(generator) != batch_size:
-            raise ValueError(
-                f"generator: a list of {len(generator)} for batch_size = {batch_size}; expected "
-                "one generator, or one for each image"
-            )
+            found = f"a list of {len(generator)} for batch_size = {batch_size}"
+            raise ValueError(f"generator: {found}; expected one generator, or one for each image")
         return int(batch_size)
 
     def _condition(self, wanted: Any, n: int, device: torch.device) -> dict[str, Tensor] | None:
@@ -208,12 +219,11 @@ class StudentPipeline:
             if wanted is not None:
                 raise ValueError("class_labels: this student has no classes; leave them out")
             return None
-        expected = f"expected {n} classes in 0..{classes - 1}"
+        known = f"0..{classes - 1}"
+        expected = f"expected {n} classes in {known}"
         if wanted is None:
-            raise ValueError(
-                f"class_labels: this student is conditional; give a class 0..{classes - 1}, or "
-                "one per image"
-            )
+            conditional = "class_labels: this student is conditional"
+            raise ValueError(f"{conditional}; give a class {known}, or one per image")
         values = np.asarray(wanted.cpu() if isinstance(wanted, Tensor) else wanted)
         if values.dtype.kind not in "iu":
             raise ValueError(f"class_labels {wanted}: {expected}, whole numbers")
@@ -224,9 +234,7 @@ class StudentPipeline:
 
     @classmethod
     def load_config(cls, *args: Any, **options: Any) -> Any:
-        """diffusers' own, with the class's plain name: a class that is at hand, this one, opens a
-        folder without running the code in it.
-        """
+        """diffusers' own, with the class's plain name: no code of the folder runs then."""
         loaded = super().load_config(*args, **options)  # type: ignore[misc]
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(config.get("_class_name"), list):
@@ -236,7 +244,7 @@ class StudentPipeline:
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write the folder: weights as safetensors, model_index.json, and the code that opens it.
 
-        Where the networks were read from is left out, so that equal students have equal bytes.
+        Where networks were read from is left out: equal students have equal bytes.
         Raises ValueError for ``push_to_hub``, which would leave the code out.
         """
         if options.pop("push_to_hub", False):
@@ -267,22 +275,21 @@ class StudentPipeline:
 def travelling_code(kind: type) -> dict[str, str]:
     """The files that open a student without this project, by module name, the class's own first.
 
-    diffusers imports all local pipelines into one package and runs a module of the same name into
-    the one that is there, so that functions of two students would replace each other. The names
-    carry a digest of the code: different code never shares a name.
+    diffusers imports all local pipelines into one package, where modules of one name run into each
+    other. So names carry a digest of the code: different code never shares a name.
     """
     own, shared = (Path(str(sys.modules[c.__module__].__file__)) for c in (kind, StudentPipeline))
     if own == shared:
         raise TypeError(f"{kind.__name__}: expected a file of its own beside student_pipeline.py")
     base = shared.read_text(encoding="utf-8")
     text = own.read_text(encoding="utf-8")
-    digest = hashlib.sha256((base + _plain(text)).encode()).hexdigest()[:8]
+    plain = re.sub(rf"^from {_SHARED} import", "from . import", text, flags=re.MULTILINE)
+    digest = hashlib.sha256((base + plain).encode()).hexdigest()[:8]
     names = [f"{kind.__name__.lower()}_{digest}", f"student_pipeline_{digest}"]
     found = re.findall(rf"^from {_SHARED} import", text, flags=re.MULTILINE)
     if len(found) != 1:
-        raise TypeError(
-            f"{own.name}: expected one import from student_pipeline, found {len(found)}"
-        )
+        expected = "expected one import from student_pipeline"
+        raise TypeError(f"{own.name}: {expected}, found {len(found)}")
     moved = re.sub(rf"^from {_SHARED} import", f"from .{names[1]} import", text, flags=re.MULTILINE)
     if left := re.findall(r"^\s*(?:from|import)\s+((?:models|tasks|flows)\b[\w.]*)", moved, re.M):
         raise TypeError(
@@ -295,15 +302,9 @@ def travelling_code(kind: type) -> dict[str, str]:
 _SHARED = r"[\w.]*student_pipeline(?:_[0-9a-f]{8})?"
 
 
-def _plain(text: str) -> str:
-    """The text with its import of this file as it would be in any place."""
-    return re.sub(rf"^from {_SHARED} import", "from . import", text, flags=re.MULTILINE)
-
-
 def network_code(kind: type) -> tuple[str, str] | None:
-    """(module name, text) of the file that opens a network of a class of its own: the class and all
-    that it uses of its module. None for classes of installed packages; TypeError where it needs
-    other files.
+    """(module name, text) of the file that opens a network of a class of its own, with all that it
+    uses of its module. None for installed classes; TypeError where it needs other files.
     """
     top = kind.__module__.partition(".")[0]
     if top in ("diffusers", "transformers") or top in packages_distributions().keys() - _PROJECT:
@@ -385,8 +386,8 @@ def normals(
 ) -> Tensor:
     """Standard normals (n, ...), float32 on ``device``.
 
-    They are drawn where a generator lives, so that a CPU seed gives the same images on any device;
-    with a list of n generators each draws its own row.
+    Drawn where a generator lives, so that a CPU seed gives the same on any device; of a list of n
+    generators each draws its own row.
     """
     if isinstance(generator, Sequence):
         return torch.cat([normals((1, *shape[1:]), device, g) for g in generator])
@@ -395,6 +396,6 @@ def normals(
     return drawn.to(device)
 
 
-def _like(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Embeddings in the network's dtype; whole numbers, such as classes, as they are."""
-    return value.to(dtype) if value.is_floating_point() else value
+def _channels(values: Any, like: Tensor) -> Tensor:
+    """One number per channel, to broadcast against ``like`` (n, C, ...)."""
+    return torch.tensor(values).to(like).view(1, -1, *[1] * (like.dim() - 2))

@@ -5,9 +5,72 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import (
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet1DModel,
+    UNet2DModel,
+)
 
 from models.common.errors import InputError
+
+
+def build_network(
+    shape: Sequence[int],
+    channels: Sequence[int],
+    layers: int,
+    num_classes: int | None = None,
+    dropout: float = 0.0,
+) -> Any:
+    """A network of states of ``shape``: (C, S, S) of images, (C, L) of series."""
+    if len(shape) == 3:
+        return build_unet(shape[-1], shape[0], channels, layers, num_classes, dropout)
+    if num_classes is not None or dropout:
+        raise InputError(
+            f"teacher.conditional = {num_classes is not None}, teacher.dropout = {dropout}: "
+            "networks of series have neither classes nor dropout; use false and 0"
+        )
+    return build_unet1d(shape[-1], shape[0], channels, layers)
+
+
+def build_unet1d(
+    length: int, in_channels: int, channels: Sequence[int], layers: int
+) -> UNet1DModel:
+    """A UNet1DModel of residual layers with time embeddings; as many blocks up as down, so that
+    every level has its skip connection, the full length too.
+    """
+    check_levels(length, channels)
+    if bad := [width for width in channels if width % 8]:
+        raise InputError(
+            f"teacher.channels {bad}: expected multiples of 8, its group norms' groups"
+        )
+    return UNet1DModel(
+        sample_size=length,
+        in_channels=in_channels,
+        out_channels=in_channels,
+        layers_per_block=layers,
+        block_out_channels=tuple(channels),
+        norm_num_groups=8,
+        time_embedding_type="positional",
+        use_timestep_embedding=True,
+        flip_sin_to_cos=False,
+        freq_shift=1.0,
+        act_fn="mish",
+        down_block_types=("DownResnetBlock1D",) * len(channels),
+        mid_block_type="MidResTemporalBlock1D",
+        up_block_types=("UpResnetBlock1D",) * len(channels),
+        out_block_type="OutConv1DBlock",
+    )
+
+
+def check_levels(size: int, channels: Sequence[int]) -> None:
+    """InputError unless ``size`` can be halved between all levels."""
+    stride = 2 ** (len(channels) - 1)
+    if size % stride:
+        raise InputError(
+            f"teacher.channels has {len(channels)} levels: size {size} must be divisible by "
+            f"{stride}"
+        )
 
 
 def build_unet(
@@ -21,12 +84,7 @@ def build_unet(
     """A UNet2DModel with attention at the lowest resolution only; ``num_classes`` adds a null class
     for guidance.
     """
-    stride = 2 ** (len(channels) - 1)
-    if size % stride:
-        raise InputError(
-            f"teacher.channels has {len(channels)} levels: size {size} must be divisible by "
-            f"{stride}"
-        )
+    check_levels(size, channels)
     last = len(channels) - 1
     return UNet2DModel(
         sample_size=size,

@@ -256,6 +256,8 @@ class Denoiser(nn.Module):
         configs = [_public(part) for part in (self.network, self.codec.vae, self.scheduler)]
         digest.update(json.dumps([numbers, configs], sort_keys=True, default=str).encode())
         digest.update(self.schedule.table().tobytes())
+        if self.codec.scaling is not None:
+            digest.update(json.dumps(self.codec.scaling, sort_keys=True).encode())
         for part in (self.network, self.codec):
             for name, value in sorted(part.state_dict().items()):
                 array = np.ascontiguousarray(value.detach().cpu().float().numpy())

@@ -21,6 +21,8 @@ class Codec(nn.Module):
 
     vae: Any
     scaling: dict[str, list[float]] | None = None
+    data_std: float = 0.5
+    """Of a state's entries, roughly."""
 
     def __init__(self, value_range: tuple[float, float] | None = (-1.0, 1.0)):
         super().__init__()
@@ -47,6 +49,8 @@ class ScaledCodec(Codec):
 
     ``mean``, ``std``: (C,), fitted on training data. Nothing is clamped, on either side.
     """
+
+    data_std = 1.0
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__(value_range=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import nn
 
 from models.common.errors import InputError
 from models.teachers.base import Denoiser
+from models.teachers.codec import ScaledCodec
 from models.teachers.factory import load_made
 from models.teachers.families import family_of
 
+Scaling = Mapping[str, Sequence[float]]
 USED = {"unet", "transformer", "scheduler", "vae", "vqvae"}
 IGNORED = {"safety_checker", "feature_extractor"}  # they look at finished images only
 
@@ -34,12 +37,15 @@ def load_denoiser(
 
 
 def denoiser_of_pipeline(
-    pipe: Any, source: str = "pipeline", null_class: int | None = None
+    pipe: Any,
+    source: str = "pipeline",
+    null_class: int | None = None,
+    scaling: Scaling | None = None,
 ) -> Denoiser:
     """Wrap the denoiser, scheduler and (for latent models) VAE of an opened pipeline.
 
     ``source`` names it in errors; if it is a folder with teacher.json, that may tell
-    ``null_class``.
+    ``null_class`` and the ``scaling`` of series.
     """
     parts = pipeline_parts(pipe)
     network = parts.get("unet") or parts.get("transformer")
@@ -59,7 +65,20 @@ def denoiser_of_pipeline(
     vae = parts.get("vae") or parts.get("vqvae")
     teacher = build_denoiser(network, parts["scheduler"], vae, null_class)
     teacher.check_channels(teacher.shape[0], vae)
+    if scaling := read_record(source).get("scaling") if scaling is None else scaling:
+        set_scaling(teacher, scaling, source)
     return teacher
+
+
+def set_scaling(teacher: Denoiser, scaling: Scaling, source: str) -> None:
+    """Let a teacher's data be in their own units: {"mean": (C,), "std": (C,)} of its states."""
+    channels = teacher.shape[0]
+    if len(teacher.shape) != 2 or any(len(scaling.get(k, ())) != channels for k in ("mean", "std")):
+        raise InputError(
+            f"teacher {source}: scaling {dict(scaling)}; expected mean and std with one number "
+            f"per channel of series, this teacher makes states of {teacher.shape}"
+        )
+    teacher.codec = ScaledCodec(scaling["mean"], scaling["std"])
 
 
 def pipeline_parts(pipe: Any) -> dict[str, Any]:

@@ -86,8 +86,12 @@ class Params(Section):
                 )
         if isinstance(self.teacher, TrainedTeacher):
             self.teacher.check_resolution(self.dataset)
-        self.evaluation.check_data(self.dataset.data_kind)
-        check_metrics((self.student.criterion,), self.dataset.data_kind, "student.criterion")
+        kind = self.dataset.data_kind
+        if kind not in getattr(self.method, "data_kinds", (kind,)):
+            made = f"makes images, the dataset makes {kind}"
+            raise ValueError(f"method.kind = {self.method.kind}: {made}; use sigdeg")
+        self.evaluation.check_data(kind)
+        check_metrics((self.student.criterion,), kind, "student.criterion")
         return self
 
 

@@ -11,6 +11,7 @@ from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
+TAGS = {"images": "unconditional-image-generation", "series": None}  # the hub has none for these
 UNKNOWN = "not stated by the teacher; state one before you publish"
 SETTINGS = ("order", "trainable", "lora_rank", "fake_updates", "backward_simulation")
 SHOWN = ("kid", "frechet", "precision", "recall", "ms_per_image")  # beside all with intervals
@@ -26,7 +27,9 @@ def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
     return {
         "title": pipeline.title,
         "teacher": (made or ("trained on the same data" if source is None else _name(source))),
-        "data": f"{_name(str(manifest['source']))}, {counts['train']} training images",
+        "data": f"{_name(str(manifest['source']))}, {counts['train']} training {pipeline.makes}",
+        "makes": pipeline.makes,
+        "channels": manifest.get("channels"),
         "shape": "x".join(map(str, pipeline.config.shape)),
         "classes": pipeline.config.num_classes,
         "licence": None if source is None else licence_of(root / source),
@@ -60,11 +63,12 @@ def render(
     from huggingface_hub import ModelCard, ModelCardData
 
     origin, method = record["origin"], record["method"]
+    makes = origin.get("makes", "images")
     licence = licence or origin["licence"]
     head = ModelCardData(
         library_name="diffusers",
         license=licence,
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=TAGS[makes],
         tags=["diffusion", "distillation", "few-step", method["kind"]],
     )
     columns, rows = figures_of(metrics or {})
@@ -82,13 +86,16 @@ def render(
         settings=[(name, method[name]) for name in SETTINGS if name in method],
         training_steps=record["steps"],
         best_step=record["best_step"],
+        makes=makes,
+        one="image" if makes == "images" else "series",
+        layout=_layout(origin),
         shape=origin["shape"],
         classes=origin["classes"],
         licence=licence or UNKNOWN,
         repo=repo,
         columns=columns,
         figures=rows,
-        measured=_measured(metrics or {}),
+        measured=_measured(metrics or {}, makes),
         load_back=loaded.get("max_abs_difference") if loaded.get("ok") else None,
     )
     return str(card.content)
@@ -118,14 +125,18 @@ def _cell(found: Mapping[str, Any], name: str) -> str:
     return f"{value:.4g}{interval}"
 
 
-def _measured(metrics: Mapping[str, Any]) -> str:
+def _measured(metrics: Mapping[str, Any], makes: str) -> str:
     about = metrics.get("evaluation", {})
     if not about:
         return ""
-    return (
-        f"{about['samples']} samples against {about['real']} real images, features "
-        f"{about['features']}."
-    )
+    told = f"{about['samples']} samples against {about['real']} real {makes}"
+    return f"{told}, features {about['features']}." if about.get("features") else f"{told}."
+
+
+def _layout(origin: Mapping[str, Any]) -> str:
+    """What an array of series holds, in one line of the example."""
+    channels = ", ".join(origin.get("channels") or ())
+    return f"(4, channels, length) in the data's units; channels: {channels}"
 
 
 def _name(place: str) -> str:

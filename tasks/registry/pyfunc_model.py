@@ -16,12 +16,12 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, INVALID_STATE
 
-MOST_IMAGES = 1024
+MOST_SAMPLES = 1024
 
 
 class StudentModel(mlflow.pyfunc.PythonModel):
-    """Images on request: each input row asks for `num_images` images, with the seed `seed` +
-    row.
+    """Images or series on request: each input row asks for `num_images`, or `num_series`, with the
+    seed `seed` + row.
     """
 
     def load_context(self, context: Any) -> None:
@@ -46,23 +46,25 @@ class StudentModel(mlflow.pyfunc.PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Sample images.
+        """Sample images or series.
 
-        `params`: num_images (1..1024 over all rows), seed (>= 0), steps (one of the student's step
-        numbers; 0 = the largest), class_label (-1 = none, or all in turn where the student needs
-        one). Returns (rows * num_images, H, W, C) float32 in [0, 1]. Mistakes are
+        `params`: num_images or num_series (1..1024 over all rows), seed (>= 0), steps (one of the
+        student's step numbers; 0 = the largest), class_label (-1 = none, or all in turn where the
+        student needs one). Returns images (rows * num_images, H, W, C) float32 in [0, 1], or
+        series (rows * num_series, C, L) float32 in the data's units. Mistakes are
         INVALID_PARAMETER_VALUE.
         """
-        asked = {"num_images": 4, "seed": 0, "steps": 0, "class_label": -1} | (params or {})
+        number = f"num_{self._makes()}"
+        asked = {number: 4, "seed": 0, "steps": 0, "class_label": -1} | (params or {})
         count, seed, steps, label = (
-            int(asked[name]) for name in ("num_images", "seed", "steps", "class_label")
+            int(asked[name]) for name in (number, "seed", "steps", "class_label")
         )
         allowed = [int(number) for number in getattr(self.pipeline, "nfe", [])]
         steps = steps or max(allowed, default=10)
         rows = max(len(model_input), 1)
         _require(
-            count >= 1 and rows * count <= MOST_IMAGES,
-            f"num_images = {count}: expected 1 to {MOST_IMAGES} in all",
+            count >= 1 and rows * count <= MOST_SAMPLES,
+            f"{number} = {count}: expected 1 to {MOST_SAMPLES} in all",
         )
         _require(seed >= 0, f"seed = {seed}: expected 0 or more")
         _require(
@@ -74,6 +76,10 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         ]
         return np.concatenate(batches).astype(np.float32)
 
+    def _makes(self) -> str:
+        """ "images" or "series"; students of earlier versions make images."""
+        return str(getattr(self.pipeline, "makes", "images"))
+
     def _labels(self, label: int, count: int) -> list[int] | None:
         classes = getattr(self.pipeline.config, "num_classes", None)
         if label >= 0:
@@ -84,15 +90,17 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         import torch
 
         try:
-            return self.pipeline(
+            output = self.pipeline(
                 batch_size=count,
                 num_inference_steps=steps,
                 class_labels=labels,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 output_type="np",
-            ).images
+            )
         except ValueError as error:  # the pipeline's own words for a request it cannot serve
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        made: np.ndarray = getattr(output, self._makes())
+        return made
 
 
 def _check(folder: Path, registered: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -33,7 +35,7 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 CONTENT, SCORES, SET = "student.sha256", "evaluation.scores", "evaluation.set"
 CRITERION = "evaluation.criterion"
 STUDENT = Path("artifacts/student")  # inside a logged model
-TRIAL_IMAGES = 4
+TRIAL_SAMPLES = 4
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 REQUIREMENTS = ("mlflow", "diffusers", "torch", "safetensors", "accelerate", "numpy", "pandas")
 
@@ -118,32 +120,44 @@ def fetch_version(client: MlflowClient, name: str, number: str, folder: Path) ->
 
 
 def try_version(client: MlflowClient, name: str, number: str, otherwise: str) -> None:
-    """Load a version from the registry and let it make images; InputError, which ends with
+    """Load a version from the registry and let it make samples; InputError, which ends with
     `otherwise`, if it cannot.
 
-    The images have to be finite and none may be of one value.
+    The samples have to be finite and none may be of one value.
     """
-    asked = {"num_images": TRIAL_IMAGES, "seed": 0}
     with tempfile.TemporaryDirectory() as folder, calm():
         try:
             model = mlflow.pyfunc.load_model(str(fetch_version(client, name, number, Path(folder))))
-            images = np.asarray(model.predict(pd.DataFrame({"request": ["trial"]}), params=asked))
+            makes = "series" if _dimensions(model) == 3 else "images"
+            asked = {f"num_{makes}": TRIAL_SAMPLES, "seed": 0}
+            made = np.asarray(model.predict(pd.DataFrame({"request": ["trial"]}), params=asked))
         except InputError as error:
             raise InputError(f"{error}: {otherwise}") from error
         except Exception as error:  # whatever a student's own code may raise
             raise InputError(
                 f"{name} version {number} cannot be sampled ({_first_line(error)}): {otherwise}"
             ) from error
-    if wrong := _what_is_wrong(images):
-        raise InputError(f"{name} version {number} makes images that {wrong}: {otherwise}")
+    if wrong := _what_is_wrong(made, makes):
+        raise InputError(f"{name} version {number} makes {makes} that {wrong}: {otherwise}")
 
 
-def _what_is_wrong(images: np.ndarray) -> str:
-    if images.ndim != 4 or len(images) != TRIAL_IMAGES or images.shape[-1] not in (1, 3):
-        return f"have the shape {images.shape}, expected ({TRIAL_IMAGES}, height, width, 1 or 3)"
-    if not np.isfinite(images).all():
+def _dimensions(model: Any) -> int:
+    """Of what the model makes, as its signature has it."""
+    return len(model.metadata.get_output_schema().inputs[0].shape)
+
+
+def _what_is_wrong(made: np.ndarray, makes: str) -> str:
+    layout, dimensions = {
+        "images": ("height, width, 1 or 3", 4),
+        "series": ("channels, length", 3),
+    }[makes]
+    fits = made.ndim == dimensions and len(made) == TRIAL_SAMPLES
+    if not fits or (makes == "images" and made.shape[-1] not in (1, 3)):
+        return f"have the shape {made.shape}, expected ({TRIAL_SAMPLES}, {layout})"
+    if not np.isfinite(made).all():
         return "hold NaN or infinite values"
-    if min(float(image.std()) for image in images) < 1e-4:
+    least = 1e-4 if makes == "images" else 0.0  # series are in units of their own
+    if min(float(sample.std()) for sample in made) <= least:
         return "are of one value"
     return ""
 
@@ -201,6 +215,8 @@ def _create_version(
 
 def _log_model(folder: Path, run_id: str, content: str) -> str:
     """Log the student as models-from-code and try it on its example; returns MLflow's model id."""
+    shape = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("shape")
+    makes = "series" if shape is not None and len(shape) == 2 else "images"
     mine = {
         OWNER: owner()
     }  # the run is RUNNING again meanwhile, perhaps in another process than the one that made it
@@ -218,8 +234,11 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={STUDENT.name: str(files)},
             model_config={"sha256": content},  # whoever loads it compares
-            signature=_signature(),
-            input_example=(pd.DataFrame({"request": ["example"]}), {"num_images": 2, "seed": 0}),
+            signature=_signature(makes),
+            input_example=(
+                pd.DataFrame({"request": ["example"]}),
+                {f"num_{makes}": 2, "seed": 0},
+            ),
             pip_requirements=[
                 f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS
             ],
@@ -228,11 +247,12 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
     return str(info.model_id)
 
 
-def _signature() -> ModelSignature:
-    params = [("num_images", 4), ("seed", 0), ("steps", 0), ("class_label", -1)]
+def _signature(makes: str) -> ModelSignature:
+    dimensions = 3 if makes == "series" else 4
+    params = [(f"num_{makes}", 4), ("seed", 0), ("steps", 0), ("class_label", -1)]
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "request")]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1,) * dimensions)]),
         params=ParamSchema([ParamSpec(name, DataType.long, default) for name, default in params]),
     )
 

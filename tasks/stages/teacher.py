@@ -20,7 +20,7 @@ from models.common.errors import InputError
 from models.common.random import generator_for
 from models.methods.denoising import Denoising, Images
 from models.methods.own_network import check_own_network
-from models.teachers.architectures import build_scheduler, build_unet
+from models.teachers.architectures import build_network, build_scheduler
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import class_condition
 from models.teachers.factory import call_factory, save_weights
@@ -58,7 +58,9 @@ def run(params: Params, root: Path) -> None:
             pipeline, record = _trained(params.teacher, root)
         else:
             pipeline, record = _pretrained(params.teacher, root)
-        teacher = denoiser_of_pipeline(pipeline, "data/teacher", record["null_class"])
+        teacher = denoiser_of_pipeline(
+            pipeline, "in memory", record["null_class"], record.get("scaling")
+        )
         save = partial(_save_pipeline, pipeline)
     check_own_network(teacher)
     reach("teacher.ready")
@@ -115,7 +117,29 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
         "source": source.path,
         "revision": source.revision,
         "null_class": teacher.null_class,
+        **_scaling(source, teacher, root),
     }
+
+
+def _scaling(source: PretrainedTeacher, teacher: Denoiser, root: Path) -> dict[str, Any]:
+    """What teacher.json says of the scaling of series; nothing for images. Weights do not tell
+    what scale they were trained in, so it has to be said.
+    """
+    if len(teacher.shape) != 2:
+        if source.scaling is not None:
+            raise InputError(
+                f"teacher.scaling = {source.scaling}: this teacher makes images; use null"
+            )
+        return {}
+    if source.scaling == "dataset":
+        return {"scaling": load_manifest(root).get("scaling")}
+    if source.scaling is None and teacher.codec.scaling is None:
+        raise InputError(
+            f"teacher {source.path}: makes series and does not say in what scale; expected "
+            "scaling in its teacher.json, or teacher.scaling=dataset (trained on (x - mean) / std "
+            "of these data) or none (trained on the data as they are)"
+        )
+    return {"scaling": None if source.scaling == "none" else teacher.codec.scaling}
 
 
 def _stock(pipeline: Any) -> Any:
@@ -144,13 +168,8 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     _check(spec, labels)
     classes = len(manifest["class_names"]) if spec.conditional else None
     torch.manual_seed(spec.seed)
-    network = build_unet(
-        stored.shape[-1],
-        stored.shape[1],
-        spec.channels,
-        spec.layers_per_block,
-        classes,
-        spec.dropout,
+    network = build_network(
+        stored.shape[1:], spec.channels, spec.layers_per_block, classes, spec.dropout
     )
     if spec.path is not None:
         _start_from(network, str(root / spec.path))
@@ -166,7 +185,8 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     )
     state = TrainState(method, config)
     data = kind_of(manifest)
-    x0 = data.codec(manifest).encode(data.to_float(stored[:])).to(device)
+    codec = data.codec(manifest)
+    x0 = codec.encode(data.to_float(stored[:])).to(device)
     classes_of = torch.tensor(labels[:], device=device) if spec.conditional else None
     scratch = scratch_for(root, "teacher", spec, manifest)
     training = Training(
@@ -187,6 +207,8 @@ def _trained(spec: TrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
         "params": spec.model_dump(mode="json"),
         "last": training.history[-1],
     }
+    if codec.scaling is not None:
+        record["scaling"] = codec.scaling
     return DDPMPipeline(unet=network, scheduler=scheduler), record
 
 

@@ -25,8 +25,6 @@ from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 
-DATA_STD = 0.5
-
 
 @dataclass(frozen=True)
 class SamplerGains:
@@ -126,16 +124,20 @@ def with_noise_input(step: Step) -> Step:
 
 
 def make_step_schedule(
-    spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerGains | None = None
+    spec: PathSpec,
+    nfe: int,
+    config: SigDEGConfig,
+    gains: SamplerGains | None = None,
+    data_std: float = 0.5,
 ) -> StepSchedule:
     """Everything about ``nfe`` steps that follows from the cached grid; ``gains`` None: the plain
-    ones. Raises InputError if nfe does not divide the grid.
+    ones; ``data_std``: s of (8). Raises InputError if nfe does not divide the grid.
     """
     grid = subgrid(spec.grid, nfe)
     steps = coarse_steps(spec, nfe, config, gains or SamplerGains(config.look_ahead))
     alpha, sigma = spec.chain.levels.alpha[grid[1:]], spec.chain.levels.sigma[grid[1:]]
     weights = {
-        "marginal": 1.0 / (alpha**2 * DATA_STD**2 + sigma**2),
+        "marginal": 1.0 / (alpha**2 * data_std**2 + sigma**2),
         "uniform": np.ones(nfe),
         "final": np.append(np.zeros(nfe - 1), float(nfe)),
     }[config.loss.weighting]
@@ -197,6 +199,7 @@ def build_pipeline(
         num_classes=teacher.num_classes,
         inputs=config.inputs,
         scheduler_config=scheduler_config,
+        scaling=teacher.codec.scaling,
         vae=teacher.codec.vae,
         frozen=frozen,
     )

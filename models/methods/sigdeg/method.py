@@ -7,12 +7,12 @@ models/methods/sigdeg/pipeline.py. Before any training it is the exponential int
 models/methods/sigdeg/integrator.py. Training is pathwise: the same start noise and the same
 Brownian path as a cached teacher trajectory,
 
-    L = path * mean_i ||Y_i^student - Y_i^teacher||^2 / (alpha_i^2 s^2 + sigma_i^2)      s = 0.5,
-    the data's std  (8)
+    L = path * mean_i ||Y_i^student - Y_i^teacher||^2 / (alpha_i^2 s^2 + sigma_i^2)              (8)
         + mmd * MMD^2(phi(x0^student), phi(x0^teacher)) + features * ||phi(x0^student) -
         phi(x0^teacher)||^2  (9)
 
-with phi the teacher's middle block on renoised images. Windows of L steps start at a teacher state
+with s the data's std, 0.5 for images and 1 for scaled series, and phi the teacher's middle block
+on renoised data. Windows of L steps start at a teacher state
 and grow to the whole path. Squared error alone ends at the conditional mean given the signature,
 which is paler than the data; (9) restores it. With `loss.score` the network has one more standard
 normal, e, as an input, and two rollouts along the same path, with e of their own, are scored by
@@ -80,7 +80,13 @@ class SigDEG(DistillationMethod):
         super().__init__(context)
         gains = calibrated_gains(context.diagnostics)
         self.step_schedules = {
-            n: make_step_schedule(_spec(context), n, self.config, gains_for(n, self.config, gains))
+            n: make_step_schedule(
+                _spec(context),
+                n,
+                self.config,
+                gains_for(n, self.config, gains),
+                self.teacher.codec.data_std,
+            )
             for n in self.config.nfe
         }
         without_dropout(self.networks)

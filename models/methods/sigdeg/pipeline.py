@@ -86,8 +86,9 @@ def query_state(
 def network_input(
     step: Step, X: Tensor, xi: Tensor, history: Sequence[Tensor], mean: Tensor, memory: bool
 ) -> Tensor:
-    """Channels [X, xi_0 .. xi_m, D_{i-1} if ``memory``, width]: (n, C (m + 2 [+ 1]) + 1, H, W)."""
-    kept = torch.tensor(step.kept, dtype=xi.dtype, device=xi.device).view(1, -1, 1, 1, 1)
+    """Channels [X, xi_0 .. xi_m, D_{i-1} if ``memory``, width]: (n, C (m + 2 [+ 1]) + 1, ...)."""
+    kept = torch.tensor(step.kept, dtype=xi.dtype, device=xi.device)
+    kept = kept.view(1, -1, *[1] * (xi.dim() - 2))
     parts = [X, (xi * kept).flatten(1, 2)]
     if memory:
         parts.append(history[0] if history else mean.expand_as(X))
@@ -145,7 +146,7 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
     ``clip``: bound on D or None. ``frozen`` is the teacher's network where steps with
     sigma / alpha above ``conditioning_limit`` damp the student's correction. ``inputs``: signature,
     or none where the network is given the state alone; then ``scheduler_config`` is that of the
-    SigDEGScheduler that samples it in a stock pipeline.
+    SigDEGScheduler that samples it in a stock pipeline. ``scaling``: of series.
     """
 
     title = "Sig-DEG"
@@ -166,6 +167,7 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         plain_plans: dict[str, list[dict[str, Any]]] | None = None,
         inputs: str = "signature",
         scheduler_config: dict[str, Any] | None = None,
+        scaling: dict[str, list[float]] | None = None,
         vae: Any = None,
         frozen: Any = None,
     ):
@@ -183,6 +185,7 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
             plain_plans=plain_plans,
             inputs=inputs,
             scheduler_config=scheduler_config,
+            scaling=scaling,
         )
         self._plans = {
             int(k): [Step.from_dict(s) for s in steps] for k, steps in (plans or {}).items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -109,6 +109,8 @@ class Rates(Section):
 
 class SwDConfig(Section):
     """Choices of the method; equations: models/methods/swd/method.py."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("images",)  # scales are sizes of images
 
     kind: Literal["swd"] = "swd"
     schedule: Schedule = PresetSchedule(sigmas=(1.0, 0.6, 0.4, 0.3))
