@@ -161,12 +161,12 @@ def join_maps(chain: Chain, parts: Sequence[Basis], intervals: int) -> np.ndarra
 
 
 def joined(xi: Tensor, maps: Tensor) -> Tensor:
-    """Features (n, N r, m + 1, C, H, W) joined to (n, N, m + 1, C, H, W) by :func:`join_maps`."""
+    """Features (n, N r, m + 1, *shape) joined to (n, N, m + 1, *shape) by :func:`join_maps`."""
     intervals, _, every, _ = maps.shape
     if every == 1:
         return xi
     parts = xi.reshape(len(xi), intervals, every, *xi.shape[2:])
-    return torch.einsum("iprq,nirqchw->nipchw", maps.to(xi), parts)
+    return torch.einsum("iprq,nirq...->nip...", maps.to(xi), parts)
 
 
 def _solve(whole: Basis, moved: np.ndarray) -> np.ndarray:

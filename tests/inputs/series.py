@@ -13,6 +13,7 @@ from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest, load_split
 from tasks.stages import dataset
 from tests.inputs.rows import Row
+from tests.tasks.series import MEASURED
 
 TITLE = "Series (`dataset.kind: series`)"
 WALK = 100 + np.random.default_rng(0).standard_normal(40).cumsum().round(4)
@@ -21,7 +22,7 @@ WALK = 100 + np.random.default_rng(0).standard_normal(40).cumsum().round(4)
 def made(root: Path, **settings: Any) -> dict[str, Any]:
     """The dataset stage on `root`/in.csv: its manifest."""
     given = {"kind": "series", "path": "in.csv", "length": 8, "holdout": 4} | settings
-    dataset.run(Params.model_validate({"dataset": given}), root)
+    dataset.run(Params.model_validate(MEASURED | {"dataset": given}), root)
     return load_manifest(root)
 
 

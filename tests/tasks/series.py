@@ -19,7 +19,11 @@ from tasks.utils.atomic import atomic_write_json
 from tests.tasks.distillation import STUDENT, TRAJECTORIES
 from tests.tiny import perturbed
 
-METRICS = {"features": {"kind": "none"}, "metrics": ["sig_w1", "marginal"], "criterion": "sig_w1", "samples": 16, "bootstrap": 10}
+# What Params of a dataset of series need beside it: metrics of series.
+MEASURED: dict[str, dict[str, Any]] = {
+    "student": {"criterion": "sig_w1"},
+    "evaluation": {"features": {"kind": "none"}, "metrics": ["sig_w1"], "criterion": "sig_w1"},
+}
 
 
 def series_settings(**sections: dict[str, Any]) -> Params:
@@ -32,8 +36,8 @@ def series_settings(**sections: dict[str, Any]) -> Params:
             "calibrate": False,
             "loss": {"path": 1.0, "mmd": 0.0, "score": 1.0, "score_patches": [0, 4]},
         },
-        "student": STUDENT | {"validate_every": 2, "checkpoint_every": 2, "criterion": "sig_w1"},
-        "evaluation": METRICS,
+        "student": STUDENT | {"validate_every": 2, "checkpoint_every": 2} | MEASURED["student"],
+        "evaluation": MEASURED["evaluation"] | {"samples": 16, "bootstrap": 10},
     }
     for name, values in sections.items():
         content[name] = content.get(name, {}) | values

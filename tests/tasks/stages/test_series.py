@@ -71,7 +71,9 @@ def test_a_pretrained_teacher_says_its_scale(root: Path, tmp_path: Path) -> None
     shutil.copytree(root / "data/teacher", place)
 
     def run(**choices: Any) -> Any:
-        teacher.run(series_settings(teacher={"path": str(place), **choices}), root)
+        teacher.run(
+            series_settings(teacher={"source": "pretrained", "path": str(place), **choices}), root
+        )
         return load_teacher(root).codec.scaling
 
     known = load_manifest(root)["scaling"]
@@ -132,7 +134,7 @@ def test_the_best_weights_are_chosen_by_sig_w1(made: Path) -> None:
     assert scores.index.tolist() == [0, 2, 4] and (scores > 0).all(axis=None)
     best = (scores / scores.loc[0]).mean(axis=1).idxmin()
     assert record["best_step"] == best and record["scores"] == scores.loc[best].to_dict()
-    assert {"student/score_4", "student/spread_2"} <= set(history.columns)
+    assert "student/spread_2" in history.columns
 
 
 def test_the_card_speaks_of_series(made: Path) -> None:

@@ -16,10 +16,11 @@ from tasks.data.dataset import data_kind, load_manifest, load_split
 from tasks.data.kinds import kind_of
 from tasks.data.sources.series_base import windows_of
 from tasks.stages.dataset import run
+from tests.tasks.series import MEASURED
 
 
 def make(root: Path, **dataset: Any) -> dict[str, Any]:
-    run(Params.model_validate({"dataset": dataset}), root)
+    run(Params.model_validate(MEASURED | {"dataset": dataset}), root)
     return load_manifest(root)
 
 
@@ -129,7 +130,7 @@ def test_trained_teachers_have_one_scale() -> None:
     series = {"kind": "ar1", "length": 16}
 
     def teacher(scales: list[int]) -> dict[str, Any]:
-        return {"dataset": series, "teacher": {"source": "train", "channels": [8], "scales": scales}}
+        return MEASURED | {"dataset": series, "teacher": {"source": "train", "channels": [8], "scales": scales}}
 
     assert Params.model_validate(teacher([16])).dataset.length == 16
     with pytest.raises(ValueError, match=r"largest is 8, expected dataset.length = 16"):
