@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,15 @@ import pytest
 import torch
 
 from models.common.errors import InputError
+from tasks.config.presets import compose
 from tasks.config.schema import Params
 from tasks.data.dataset import data_kind, load_manifest, load_split
 from tasks.data.kinds import kind_of
+from tasks.data.sources import SOURCES
 from tasks.data.sources.series_base import windows_of
+from tasks.stages import dataset
 from tasks.stages.dataset import run
+from tests.paths import PROJECT
 from tests.tasks.series import MEASURED
 
 
@@ -137,3 +144,24 @@ def test_trained_teachers_have_one_scale() -> None:
         Params.model_validate(teacher([8]))
     with pytest.raises(ValueError, match=r"dataset.length = 16 alone, series are learnt whole"):
         Params.model_validate(teacher([8, 16]))
+
+
+def test_the_commands_of_the_page_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of one's own, and a source of one's own, as docs/series.md shows them."""
+    page = (PROJECT / "docs/series.md").read_text()
+    monkeypatch.setattr("tasks.data.sources.registry.SOURCES", SOURCES)
+    for name, where in (("sines", SOURCES), ("sines", sys.modules)):
+        monkeypatch.setitem(where, name, None)
+        monkeypatch.delitem(where, name)
+    code = re.search(r"`sines\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    assert code is not None
+    (tmp_path / "sines.py").write_text(code[1])
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    found = re.findall(r'make run PRESET=(\w+) ARGS="(.*?)"', page, re.DOTALL)
+    table, own = (
+        compose(tmp_path, preset, text.replace("\\", " ").split()) for preset, text in found
+    )
+    assert table.dataset.columns == ("open", "close") and table.dataset.holdout == 200
+    dataset.run(own, tmp_path)
+    manifest = load_manifest(tmp_path)
+    assert manifest["counts"] == {"train": 2500, "holdout": 500} and manifest["shape"] == [1, 32]
