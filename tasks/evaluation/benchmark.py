@@ -67,6 +67,7 @@ def evaluate(
         criterion=settings.criterion,
         diagnostics=inputs.diagnostics,
         data=inputs.kind,
+        channels=inputs.channels,
     )
     if inputs.kind == "series":
         result.real_data = inputs.kept(inputs.real[: KEPT["series"]])

@@ -20,7 +20,7 @@ from models.teachers.base import Denoiser
 from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
 from tasks.data.agreement import check_teacher_fits_dataset
-from tasks.data.dataset import data_kind, load_split
+from tasks.data.dataset import data_kind, load_manifest, load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
@@ -78,6 +78,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
             **{name: f"{pipe.title} student in {name}" for name, pipe in rivals.items()},
         },
         kind=params.dataset.data_kind,
+        channels=tuple(load_manifest(root).get("channels", ())),
         law=law_of(params.dataset),
         lineage=lineage(params, root, teacher),
         diagnostics=student_diagnostics(root),

@@ -81,7 +81,7 @@ class Result:
 
     `data`: images or series. What is said of images holds for series; they are kept as float32
     (n, C, L) in their own units. `real_data`: the real series, at most as many as are kept of a
-    sampler; `law`: errors to the exact law by sampler, where it is known.
+    sampler; `channels`: their names; `law`: errors to the exact law by sampler, where it is known.
 
     `columns`: the figures by name; `criterion`: the name of the one that decides. `few`: how many
     of each set make the figures that depend on the number. By sampler: the first `images` uint8
@@ -110,6 +110,7 @@ class Result:
     path_images: dict[SamplerKey, NDArray[Any]] = field(default_factory=dict)
     differences: dict[tuple[SamplerKey, SamplerKey], Interval] = field(default_factory=dict)
     data: str = "images"
+    channels: tuple[str, ...] = ()
     real_data: NDArray[np.float32] | None = None
     law: dict[SamplerKey, LawErrors] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)

@@ -84,12 +84,12 @@ class Paths:
 class Inputs:
     """Everything that is evaluated.
 
-    `kind`: what the teacher makes, images or series; `law`: the exact law of series, where it is
-    known; `prompts`: the texts of the start noise, in turn, where the teacher takes any.
-    `generators` maps `student` and `untrained` to their rollouts; `calls` gives a generator's
-    network calls where they are not its number of steps; `others` are more rollouts (controls,
-    other students) with the numbers of steps they are made for; `titles` are shown for both;
-    `steps` is the length of the teacher's full run.
+    `kind`: what the teacher makes, images or series; `channels`: names of series' channels; `law`:
+    their exact law, where it is known; `prompts`: the texts of the start noise, in turn, where the
+    teacher takes any. `generators` maps `student` and `untrained` to their rollouts; `calls` gives
+    a generator's network calls where they are not its number of steps; `others` are more rollouts
+    (controls, other students) with the numbers of steps they are made for; `titles` are shown for
+    both; `steps` is the length of the teacher's full run.
     """
 
     teacher: Any
@@ -101,6 +101,7 @@ class Inputs:
     steps: int
     guidance: float = 1.0
     kind: str = "images"
+    channels: tuple[str, ...] = ()
     law: GaussianLaw | None = None
     prompts: tuple[str, ...] | None = None
     calls: dict[tuple[str, int], int] = field(default_factory=dict)

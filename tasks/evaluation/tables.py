@@ -10,8 +10,11 @@ import pandas as pd
 from rich.table import Table
 
 from models.evaluation.base import Interval
+from tasks.evaluation.law_errors import law_rows
 from tasks.evaluation.results import Column, Result, Row, SamplerKey
 from tasks.utils.atomic import atomic_write_json
+
+LAW = ("mean_error", "covariance_error", "ks_mean", "ks_max", "ks_within")
 
 
 def write_outputs(result: Result, folder: Path) -> None:
@@ -23,6 +26,8 @@ def write_outputs(result: Result, folder: Path) -> None:
     shown = ["sampler", "nfe", *(name for name in figure_names(result) if name in frontier)]
     frontier[shown].dropna(subset=[result.criterion]).to_csv(folder / "frontier.csv", index=False)
     path_error_of(result).to_csv(folder / "path_error.csv", index=False)
+    if result.law:
+        pd.DataFrame(law_rows(result)).to_csv(folder / "law.csv", index=False)
     kept = {key.label: images for key, images in result.images.items()}
     np.savez_compressed(folder / "samples.npz", allow_pickle=False, **kept)
 
@@ -60,6 +65,9 @@ def metrics_of(result: Result) -> dict[str, Any]:
         metrics[key.name][key.steps]["path_rmse"] = errors[-1].value
     for key, reason in result.left_out.items():
         metrics.setdefault("left_out", {}).setdefault(key.name, {})[key.steps] = reason
+    for line in law_rows(result):
+        steps = SamplerKey(line["sampler"], line["nfe"]).steps
+        metrics[line["sampler"]][steps]["law"] = {name: line[name] for name in LAW}
     if result.load_back:
         metrics["load_back"] = result.load_back
     return metrics
@@ -69,7 +77,8 @@ def about(result: Result) -> dict[str, Any]:
     """What was measured against, and how samplers are ranked."""
     column = result.column
     return {
-        "features": result.features,
+        **({"data": result.data} if result.data != "images" else {}),
+        **({"features": result.features} if result.features else {}),
         "samples": result.samples,
         "real": result.real,
         "criterion": column.name,
@@ -89,12 +98,15 @@ def rival_name(result: Result, student: SamplerKey, rival: SamplerKey) -> str:
 
 
 def figures_of(result: Result, row: Row) -> dict[str, Any]:
-    """One row's figures; `ms_per_image` is left out for real images."""
-    found: dict[str, Any] = {"title": row.title, "images": row.images}
+    """One row's figures; its number of images or series under that name; `ms_per_image`, or
+    `ms_per_series`, is left out for real ones.
+    """
+    found: dict[str, Any] = {"title": row.title, result.data: row.images}
     for name, interval in row.figures.items():
         whole = _has_ends(result, result.columns[name])
         found |= _ends(name, interval) if whole else {name: interval.value}
-    return found if row.ms_per_image is None else {**found, "ms_per_image": row.ms_per_image}
+    ms = {} if row.ms_per_image is None else {f"ms_per_{result.one}": row.ms_per_image}
+    return found | ms
 
 
 def _has_ends(result: Result, column: Column) -> bool:
@@ -154,14 +166,16 @@ def format_table(metrics: dict[str, Any]) -> Table:
     info = metrics["evaluation"]
     criterion = info.get("criterion", "kid")
     sign = 1 if info.get("lower_is_better", True) else -1
+    data, one = info.get("data", "images"), "series" if "data" in info else "image"
+    features = f", {info['features']} features" if "features" in info else ""
     table = Table(
-        title=f"{info['samples']} images per sampler, {info['features']} features; "
+        title=f"{info['samples']} {data} per sampler{features}; "
         f"{LABELS.get(criterion, criterion)} with 95 % interval",
         title_justify="left",
     )
     table.add_column("Sampler")
     headings = [LABELS.get(criterion, criterion), "95 %", *_others(metrics, criterion).values()]
-    for name in ("NFE", *headings, "ms per image"):
+    for name in ("NFE", *headings, f"ms per {one}"):
         table.add_column(name, justify="right")
     lines = [
         (-(10**9) if key == "full" else -int(key[3:]), sign * row[criterion], sampler, key, row)
@@ -183,13 +197,24 @@ def format_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-LABELS = {"kid": "KID", "frechet": "Fréchet distance", "precision": "Precision", "recall": "Recall"}
+LABELS = {
+    "kid": "KID",
+    "frechet": "Fréchet distance",
+    "precision": "Precision",
+    "recall": "Recall",
+    "sig_w1": "Sig-W1",
+    "sig_mmd": "Sig-MMD²",
+    "discriminative": "Discriminative",
+    "marginal": "Marginal W1",
+    "acf": "Autocorrelation",
+}
+BESIDE = {"kid": 2, "frechet": 2, "discriminative": 3, "acf": 3}  # the criterion; decimals
 
 
 def _others(metrics: dict[str, Any], criterion: str) -> dict[str, str]:
     """The figures shown beside the criterion, as far as they were measured."""
     there = next(iter(metrics["student"].values()))
-    return {n: LABELS[n] for n in ("kid", "frechet") if n in there and n != criterion}
+    return {n: LABELS[n] for n in BESIDE if n in there and n != criterion}
 
 
 def _gain(metrics: dict[str, Any]) -> str:
@@ -209,8 +234,9 @@ def _gain(metrics: dict[str, Any]) -> str:
 def _cells(metrics: dict[str, Any], row: dict[str, Any], key: str) -> list[str]:
     criterion = metrics["evaluation"].get("criterion", "kid")
     ends = (row.get(f"{criterion}_{end}", row[criterion]) for end in ("low", "high"))
-    others = [f"{row[name]:.2f}" for name in _others(metrics, criterion)]
-    ms = f"{row['ms_per_image']:.2f}" if "ms_per_image" in row else "-"
+    others = [f"{row[name]:.{BESIDE[name]}f}" for name in _others(metrics, criterion)]
+    times = [row[name] for name in ("ms_per_image", "ms_per_series") if name in row]
+    ms = f"{times[0]:.2f}" if times else "-"
     interval = " to ".join(f"{end:.4f}" for end in ends)
     steps = "-" if key == "full" else key[3:]
     return [row["title"], steps, f"{row[criterion]:.4f}", interval, *others, ms]

@@ -14,7 +14,17 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 TAGS = {"images": "unconditional-image-generation", "series": None}  # the hub has none for these
 UNKNOWN = "not stated by the teacher; state one before you publish"
 SETTINGS = ("order", "trainable", "lora_rank", "fake_updates", "backward_simulation")
-SHOWN = ("kid", "frechet", "precision", "recall", "ms_per_image")  # beside all with intervals
+# beside all with intervals
+SHOWN = (
+    "kid",
+    "frechet",
+    "precision",
+    "recall",
+    "ms_per_image",
+    "marginal",
+    "acf",
+    "ms_per_series",
+)
 
 
 def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:

@@ -16,8 +16,11 @@ import yaml
 
 from models.sampling.baselines import title as baseline_title
 from tasks.config.schema import Params, params_dict
-from tasks.evaluation.report import figures
+from tasks.evaluation.law_errors import law_rows
+from tasks.evaluation.report import figures, pictures
 from tasks.evaluation.report import image_grids as grids
+from tasks.evaluation.report.style import DARK, LIGHT, Theme
+from tasks.evaluation.report.style import render as theme_render
 from tasks.evaluation.report.text import fixed, number, png, shown, span
 from tasks.evaluation.report.training_gain import training_gain
 from tasks.evaluation.results import Column, Result, Row, SamplerKey
@@ -27,8 +30,8 @@ PACKAGES = ("torch", "diffusers", "numpy", "scipy")
 CAPTIONS = {
     "frontier": (
         "Quality over network calls",
-        "Distance to the real images, log scale. Bars are 95 % bootstrap intervals. The dashed "
-        "line is the teacher's full run, the dotted line other real images. A distance of 0 or "
+        "Distance to the real {data}, log scale. Bars are 95 % bootstrap intervals. The dashed "
+        "line is the teacher's full run, the dotted line other real {data}. A distance of 0 or "
         "less cannot be drawn on this scale.",
     ),
     "path_error": (
@@ -41,6 +44,20 @@ CAPTIONS = {
         "A step at low resolution loses nothing where the data's power is below the noise. The "
         "bars show how well the teacher itself works at each size; where it fails, its score is "
         "not used.",
+    ),
+    "marginals": (
+        "Marginal laws",
+        "Densities at several times, of samplers at the fewest steps. Grey: the real series.",
+    ),
+    "autocorrelation": (
+        "Autocorrelation",
+        "Over paths and times, by lag. The broad line is that of the real series.",
+    ),
+    "law": (
+        "Distance to the exact law",
+        "The data's law is known. Left: Kolmogorov-Smirnov statistic of each time; samples of the "
+        "law itself stay below the dotted line in 95 % of cases. Right: error of the mean in "
+        "standard deviations. Samplers at the fewest steps.",
     ),
     "training": ("Training", "Loss and validation figures of the student that is evaluated here."),
 }
@@ -71,15 +88,16 @@ def render(
         pictures=[
             {
                 "title": CAPTIONS[name][0],
-                "caption": CAPTIONS[name][1],
-                "light": _uri(draw, figures.LIGHT),
-                "dark": _uri(draw, figures.DARK),
+                "caption": CAPTIONS[name][1].format(data=result.data),
+                "light": _uri(draw, LIGHT),
+                "dark": _uri(draw, DARK),
             }
             for name, draw in figures.figures_of(result, curve).items()
         ],
         gains=training_gain(result),
         sides=[side(result, nfe) for nfe in result.nfe],
         paths=path_strip(result),
+        law=law_rows(result),
         load_back=load_back(result),
         lineage=[*lineage.items(), *content(result), *versions()],
         params=yaml.safe_dump(params_dict(params), sort_keys=False),
@@ -245,7 +263,7 @@ def side(result: Result, nfe: int) -> dict[str, Any]:
             {
                 "title": row.title + best,
                 "note": f"{calls} calls, {result.column.title} {shown(result, row)}",
-                "image": png(grids.grid_png(result.images[key])),
+                "image": png(pictures.samples_png(result, key)),
             }
         )
     return {"nfe": nfe, "grids": shown_}
@@ -260,8 +278,8 @@ def path_strip(result: Result) -> list[dict[str, str]]:
         row.key: f"{row.title}, {row.nfe} steps" for row in result.rows if row.key != teacher
     }
     return [
-        {"title": titles[key], "image": png(grids.strip_png([images[:16]]))}
-        for key, images in result.path_images.items()
+        {"title": titles[key], "image": png(pictures.same_paths_png(result, key))}
+        for key in result.path_images
     ]
 
 
@@ -272,9 +290,10 @@ def load_back(result: Result) -> dict[str, str] | None:
         return None
     if record.get("ok"):
         difference = record.get("max_abs_difference") or 0.0
+        unit = "pixel in [0, 1]" if result.data == "images" else "value"
         text = (
-            f"It makes the same {record.get('images')} images as here; the largest difference of a "
-            f"pixel in [0, 1] is {difference:.1g}."
+            f"It makes the same {record.get('images')} {result.data} as here; the largest "
+            f"difference of a {unit} is {difference:.1g}."
         )
         return {"kind": "better", "title": "The student folder works on its own", "text": text}
     title = "The student folder does not work on its own"
@@ -294,7 +313,7 @@ def versions() -> list[tuple[str, str]]:
     ]
 
 
-def _uri(draw: Any, theme: figures.Theme) -> str:
+def _uri(draw: Any, theme: Theme) -> str:
     return (
-        "data:image/svg+xml;base64," + base64.b64encode(figures.render(draw, theme, "svg")).decode()
+        "data:image/svg+xml;base64," + base64.b64encode(theme_render(draw, theme, "svg")).decode()
     )

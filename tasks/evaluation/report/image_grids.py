@@ -17,7 +17,7 @@ GAP, GREY = 1, (128, 128, 128)
 
 
 def side_by_side(result: Result, nfe: int) -> list[SamplerKey]:
-    """The pictures shown together: teacher, best training-free, untrained, student."""
+    """The samplers shown together: teacher, best training-free, untrained, student."""
     keys = [
         result.teacher.key,
         *(row.key for row in result.baselines(nfe)[:1]),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.evaluation.report import image_grids as grids
+from tasks.evaluation.report.pictures import few_samples_png
 from tasks.evaluation.report.text import fixed, png, span
 from tasks.evaluation.results import Result, SamplerKey
 
-FEW, ROWS, COLUMNS = 4, 4, 8  # at most so many calls; rows and columns of a grid
+FEW = 4  # at most so many calls
 
 
 def few_steps(result: Result) -> list[int]:
@@ -25,13 +25,11 @@ def training_gain(result: Result) -> list[dict[str, Any]]:
         for name in ("untrained", "student"):
             key = SamplerKey(name, nfe)
             score = fixed(result.score(result.row(name, nfe)).value, result.column.decimals)
-            images = result.images[key][: ROWS * COLUMNS]
-            rows = [images[i : i + COLUMNS] for i in range(0, len(images), COLUMNS)]
             pictures.append(
                 {
                     "title": "Before training" if name == "untrained" else "After training",
                     "note": f"{nfe} calls, {result.column.title} {score}",
-                    "image": png(grids.strip_png(rows, 512)),
+                    "image": png(few_samples_png(result, key)),
                 }
             )
         found.append({"nfe": nfe, "grids": pictures, "text": _sentence(result, nfe)})

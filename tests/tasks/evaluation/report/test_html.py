@@ -16,7 +16,7 @@ from PIL import Image
 from models.evaluation.base import Interval
 from tasks.config.schema import Params
 from tasks.evaluation.benchmark import evaluate
-from tasks.evaluation.report import figures
+from tasks.evaluation.report import figures, style
 from tasks.evaluation.report import html as report
 from tasks.evaluation.report import image_grids as grids
 from tasks.evaluation.report.training_gain import training_gain
@@ -151,14 +151,12 @@ def test_numbers(value: float, text: str) -> None:
 
 
 def test_labels_are_moved_apart_as_little_as_needed() -> None:
-    assert figures.spread([0.5, 0.1, 0.9], gap=0.1, low=0, high=1) == pytest.approx([0.5, 0.1, 0.9])
-    assert figures.spread([0.5, 0.5], gap=0.1, low=0, high=1) == pytest.approx([0.45, 0.55])
-    assert figures.spread([0.02, 0.0, 0.01], gap=0.1, low=0, high=1) == pytest.approx(
-        [0.2, 0.0, 0.1]
-    )
-    many = np.sort(figures.spread([0.9] * 30, gap=0.1, low=0, high=1))
+    assert style.spread([0.5, 0.1, 0.9], gap=0.1, low=0, high=1) == pytest.approx([0.5, 0.1, 0.9])
+    assert style.spread([0.5, 0.5], gap=0.1, low=0, high=1) == pytest.approx([0.45, 0.55])
+    assert style.spread([0.02, 0.0, 0.01], gap=0.1, low=0, high=1) == pytest.approx([0.2, 0.0, 0.1])
+    many = np.sort(style.spread([0.9] * 30, gap=0.1, low=0, high=1))
     assert many[0] == pytest.approx(0) and many[-1] == pytest.approx(1)
-    assert figures.spread([], gap=0.1, low=0, high=1) == []
+    assert style.spread([], gap=0.1, low=0, high=1) == []
 
 
 def test_grid_puts_images_in_reading_order() -> None:
@@ -177,12 +175,12 @@ def test_pictures_draw_in_both_themes_and_repeat_exactly(result: Result) -> None
     drawings = figures.figures_of(result, CURVE)
     assert set(drawings) == {"frontier", "path_error", "training"}
     assert set(figures.figures_of(result, None)) == {"frontier", "path_error"}
-    light, again = (figures.render(drawings["frontier"], figures.LIGHT, "svg") for _ in range(2))
-    assert light == again and light != figures.render(drawings["frontier"], figures.DARK, "svg")
+    light, again = (style.render(drawings["frontier"], style.LIGHT, "svg") for _ in range(2))
+    assert light == again and light != style.render(drawings["frontier"], style.DARK, "svg")
 
 
 def test_frontier_shows_the_figures(result: Result) -> None:
-    axes = figures.frontier(result, figures.LIGHT).axes[0]
+    axes = figures.frontier(result, style.LIGHT).axes[0]
     lines = [
         line
         for line in axes.get_lines()
