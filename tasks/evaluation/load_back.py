@@ -39,7 +39,7 @@ made = pipeline(
     class_labels=None if classes is None else [i % classes for i in range(int(images))],
     generator=torch.Generator().manual_seed(int(seed)),
     output_type="np",
-).images
+)[0]
 own = sorted({name.split(".")[0] for name in sys.modules} & {"models", "tasks", "flows"})
 if own:
     sys.exit(f"the folder's code imports {', '.join(own)}")
@@ -51,7 +51,8 @@ def prove_loadable(folder: Path) -> dict[str, Any]:
     """{ok, max_abs_difference, images, seconds}, and ``reason`` where not ok.
 
     The other process runs ``python -I`` in an empty folder, with no PYTHONPATH and no network. The
-    difference is that of pixel values in [0, 1], None where there are no images to compare.
+    difference is that of pixel values in [0, 1], or of series in units of their spread; None where
+    there is nothing to compare.
     """
     start = time.perf_counter()
     record: dict[str, Any] = {"ok": False, "max_abs_difference": None, "images": IMAGES}
@@ -68,11 +69,13 @@ def prove_loadable(folder: Path) -> dict[str, Any]:
 
 def _compare(found: np.ndarray, expected: np.ndarray, record: dict[str, Any]) -> str | None:
     if found.shape != expected.shape:
-        return f"images of shape {found.shape}, expected {expected.shape}"
-    difference = float(np.abs(found.astype(np.float64) - expected).max())
+        return f"samples of shape {found.shape}, expected {expected.shape}"
+    # series (n, C, L) are in units of their own, channel by channel
+    spread = expected.std(axis=(0, 2), keepdims=True) if expected.ndim == 3 else 1.0
+    difference = float((np.abs(found.astype(np.float64) - expected) / spread).max())
     record["max_abs_difference"] = difference
     # not (a <= b), so that NaN is a difference too
-    return None if difference <= TOLERANCE else f"other images, by up to {difference:.3g}"
+    return None if difference <= TOLERANCE else f"other samples, by up to {difference:.3g}"
 
 
 def _make_here(folder: Path) -> np.ndarray:
@@ -83,7 +86,7 @@ def _make_here(folder: Path) -> np.ndarray:
         class_labels=None if classes is None else [i % classes for i in range(IMAGES)],
         generator=torch.Generator().manual_seed(SEED),
         output_type="np",
-    ).images
+    )[0]
     return made
 
 

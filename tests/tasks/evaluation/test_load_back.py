@@ -32,7 +32,7 @@ def test_code_that_samples_otherwise(folder: Path) -> None:
     assert "x = level.alpha * seen[-1]" in text
     code.write_text(text.replace("x = level.alpha * seen[-1]", "x = 0.5 * level.alpha * seen[-1]"))
     record = prove_loadable(folder)
-    assert not record["ok"] and record["reason"].startswith("other images, by up to")
+    assert not record["ok"] and record["reason"].startswith("other samples, by up to")
     assert record["max_abs_difference"] > 1e-3
 
 

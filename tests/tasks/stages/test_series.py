@@ -24,6 +24,7 @@ from tasks.data.agreement import check_teacher_fits_dataset
 from tasks.data.batches import TrainingStates
 from tasks.data.dataset import load_manifest, load_split
 from tasks.data.teacher import load_teacher
+from tasks.evaluation.load_back import prove_loadable
 from tasks.registry import registration, tracking
 from tasks.stages import dataset, student, teacher
 from tests.tasks.results import write_lock
@@ -186,3 +187,8 @@ def test_what_is_for_images_alone_is_refused(sections: dict[str, Any], message: 
         content[name] = values if name == "method" else content[name] | values
     with pytest.raises(ValueError, match=message):
         type(series_settings()).model_validate(content)
+
+
+def test_the_folder_proves_that_it_opens_alone(made: Path) -> None:
+    record = prove_loadable(made / "data/student")
+    assert record["ok"] and record["max_abs_difference"] < 1e-4, record
