@@ -61,7 +61,8 @@ def distil(
     for a teacher that does not fit them or a setting that needs real images.
     """
     config = config_class(method).model_validate({"kind": method, **settings})
-    spec = path_spec(teacher, fine_steps, intervals, seed, guidance)
+    eta = 0.0 if getattr(config, "deterministic_paths", False) else 1.0
+    spec = path_spec(teacher, fine_steps, intervals, seed, guidance, eta=eta)
     cache = teacher_paths(teacher, spec, "train", 0, paths)
     context = MethodContext(
         teacher,
@@ -113,10 +114,18 @@ class MemoryTools:
 
 
 def path_spec(
-    teacher: Denoiser, fine_steps: int, intervals: int, seed: int, guidance: float, depth: int = 2
+    teacher: Denoiser,
+    fine_steps: int,
+    intervals: int,
+    seed: int,
+    guidance: float,
+    depth: int = 2,
+    eta: float = 1.0,
 ) -> PathSpec:
-    """The teacher's DDPM chain of ``fine_steps`` with an adaptive coarse grid."""
-    chain = Chain(teacher.schedule.levels(fine_steps), 1.0)
+    """The teacher's chain of ``fine_steps`` (DDPM for ``eta`` 1, DDIM for 0) with an adaptive
+    coarse grid.
+    """
+    chain = Chain(teacher.schedule.levels(fine_steps), eta)
     pilot = PathSpec(chain, np.zeros(0), (), seed, guidance=guidance)
     grid = adaptive_grid(movement(teacher, pilot), intervals)
     return PathSpec(chain, grid, bases(chain, grid, depth), seed, guidance=guidance)

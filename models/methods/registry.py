@@ -35,6 +35,12 @@ METHODS: dict[str, Entry] = {
         "models.methods.swd.method:SwD",
         "models.methods.swd.pipeline:SwDPipeline",
     ),
+    "sfd": Entry("models.methods.sfd_config:SFDConfig", "models.methods.sfd:SFD", MULTISTEP),
+    "consistency": Entry(
+        "models.methods.consistency_config:ConsistencyConfig",
+        "models.methods.consistency:Consistency",
+        MULTISTEP,
+    ),
 }
 
 

@@ -87,6 +87,8 @@ def path_features(
     ``kept``: (N, m + 1) bool; a feature that is not kept is zero.
     """
     size = (*kept.shape, *shape)
+    if not kept.any():  # a deterministic chain: there is nothing to draw
+        return torch.zeros(len(indices), *size)
     drawn = [
         torch.randn(size, generator=generator_for("cpu", seed, FEATURES, SPLITS[split], int(i)))
         for i in indices

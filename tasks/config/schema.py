@@ -30,9 +30,11 @@ from tasks.data.sources import SOURCES, settings_class
 from tasks.data.sources.mnist import MnistDataset
 
 if TYPE_CHECKING:
+    from models.methods.consistency_config import ConsistencyConfig
+    from models.methods.sfd_config import SFDConfig
     from models.methods.swd.config import SwDConfig
 
-    Method = SigDEGConfig | SwDConfig
+    Method = SigDEGConfig | SwDConfig | SFDConfig | ConsistencyConfig
 else:
     Method = Annotated[Union[tuple(map(config_class, METHODS))], Field(discriminator="kind")]  # noqa: UP007
 
@@ -77,6 +79,12 @@ class Params(Section):
         if bad := [nfe for nfe in along_paths if intervals % nfe]:
             expected = f"expected a divisor of trajectories.intervals = {intervals}"
             raise ValueError(f"method.nfe = {bad[0]}: {expected}")
+        if getattr(self.method, "deterministic_paths", False) and self.trajectories.eta:
+            eta, kind = self.trajectories.eta, self.method.kind
+            raise ValueError(
+                f"trajectories.eta = {eta}: method.kind = {kind} follows the teacher's "
+                "deterministic paths, expected 0.0"
+            )
         for key in ("validation_samples", "batch_size"):
             pool = "validation" if key == "validation_samples" else "train"
             asked, there = getattr(self.student, key), getattr(self.trajectories, pool)

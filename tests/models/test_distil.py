@@ -50,6 +50,15 @@ def test_an_swd_student_samples() -> None:
     assert images_of(student, 2).shape == (3, 1, 8, 8)
 
 
+@pytest.mark.parametrize("method", ["sfd", "consistency"])
+def test_students_of_deterministic_paths(method: str, tmp_path: Path) -> None:
+    student = distil(tiny_teacher(), method, nfe=(4, 2), **SMALL)
+    images = images_of(student, 2)
+    assert images.shape == (3, 1, 8, 8) and bool(torch.isfinite(images).all())
+    student.save_pretrained(tmp_path)
+    assert torch.equal(images_of(open_student(tmp_path), 2), images)
+
+
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="nfes"):
         distil(tiny_teacher(), nfes=(4,), **PLAIN)

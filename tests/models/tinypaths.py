@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
+from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
 
 from models.methods.base import PathBatch
 from models.sampling.chain import Chain
@@ -14,9 +15,12 @@ from models.sampling.signature import bases, feature_matrix
 from models.sampling.trajectories import PathSpec, path_labels, path_noise
 from models.teachers.architectures import build_scheduler
 from models.teachers.base import Denoiser
+from models.teachers.codec import Codec
 from models.teachers.conditioning import Condition
+from models.teachers.diffusers_model import DiffusersDenoiser
 from models.teachers.loading import build_denoiser
-from tests.tiny import tiny_dit, tiny_teacher, tiny_unet
+from models.teachers.schedule import FlowMatching
+from tests.tiny import perturbed, tiny_dit, tiny_teacher, tiny_unet
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow", "dit", "conditional")
 
@@ -34,6 +38,33 @@ def teacher_of(kind: str) -> Denoiser:
     return tiny_teacher(kind)
 
 
+class SeriesNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A velocity of series (n, C, L) with two convolutions over time."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 2, out_channels: int = 2) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(in_channels, 8, 3, padding=1)
+        self.last = nn.Conv1d(8, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (self.last(torch.tanh(self.first(x) + t.view(-1, 1, 1) / 1000)),)
+
+
+class SeriesDenoiser(DiffusersDenoiser):
+    input_layer = "first"
+    lora_targets = ("last",)
+
+
+def series_teacher() -> Denoiser:
+    """Series of two channels and length 16, flow matching, values of any range."""
+    torch.manual_seed(0)
+    schedule = FlowMatching(1000)
+    return SeriesDenoiser(
+        perturbed(SeriesNet()), schedule, shape=(2, 16), prediction_type="flow", codec=Codec(None)
+    )
+
+
 def spec_of(
     teacher: Denoiser, steps: int = 12, intervals: int = 4, depth: int = 2, eta: float = 1.0
 ) -> PathSpec:
@@ -46,7 +77,7 @@ def spec_of(
 def features_of(spec: PathSpec, z: Tensor) -> Tensor:
     """xi (n, N, m + 1, C, H, W) from the chain's noise z (n, K, C, H, W)."""
     weights = torch.as_tensor(feature_matrix(spec.parts), dtype=z.dtype)
-    return torch.einsum("ipk,nkchw->nipchw", weights, z)
+    return torch.einsum("ipk,nk...->nip...", weights, z)
 
 
 @torch.no_grad()

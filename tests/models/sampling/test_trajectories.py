@@ -43,6 +43,16 @@ def test_the_features_of_the_noise_are_those_drawn(
     assert dropped.any() and (xi[:, dropped] == 0).all()  # the last step has no noise at least
 
 
+def test_a_deterministic_chain_draws_no_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are zero, of the usual shape, and no generator is asked for them."""
+    kept = kept_features(spec_of(0.0).parts)
+    monkeypatch.setattr("models.sampling.trajectories.generator_for", lambda *key: 1 / 0)
+    xi = path_features(5, "train", [3, 1], kept, SHAPE)
+    assert xi.shape == (2, 4, 3, *SHAPE) and xi.dtype == torch.float32 and not xi.any()
+    with pytest.raises(ZeroDivisionError):
+        path_features(5, "train", [3], kept_features(spec_of(0.1).parts), SHAPE)
+
+
 def test_the_features_are_standard_normal_and_independent() -> None:
     spec = spec_of()
     _, xi = drawn(spec, 2000)

@@ -31,7 +31,14 @@ def test_the_shipped_file_is_the_default_preset(root: Path) -> None:
 
 
 def test_every_preset_says_in_one_line_what_it_is_for() -> None:
-    assert {"mnist-sigdeg", "mnist-swd", "emoji-swd", "tiny"} <= set(NAMES)
+    assert {
+        "mnist-sigdeg",
+        "mnist-swd",
+        "mnist-sfd",
+        "mnist-consistency",
+        "emoji-swd",
+        "tiny",
+    } <= set(NAMES)
     assert all(10 < len(line) <= 120 for line in presets(PROJECT).values())
 
 
