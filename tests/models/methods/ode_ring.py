@@ -1,10 +1,14 @@
 """The ring of eight Gaussians of tests/models/methods/sigdeg/ring.py as a teacher of deterministic
 paths: a network of the exact denoiser and a correction that starts at zero, through the methods'
-own classes and training loop.
+own classes and training loop. From the command line it prints the table of docs/methods.md:
+
+    python -m tests.models.methods.ode_ring --kind sfd consistency
 """
 
 from __future__ import annotations
 
+import argparse
+import time
 from functools import cache
 from typing import Any
 
@@ -26,10 +30,12 @@ from models.teachers.diffusers_model import DiffusersDenoiser
 from models.teachers.gaussian_mixture import GaussianMixture
 from models.teachers.schedule import VariancePreserving
 from models.training.loop import LoopConfig, TrainState, train
-from tests.models.methods.sigdeg.ring import MODES, RADIUS, STEPS, TAU, ring, sliced_wasserstein
+from tests.models.methods.sigdeg.ring import STEPS, TAU, ring, sliced_wasserstein
 
 CUMULATED = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))  # DDPM's linear schedule
 POOL, BATCH, INTERVALS, SAMPLES = 32_768, 256, 30, 40_000
+NFE = (10, 5, 3, 2)
+TRAINING = {"sfd": 1_000, "consistency": 2_000}  # steps
 
 
 class RingNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -154,4 +160,21 @@ def distance_to_teacher(method: DistillationMethod, nfe: int, seeds: int = 4) ->
     return float(np.mean(found))
 
 
-assert MODES == 8 and RADIUS == 1.0  # what the limits of the tests were measured for
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", nargs="+", choices=TRAINING, default=list(TRAINING))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    sets = sliced_wasserstein(teacher_ends(SAMPLES, 0), teacher_ends(SAMPLES, 1))
+    print(f"two sets of teacher samples: {sets:.4f}")
+    for kind in args.kind:
+        start = time.process_time()
+        pair = (method_of(kind, NFE), trained(kind, NFE, TRAINING[kind], 1e-3))
+        for name, method in zip(("untrained", "trained"), pair, strict=True):
+            found = [f"{n}: {distance_to_teacher(method, n):.4f}" for n in NFE]
+            print(kind, name, *found, flush=True)
+        print(f"{time.process_time() - start:.0f} s of a core")
+
+
+if __name__ == "__main__":
+    main()
