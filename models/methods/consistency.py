@@ -14,7 +14,7 @@ where s = e, the boundary condition, and the untrained f is nearly D where s >> 
 Neighbouring states Y_i, Y_{i+1} of a cached path, i uniform over the coarse grid, are told apart by
 the teacher's own fine ODE steps, so (21) needs no call of the teacher:
 
-    L = d(f(Y_i, t_i), sg(f^-(Y_{i+1}, t_{i+1}))),   f^-(Y_N) = Y_N, the clean end             (21)
+    L = dist(f(Y_i, t_i), sg(f^-(Y_{i+1}, t_{i+1}))),   f^-(Y_N) = Y_N, the clean end          (21)
     theta^- <- mu theta^- + (1 - mu) theta,   mu = `target_decay`, after every step            (22)
 
 sg stops the gradient. Sampling (models/methods/multistep_pipeline.py) alternates f with fresh
