@@ -174,4 +174,5 @@ def _weights(context: MethodContext, level: tuple[float, float, float]) -> tuple
             f"method.sigma_min = {config.sigma_min}: expected below sigma / alpha = "
             f"{sigma / alpha:.3g} at time {t:g}, the smallest that the network is asked at"
         )
-    return boundary_weights(alpha, sigma, config.sigma_min, config.sigma_data)
+    data_std = config.sigma_data or context.teacher.codec.data_std
+    return boundary_weights(alpha, sigma, config.sigma_min, data_std)

@@ -29,7 +29,9 @@ class ConsistencyConfig(Section):
     """Decay of the moving average that gives the target; 0 = the student itself."""
     sigma_min: fields.Positive = 0.002
     """sigma / alpha at which the answer is the state itself."""
-    sigma_data: fields.Positive = 0.5
-    """Standard deviation of the data, in the weights of state and network."""
+    sigma_data: fields.Positive | None = None
+    """Standard deviation of the data, in the weights of state and network; null = 0.5 for images, 1
+    for scaled series.
+    """
     trainable: Literal["full", "lora"] = "full"
     lora_rank: fields.Rank = 16

@@ -51,6 +51,7 @@ def multistep_student(
         shape=list(teacher.shape),
         clip=teacher.clip,
         num_classes=teacher.num_classes,
+        scaling=teacher.codec.scaling,
         vae=teacher.codec.vae,
         **options,
     )

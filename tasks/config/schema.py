@@ -80,11 +80,8 @@ class Params(Section):
             expected = f"expected a divisor of trajectories.intervals = {intervals}"
             raise ValueError(f"method.nfe = {bad[0]}: {expected}")
         if getattr(self.method, "deterministic_paths", False) and self.trajectories.eta:
-            eta, kind = self.trajectories.eta, self.method.kind
-            raise ValueError(
-                f"trajectories.eta = {eta}: method.kind = {kind} follows the teacher's "
-                "deterministic paths, expected 0.0"
-            )
+            follows = f"method.kind = {self.method.kind} follows the teacher's deterministic paths"
+            raise ValueError(f"trajectories.eta = {self.trajectories.eta}: {follows}, expected 0.0")
         for key in ("validation_samples", "batch_size"):
             pool = "validation" if key == "validation_samples" else "train"
             asked, there = getattr(self.student, key), getattr(self.trajectories, pool)

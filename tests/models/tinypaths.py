@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from models.methods.base import PathBatch
 from models.sampling.chain import Chain
 from models.sampling.grids import coarse_grid
 from models.sampling.signature import bases, feature_matrix
 from models.sampling.trajectories import PathSpec, path_labels, path_noise
-from models.teachers.architectures import build_scheduler
+from models.teachers.architectures import build_network, build_scheduler
 from models.teachers.base import Denoiser
-from models.teachers.codec import Codec
+from models.teachers.codec import ScaledCodec
 from models.teachers.conditioning import Condition
-from models.teachers.diffusers_model import DiffusersDenoiser
 from models.teachers.loading import build_denoiser
-from models.teachers.schedule import FlowMatching
 from tests.tiny import perturbed, tiny_dit, tiny_teacher, tiny_unet
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow", "dit", "conditional")
@@ -38,31 +35,13 @@ def teacher_of(kind: str) -> Denoiser:
     return tiny_teacher(kind)
 
 
-class SeriesNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A velocity of series (n, C, L) with two convolutions over time."""
-
-    @register_to_config
-    def __init__(self, in_channels: int = 2, out_channels: int = 2) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(in_channels, 8, 3, padding=1)
-        self.last = nn.Conv1d(8, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor, t: Tensor, return_dict: bool = True) -> tuple[Tensor]:
-        return (self.last(torch.tanh(self.first(x) + t.view(-1, 1, 1) / 1000)),)
-
-
-class SeriesDenoiser(DiffusersDenoiser):
-    input_layer = "first"
-    lora_targets = ("last",)
-
-
 def series_teacher() -> Denoiser:
-    """Series of two channels and length 16, flow matching, values of any range."""
+    """Series of two channels and length 16 with a scaling of their own, flow matching."""
     torch.manual_seed(0)
-    schedule = FlowMatching(1000)
-    return SeriesDenoiser(
-        perturbed(SeriesNet()), schedule, shape=(2, 16), prediction_type="flow", codec=Codec(None)
-    )
+    network = perturbed(build_network((2, 16), (8, 16), 1))
+    teacher = build_denoiser(network, FlowMatchEulerDiscreteScheduler())
+    teacher.codec = ScaledCodec([1.0, -2.0], [3.0, 0.5])
+    return teacher
 
 
 def spec_of(

@@ -75,6 +75,19 @@ def test_one_answer_in_training_and_sampling(kind: str) -> None:
             torch.testing.assert_close(found[rows], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 1.0), (0.3, 0.3)])
+def test_the_datas_spread_is_the_teachers(given: float | None, expected: float) -> None:
+    """1 for scaled series, whose scaling travels with the student."""
+    teacher = series_teacher()
+    method = consistency(teacher, sigma_data=given)
+    for level in method.pipeline.levels(4):
+        weights = boundary_weights(level.alpha, level.sigma, 0.002, expected)
+        assert (level.skip, level.out) == weights
+    x0 = torch.randn(3, 2, 16)
+    assert method.pipeline.config.scaling == teacher.codec.scaling
+    torch.testing.assert_close(method.pipeline.decode(x0), teacher.decode(x0))
+
+
 def test_levels_of_fewer_steps_are_those_of_the_grid() -> None:
     method = consistency(teacher_of("v_prediction"))
     four, two = ([level.t for level in method.pipeline.levels(n)] for n in (4, 2))
