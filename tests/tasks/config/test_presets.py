@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 def test_the_shipped_file_is_the_default_preset(root: Path) -> None:
     write_preset(root, DEFAULT, [])
     assert (root / "params.yaml").read_text() == (PROJECT / "params.yaml").read_text()
-    assert load_params(PROJECT / "params.yaml") == Params() == compose(PROJECT)
+    assert load_params(PROJECT / "params.yaml") == compose(PROJECT)
 
 
 def test_every_preset_says_in_one_line_what_it_is_for() -> None:
@@ -56,7 +56,7 @@ def test_what_ran_before_changes_nothing(root: Path, first: str, second: str) ->
 def test_a_method_and_back_again_is_the_default_job(root: Path) -> None:
     first, _ = write_preset(root, DEFAULT, [])
     swd, _ = write_preset(root, DEFAULT, ["method.kind=swd"])
-    assert swd == compose(root, "mnist-swd")
+    assert swd.method == compose(root, "mnist-swd").method
     assert (swd.student.steps, swd.student.learning_rate, swd.student.ema) == (3000, 1e-4, 0.999)
     back, _ = write_preset(root, DEFAULT, [])
     assert back == first and back.method.kind == "sigdeg"
