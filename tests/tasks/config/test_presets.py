@@ -11,7 +11,7 @@ import pytest
 from flows.dvc.params_file import write_preset
 from models.common.errors import InputError
 from tasks.config.presets import DEFAULT, compose, presets
-from tasks.config.schema import Params, load_params
+from tasks.config.schema import load_params
 from tests.paths import PROJECT
 
 NAMES = sorted(presets(PROJECT))
