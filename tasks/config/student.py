@@ -32,9 +32,9 @@ class Student(Section):
     validate_every: Count = 20
     """Steps between validations; the best weights are kept."""
     validation_samples: Annotated[int, Field(strict=True, ge=2)] = 1000
-    """Images per validation."""
+    """Images or series per validation."""
     criterion: MetricName = "kid"
-    """The metric that decides which weights are kept, on images of the training split."""
+    """The metric that decides which weights are kept, against the training split."""
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
     max_failures: Natural = 2

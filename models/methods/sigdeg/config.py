@@ -60,7 +60,7 @@ class SigDEGConfig(Section):
         10,
         5,
     )
-    """Network calls per image; one student serves all of these."""
+    """Network calls per image or series; one student serves all of these."""
     order: Order = 2
     """Of the exponential integrator."""
     look_ahead: Fraction = 0.25
