@@ -16,16 +16,26 @@ from torch import Tensor
 from models.common.random import generator_for
 from models.evaluation.base import Metric, Samples
 from models.evaluation.features import extract
-from models.evaluation.registry import criterion_class
+from models.evaluation.registry import criterion_class, metric_class
+from models.evaluation.series.base import SeriesMetric
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 from tasks.config.schema import Params
-from tasks.data.dataset import data_kind, load_split
+from tasks.data.dataset import data_kind, load_manifest, load_split
 from tasks.evaluation.extractor import extractor_of
 
 REFERENCE = 4000
 BATCH, REAL_BATCH = 125, 250
 Sample = Callable[[Tensor, Condition | None, torch.Generator], Tensor]
+
+
+def check_metrics(params: Params, root: Path) -> None:
+    """InputError, before any long work, for metrics that cannot measure the series there are."""
+    manifest = load_manifest(root)
+    for name in (*params.evaluation.metrics, params.student.criterion):
+        metric = metric_class(name)
+        if issubclass(metric, SeriesMetric):
+            metric.check_channels(int(manifest["shape"][0]))
 
 
 class ValidationScore:

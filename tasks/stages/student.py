@@ -36,6 +36,7 @@ from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
+from tasks.evaluation.validation import check_metrics
 from tasks.methods.context import make_context, method_of, real_states
 from tasks.methods.model_card import provenance, render
 from tasks.training.selection import Selection
@@ -77,6 +78,7 @@ def _prepare(params: Params, root: Path, teacher: Denoiser, shards: ShardSet) ->
     """What the method chooses or measures once, before any training."""
     method = method_of(params)
     # a mistake there should show before the long work
+    check_metrics(params, root)
     real_states(method, params.method, root, teacher)
     return method.prepare(make_context(params, root, teacher.to(pick_device()), shards))
 

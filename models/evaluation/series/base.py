@@ -39,11 +39,7 @@ class SeriesMetric(Metric):
     def __init__(self, real: Samples, options: MetricOptions = DEFAULT) -> None:
         super().__init__(real, options)
         raw = checked(real.series)
-        if raw.shape[1] < self.least_channels:
-            raise InputError(
-                f"metric {self.name}: needs {self.least_channels} channels or more, the series "
-                f"have {raw.shape[1]}; leave it out"
-            )
+        self.check_channels(raw.shape[1])
         self.centre = raw.mean((0, 2), keepdim=True)
         self.scale = raw.std((0, 2), keepdim=True, correction=0)
         # rounding leaves a constant channel a deviation of about 1e-16 of its size
@@ -55,6 +51,15 @@ class SeriesMetric(Metric):
                 "leave it out of the data"
             )
         self.real_paths = (raw - self.centre) / self.scale
+
+    @classmethod
+    def check_channels(cls, channels: int) -> None:
+        """InputError if series of so many channels cannot be measured."""
+        if channels < cls.least_channels:
+            raise InputError(
+                f"metric {cls.name}: needs {cls.least_channels} channels or more, the series have "
+                f"{channels}; leave it out"
+            )
 
     def __call__(self, fake: Samples) -> Estimate:
         series = checked(fake.series)

@@ -89,6 +89,10 @@ class SignatureMetric(SeriesMetric):
         self.depth = depth_for(self.real_paths.shape[1])
         self.path_scale = unit_scale(to_numpy(self.real_paths))
 
+    @classmethod
+    def check_channels(cls, channels: int) -> None:
+        depth_for(channels)
+
     def signatures(self, paths: Tensor) -> Floats:
         """Signatures (n, words) of paths (n, C, L) in standard units."""
         return signatures(to_numpy(paths) * self.path_scale, self.depth)

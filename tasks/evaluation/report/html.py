@@ -290,7 +290,7 @@ def load_back(result: Result) -> dict[str, str] | None:
         return None
     if record.get("ok"):
         difference = record.get("max_abs_difference") or 0.0
-        unit = "pixel in [0, 1]" if result.data == "images" else "value"
+        unit = "pixel in [0, 1]" if result.data == "images" else "value in units of its spread"
         text = (
             f"It makes the same {record.get('images')} {result.data} as here; the largest "
             f"difference of a {unit} is {difference:.1g}."

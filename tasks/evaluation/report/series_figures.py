@@ -111,7 +111,7 @@ def marginals(result: Result, theme: Theme) -> Figure:
             _density(axes, values[:, channel, times[column]], bins, key, title, theme)
         label = f"{_name(result, channel)}, density" if column == 0 else ""
         style_axes(axes, theme, label, f"value at time {times[column]}")
-    _legend(figure, panels[0, 0], theme)
+    _legend(figure, theme)
     return figure
 
 
@@ -119,7 +119,9 @@ def _density(
     axes: Axes, values: Series, bins: Series, key: SamplerKey | None, title: str, theme: Theme
 ) -> None:
     if key is None:
-        axes.hist(values, bins.tolist(), density=True, color=theme.grid, label=title)
+        axes.hist(
+            values, bins.tolist(), density=True, color=theme.reference, alpha=0.35, label=title
+        )
         return
     style = _style_of(key, theme)
     height, edges = np.histogram(values, bins, density=True)
@@ -145,7 +147,7 @@ def autocorrelation(result: Result, theme: Theme) -> Figure:
             label = f"{_name(result, channel)}, autocorrelation" if column == 0 else ""
             style_axes(axes, theme, label, "lag")
             axes.set_title(f"{nfe} steps", color=theme.text, fontsize=10, loc="left")
-    _legend(figure, panels[0, 0], theme)
+    _legend(figure, theme)
     return figure
 
 
@@ -158,7 +160,7 @@ def _acf(values: Series, lags: int) -> Series:
 def law(result: Result, theme: Theme) -> Figure:
     """Distance to the exact law over time, at the fewest steps: marginals and means."""
     nfe = min(result.nfe)
-    figure = Figure(figsize=(10.4, 3.4), layout="constrained", facecolor=theme.paper)
+    figure = Figure(figsize=(10.4, 3.8), layout="constrained", facecolor=theme.paper)
     panels = figure.subplots(1, 2, squeeze=False)[0]
     for key, title in compared(result, nfe):
         errors, style = result.law[key], _style_of(key, theme)
@@ -166,11 +168,11 @@ def law(result: Result, theme: Theme) -> Figure:
             axes.plot(values, label=title, **style)
     limit = ks_limit(result.samples)
     panels[0].axhline(limit, color=theme.reference, linestyle=":", label="95 % of the law itself")
-    style_axes(panels[0], theme, "KS statistic to the exact marginal", "time")
+    style_axes(panels[0], theme, "KS statistic of the marginal", "time")
     style_axes(panels[1], theme, "error of the mean, deviations", "time")
     for axes in panels:
         axes.set_ylim(bottom=0)
-    _legend(figure, panels[0], theme)
+    _legend(figure, theme)
     return figure
 
 
@@ -184,9 +186,15 @@ def _style_of(key: SamplerKey, theme: Theme) -> dict[str, Any]:
     return {"color": theme.line(key.name), "linewidth": 2.2 if key.name == "student" else 1.4}
 
 
-def _legend(figure: Figure, axes: Axes, theme: Theme) -> None:
+def _legend(figure: Figure, theme: Theme) -> None:
+    """One legend for all panels, which may show different rivals; each label once."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
     figure.legend(
-        *axes.get_legend_handles_labels(),
+        list(found.values()),
+        list(found),
         loc="outside upper left",
         ncols=6,
         frameon=False,

@@ -16,6 +16,7 @@ from rich.console import Console
 from models.common.errors import InputError
 from tasks.config.schema import Params
 from tasks.data.sources.processes import AR1Dataset, GBMDataset, OUDataset
+from tasks.evaluation import validation
 from tasks.evaluation.benchmark import evaluate
 from tasks.evaluation.identity import series_digest
 from tasks.evaluation.laws import law_of
@@ -142,6 +143,33 @@ def test_what_does_not_fit_is_refused() -> None:
     single = replace(one, real=drawn(1)[:, :1])
     with pytest.raises(InputError, match="cross_correlation: needs 2 channels or more"):
         evaluate(single, (), SERIES.model_copy(update={"metrics": ("sig_w1", "cross_correlation")}))
+
+
+@pytest.mark.parametrize(
+    ("channels", "metric", "message"),
+    [
+        (1, "cross_correlation", "cross_correlation: needs 2 channels or more, the series have 1"),
+        (16, "sig_w1", "signatures of 16 channels: expected at most 15"),
+        (2, "cross_correlation", None),
+    ],
+)
+def test_channels_that_a_metric_cannot_measure_are_refused_before_training(
+    channels: int, metric: str, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "load_manifest", lambda root: {"shape": [channels, LENGTH]})
+    params = Params.model_validate(
+        {
+            "dataset": DATA,
+            "student": {"criterion": "acf"},
+            "evaluation": {"metrics": ["acf", metric], "criterion": "acf"}
+            | {"features": {"kind": "none"}},
+        }
+    )
+    if message is None:
+        validation.check_metrics(params, Path())
+    else:
+        with pytest.raises(InputError, match=message):
+            validation.check_metrics(params, Path())
 
 
 @pytest.mark.parametrize(
