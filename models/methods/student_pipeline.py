@@ -195,12 +195,12 @@ class StudentPipeline:
         if output_type == "latent":
             return x0
         data = self.decode(x0).float()
-        if self.makes == "series":  # no bound, so nothing is clamped
-            return data if output_type == "pt" else np.asarray(data.cpu())
-        images = data.clamp(-1, 1)
+        data = data if self.makes == "series" else data.clamp(-1, 1)  # series have no bound
         if output_type == "pt":
-            return images
-        array = np.asarray(((images + 1) / 2).permute(0, 2, 3, 1).cpu())
+            return data
+        if self.makes == "series":
+            return np.asarray(data.cpu())
+        array = np.asarray(((data + 1) / 2).permute(0, 2, 3, 1).cpu())
         return array if output_type == "np" else self.numpy_to_pil(array)  # type: ignore[attr-defined]
 
     def _count(self, batch_size: Any, generator: Generators) -> int:
@@ -396,6 +396,5 @@ def normals(
     return drawn.to(device)
 
 
-def _channels(values: Any, like: Tensor) -> Tensor:
-    """One number per channel, to broadcast against ``like`` (n, C, ...)."""
+def _channels(values: Any, like: Tensor) -> Tensor:  # (1, C, 1, ...), beside like (n, C, ...)
     return torch.tensor(values).to(like).view(1, -1, *[1] * (like.dim() - 2))
