@@ -82,7 +82,8 @@ def test_an_extension_is_composed_like_the_rest_and_its_content_counts(toy: Path
     params = compose(toy, "mnist-sigdeg", [*asked, "method.loud=true"])
     assert params_dict(params.method) == {"kind": "toy", "loud": True, "nfe": [1]}
     text = params_text(params, "x")
-    assert "  loud: true               # Say more.\n" in text and "# sigdeg | swd | toy" in text
+    assert "  loud: true               # Say more.\n" in text
+    assert "# sigdeg | swd | sfd | consistency | toy" in text
     (toy / "params.yaml").write_text(text)
     assert load_params(toy / "params.yaml") == params
     check_written(toy / "params.yaml", params)
