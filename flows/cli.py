@@ -66,8 +66,10 @@ def usage() -> str:
 def list_presets(argv: list[str]) -> int:
     """Print every preset with the line that its file begins with."""
     argparse.ArgumentParser("fewstep presets").parse_args(argv)
-    for name, about in presets(Path.cwd()).items():
-        say(f"  {name:<14} {about}{' (default)' if name == DEFAULT else ''}")
+    found = presets(Path.cwd())
+    width = max(map(len, found), default=0)
+    for name, about in found.items():
+        say(f"  {name:<{width}} {about}{' (default)' if name == DEFAULT else ''}")
     return 0
 
 
