@@ -1,4 +1,6 @@
-"""What training changes: pictures of the untrained and the trained student at the fewest steps."""
+"""What distillation changes: pictures of the untrained generator and of the student at the fewest
+steps. A method's own tuning before training, such as calibration, is the student's.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def training_gain(result: Result) -> list[dict[str, Any]]:
             score = fixed(result.score(result.row(name, nfe)).value, result.column.decimals)
             pictures.append(
                 {
-                    "title": "Before training" if name == "untrained" else "After training",
+                    "title": "Before distillation" if name == "untrained" else "The student",
                     "note": f"{nfe} calls, {result.column.title} {score}",
                     "image": png(few_samples_png(result, key)),
                 }
@@ -41,8 +43,8 @@ def _sentence(result: Result, nfe: int) -> str:
     if gap is None:
         return ""
     words = {
-        "better": "Training made the student better",
-        "worse": "Training made the student worse",
-        "even": "Training made no significant difference",
+        "better": "The student is better than before distillation",
+        "worse": "The student is worse than before distillation",
+        "even": "There is no significant difference to before distillation",
     }[result.kind(gap)]
     return f"{words} ({result.column.title} difference {span(result, gap)})."

@@ -110,28 +110,28 @@ def test_verdict_says_where_the_teacher_is(result: Result) -> None:
     assert "At 5 steps the student is better than" in str(report.cross_verdict(cross))
 
 
-def test_first_picture_is_the_fewest_steps_before_and_after_training(
+def test_first_picture_is_the_fewest_steps_before_and_after_distillation(
     result: Result, page: str
 ) -> None:
     (gain,) = training_gain(result)  # more than four calls: the smallest number alone
     assert gain["nfe"] == 5
     before, after = gain["grids"]
-    assert before["title"] == "Before training" and after["title"] == "After training"
+    assert before["title"] == "Before distillation" and after["title"] == "The student"
     for name, grid in (("untrained", before), ("student", after)):
         assert report.shown(result, result.row(name, 5)) in grid["note"]
         pixels = Image.open(io.BytesIO(base64.b64decode(grid["image"].split(",")[1])))
         first = result.images[SamplerKey(name, 5)][0, 0, 0, 0]
         assert pixels.getpixel((0, 0))[0] == first
-    assert page.index("What training changes") < page.index("Summary")
+    assert page.index("What distillation changes") < page.index("Summary")
     assert before["image"] in page and after["image"] in page
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (Interval(-0.02, -0.03, -0.01), "Training made the student better"),
-        (Interval(0.02, 0.01, 0.03), "Training made the student worse"),
-        (Interval(-0.01, -0.03, 0.01), "Training made no significant difference"),
+        (Interval(-0.02, -0.03, -0.01), "The student is better than before"),
+        (Interval(0.02, 0.01, 0.03), "The student is worse than before"),
+        (Interval(-0.01, -0.03, 0.01), "There is no significant difference to before"),
     ],
 )
 def test_the_gain_is_said_as_its_interval_says(
