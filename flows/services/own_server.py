@@ -21,6 +21,7 @@ from tasks.utils import environment
 from tasks.utils.parent_death import exit_with_parent
 
 START_SECONDS = 300.0  # a busy machine; a server that ends is noticed at once
+SEND_SECONDS = 20.0
 ATTEMPTS = 3  # another program may take the port first
 SETTINGS = {
     "PREFECT_UI_ENABLED": "0",
@@ -47,7 +48,21 @@ def prefect_api(root: Path) -> Iterator[str]:
         yield configured
         return
     with own_server(root) as url, temporary_settings({PREFECT_API_URL: url}):
-        yield url
+        try:
+            yield url
+        finally:
+            _send_what_waits()
+
+
+def _send_what_waits() -> None:
+    """Hand the server the logs and events of the run that are still queued: once it has gone,
+    Prefect would try to reach it for a minute at exit, and complain.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=SEND_SECONDS, at_exit=False)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -30,6 +31,23 @@ from flows.services.own_server import prefect_api
 with prefect_api(Path.cwd()) as url, get_client(sync_client=True) as client:
     print(url, client.api_healthcheck(), flush=True)
     time.sleep(float(sys.argv[1]))
+"""
+FLOW = """
+import sys, time
+from pathlib import Path
+from tasks.utils import environment
+environment.prepare(Path.cwd())
+from prefect import flow, get_run_logger
+from flows.services.own_server import prefect_api
+
+@flow
+def last_words():
+    get_run_logger().info("the last line")
+
+with prefect_api(Path.cwd()):
+    last_words()
+    ended = time.monotonic()
+print("closed after", time.monotonic() - ended, flush=True)
 """
 PROXIES = {
     "ALL_PROXY": "socks5://127.0.0.1:9",
@@ -131,3 +149,17 @@ def test_nothing_starts_while_a_server_is_down(tmp_path: Path) -> None:
 
 def with_tracking(uri: str) -> Params:
     return load_params(REPOSITORY / "params.yaml", [f"registration.tracking_uri={uri}"])
+
+
+def test_the_last_lines_reach_the_server_before_it_goes(tmp_path: Path) -> None:
+    """Nothing is left to send, so that the run ends at once and without a complaint."""
+    left_out = ("PREFECT_API_URL", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE")
+    env = {name: value for name, value in os.environ.items() if name not in left_out}
+    home = {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(tmp_path / "prefect")}
+    run = subprocess.run(
+        [sys.executable, "-c", FLOW], cwd=tmp_path, env=env | home, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Error logging to API" not in run.stderr and "closed after" in run.stdout
+    logs = sqlite3.connect(tmp_path / "prefect" / "prefect.db").execute("select message from log")
+    assert "the last line" in [message for (message,) in logs]
