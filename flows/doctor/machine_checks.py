@@ -190,7 +190,7 @@ def disk(root: Path) -> Finding:
 
 
 def trajectory_bytes(root: Path) -> int:
-    """Estimated size of data/trajectories: states, and the path's features inside each interval."""
+    """Estimated size of data/trajectories: the states at the ends of the intervals."""
     from tasks.config.schema import load_params
 
     params = load_params(root / "params.yaml")
@@ -198,13 +198,8 @@ def trajectory_bytes(root: Path) -> int:
     channels = int(getattr(dataset, "channels", 1) or 1)
     edge = int(getattr(dataset, dataset.resolution))
     points = edge**2 if dataset.data_kind == "images" else edge
-    words = chosen.depth + 1  # path features inside an interval
     cells = (chosen.train + chosen.validation) * channels * points
-    return (
-        cells
-        * (chosen.intervals * words + chosen.intervals + 1)
-        * (2 if chosen.dtype == "float16" else 4)
-    )
+    return cells * (chosen.intervals + 1) * (2 if chosen.dtype == "float16" else 4)
 
 
 def memory() -> Finding:

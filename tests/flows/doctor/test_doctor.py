@@ -125,13 +125,13 @@ def test_ports(tmp_path: Path) -> None:
 
 
 def test_disk_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 2,768 paths of 256 pixels in float16: 21 states and 20 x 3 path features
-    assert machine_checks.trajectory_bytes(REPOSITORY) == (768 + 2000) * 256 * (21 + 20 * 3) * 2
+    # 1,512 paths of 256 pixels in float16, 21 states each
+    assert machine_checks.trajectory_bytes(REPOSITORY) == (512 + 1000) * 256 * 21 * 2
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9 * GIB, 8 * GIB, GIB))
     found = machine_checks.disk(REPOSITORY)
     assert found.state == "fail" and found.found.startswith(
-        "1.0 GiB free; a run needs about 2.2 GiB"
+        "1.0 GiB free; a run needs about 2.0 GiB"
     )
     seen = namedtuple("seen", "total available")
     monkeypatch.setattr(machine_checks.psutil, "virtual_memory", lambda: seen(4 * GIB, GIB))
