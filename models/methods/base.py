@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.common.config import Section
 from models.sampling.trajectories import PathSpec
@@ -185,6 +186,14 @@ class DistillationMethod(Trainable):
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of roles that differ from ``student.learning_rate``."""
         return {}
+
+    def checkpointed(self, call: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """``call(*inputs)``, where the context asks for it with activations that are computed again
+        in the backward pass.
+        """
+        if self.context.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(call, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return call(*inputs)
 
     def validation_figures(self, nfe: int, paths: PathBatch) -> dict[str, float]:
         """More figures for the history, from validation paths; asked where ``needs`` is paths."""

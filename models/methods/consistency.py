@@ -25,11 +25,9 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from models.common.errors import InputError
 from models.common.shapes import append_dims
@@ -137,10 +135,7 @@ class Consistency(DistillationMethod):
         """f (n, *shape) of the student or the target for states x at grid points i (n,) < N."""
         denoiser: Denoiser = self.teacher.with_network(self.networks[role])
         t, weights = self._t.to(x.device)[i], self._weights.to(x)[i]
-        if self.context.gradient_checkpointing and torch.is_grad_enabled():
-            x0: Any = checkpoint(denoiser.denoise, x, t, condition, use_reentrant=False)
-        else:
-            x0 = denoiser.denoise(x, t, condition)
+        x0 = self.checkpointed(denoiser.denoise, x, t, condition)
         skip, out = (append_dims(w, x) for w in weights.unbind(1))
         return skip * x + out * x0
 

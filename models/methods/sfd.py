@@ -17,11 +17,8 @@ channel (the paper's SFD-v), since the same time is asked for steps of different
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from models.methods.base import (
     DistillationMethod,
@@ -79,12 +76,7 @@ class SFD(DistillationMethod):
         return states
 
     def _denoise(self, level: Level, x: Tensor, condition: Condition | None) -> Tensor:
-        if self.context.gradient_checkpointing and torch.is_grad_enabled():
-            answer: Any = checkpoint(
-                self.pipeline.denoise, level, x, condition, use_reentrant=False
-            )
-            return answer  # type: ignore[no-any-return]
-        return self.pipeline.denoise(level, x, condition)
+        return self.checkpointed(self.pipeline.denoise, level, x, condition)
 
     def _ends(self, nfe: int) -> list[tuple[float, float]]:
         """(alpha, sigma) where the steps end: at the next level, the last one at clean data."""

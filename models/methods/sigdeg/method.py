@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from models.common.random import generator_for
 from models.common.shapes import append_dims
@@ -206,9 +205,7 @@ class SigDEG(DistillationMethod):
             return self.pipeline.denoise(step, X, z, history, condition)
 
         X = query_state(step, state, xi, history, mean)
-        if self.context.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(call, X, xi, use_reentrant=False)  # type: ignore[no-any-return]
-        return call(X, xi)
+        return self.checkpointed(call, X, xi)
 
     def _distribution(
         self, x0: Tensor, target: Tensor, batch: PathBatch, generator: torch.Generator

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.evaluation.report.pictures import few_samples_png
-from tasks.evaluation.report.text import fixed, png, span
+from tasks.evaluation.report.text import png, shown, span
 from tasks.evaluation.results import Result, SamplerKey
 
 FEW = 4  # at most so many calls
@@ -26,7 +26,7 @@ def training_gain(result: Result) -> list[dict[str, Any]]:
         pictures = []
         for name in ("untrained", "student"):
             key = SamplerKey(name, nfe)
-            score = fixed(result.score(result.row(name, nfe)).value, result.column.decimals)
+            score = shown(result, result.row(name, nfe))
             pictures.append(
                 {
                     "title": "Before distillation" if name == "untrained" else "The student",
