@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib import import_module
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,7 +20,7 @@ from tests.flows.project import REPOSITORY
 
 SCHEMA = json.loads(parameter_schema(distill.fn).model_dump_json())
 DEPLOYMENTS = {
-    f"{item['entrypoint'].partition(':')[2]}/{item['name']}": item
+    f"{item['entrypoint'].rpartition('.')[2]}/{item['name']}": item
     for item in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
 }
 
@@ -92,6 +94,19 @@ def test_what_passes_as_a_mapping_can_be_laid_over() -> None:
     assert params.student.steps == 7 and params.method.nfe == (4,)
 
 
+@pytest.mark.parametrize("entrypoint", sorted({d["entrypoint"] for d in DEPLOYMENTS.values()}))
+def test_a_worker_loads_a_flow_and_still_finds_the_package_dvc(entrypoint: str) -> None:
+    code = (
+        "from prefect.flows import load_flow_from_entrypoint as load; "
+        f"load({entrypoint!r}, use_placeholder_flow=False); from dvc.config import Config; "
+        "print(Config.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "dvc.config", done.stderr
+
+
 def test_deployments_are_what_operations_says() -> None:
     assert set(DEPLOYMENTS) == {
         "distill/preset",
@@ -100,8 +115,8 @@ def test_deployments_are_what_operations_says() -> None:
         "rollback/manual",
     }
     for name, item in DEPLOYMENTS.items():
-        module, function = item["entrypoint"].removesuffix(".py").split(".py:")
-        flow = getattr(import_module(module.replace("/", ".")), function)
+        module, _, function = item["entrypoint"].rpartition(".")
+        flow = getattr(import_module(module), function)
         assert flow.name == name.partition("/")[0]
         given = item.get("parameters", {})
         validate(
