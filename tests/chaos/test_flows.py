@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,8 +72,14 @@ class Site:
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        for left in reversed(range(10)):  # as Prefect's own client: 503 means "busy, ask again"
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not left:
+                    raise
+            time.sleep(1)
 
     def start_run(self, seed: int) -> str:
         (found,) = [item for item in self.ask("deployments/filter") if item["name"] == "preset"]
