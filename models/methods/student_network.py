@@ -43,12 +43,14 @@ def _add_lora(teacher: Denoiser, network: nn.Module, rank: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     targets, first = teacher.lora_targets, teacher.input_layer
+    excluded = list(teacher.lora_excluded)
+    if f".{first}".endswith(tuple(f".{t}" for t in targets)):
+        excluded.append(first)  # the first layer is trained itself
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=list(targets),
-        # the first layer is trained itself
-        exclude_modules=[first] if f".{first}".endswith(tuple(f".{t}" for t in targets)) else None,
+        exclude_modules=excluded or None,
         init_lora_weights="gaussian",
     )
     try:

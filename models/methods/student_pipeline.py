@@ -1,7 +1,8 @@
 """What every student pipeline shares: its call, class labels, decoding, saving.
 
-This file is self-contained. A copy of it travels in a student's folder beside the copy of its
-pipeline's own file (:meth:`StudentPipeline.save_pretrained`), so that diffusers alone opens it:
+A copy of this file travels in a student's folder beside the copy of its pipeline's own file
+(:meth:`StudentPipeline.save_pretrained`), with the text of models/teachers/network_call.py in the
+place of its import. It imports nothing else of this project, so that diffusers alone opens it:
 ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
 """
 
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
+
+from models.teachers.network_call import call_network, pixels_per_entry
 
 OUTPUT_TYPES = {"images": ("pil", "np", "pt", "latent"), "series": ("np", "pt", "latent")}
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -161,13 +164,8 @@ class StudentPipeline:
         """
         t = torch.full((len(x),), level.t, device=x.device)
         t = t if self.config.prediction_type == "flow" else t.long()
-        given = {  # embeddings in the network's dtype; whole numbers, such as classes, as they are
-            k: v.to(network.dtype) if v.is_floating_point() else v
-            for k, v in (condition or {}).items()
-        }
-        output = network(inputs.to(network.dtype), t, **given, return_dict=False)[0]
-        # a network that also predicts a variance has more channels than x
-        output = output[:, : x.shape[1]].to(x.dtype)
+        output = call_network(network, inputs, t, condition, pixels_per_entry(self.vae)).to(x.dtype)
+        output = output[:, : x.shape[1]]  # one that also predicts a variance has more channels
         return prediction_to_x0(self.config.prediction_type, output, x, level)
 
     def clipped(self, x0: Tensor) -> Tensor:
@@ -281,7 +279,7 @@ def travelling_code(kind: type) -> dict[str, str]:
     own, shared = (Path(str(sys.modules[c.__module__].__file__)) for c in (kind, StudentPipeline))
     if own == shared:
         raise TypeError(f"{kind.__name__}: expected a file of its own beside student_pipeline.py")
-    base = shared.read_text(encoding="utf-8")
+    base = _with_calls(shared.read_text(encoding="utf-8"))
     text = own.read_text(encoding="utf-8")
     plain = re.sub(rf"^from {_SHARED} import", "from . import", text, flags=re.MULTILINE)
     digest = hashlib.sha256((base + plain).encode()).hexdigest()[:8]
@@ -297,6 +295,18 @@ def travelling_code(kind: type) -> dict[str, str]:
             f"student_pipeline, found {left[0]}; put the pipeline into a file of its own"
         )
     return {names[0]: moved, names[1]: base}
+
+
+def _with_calls(text: str) -> str:
+    """The text of this file with that of network_call.py in the place of its import; one that
+    travelled is so already.
+    """
+    found = re.search(r"^from models\.teachers\.network_call import .*\n", text, re.MULTILINE)
+    if found is None:
+        return text
+    file = Path(str(sys.modules[call_network.__module__].__file__))
+    calls = file.read_text(encoding="utf-8").partition("import annotations\n")[2]
+    return text[: found.start()] + calls.strip() + "\n\n" + text[found.end() :]
 
 
 _SHARED = r"[\w.]*student_pipeline(?:_[0-9a-f]{8})?"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.common.errors import InputError
 from models.common.shapes import append_dims
 from models.teachers.codec import Codec
-from models.teachers.conditioning import Condition, class_condition
+from models.teachers.conditioning import Condition, ConditionTable, class_condition
 from models.teachers.schedule import NoiseSchedule
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
@@ -74,8 +74,12 @@ class Denoiser(nn.Module):
     codec: Codec
     lora_targets: tuple[str, ...] = LORA_TARGETS
     """Ends of the names of the layers that get an adapter."""
+    lora_excluded: tuple[str, ...] = ()
+    """Whole names of layers among those that get none, since nothing depends on them."""
     input_layer: str = "conv_in"
     """Name of the network's layer that sees the state."""
+    conditions: ConditionTable | None = None
+    """Of a teacher of prompts (models/teachers/prompts.py): labels are numbers of its rows."""
 
     def __init__(
         self,
@@ -136,9 +140,14 @@ class Denoiser(nn.Module):
         return output
 
     @property
+    def condition_kind(self) -> str:
+        """What a sample is made of beside noise: "none", "classes" or "prompts"."""
+        return "none" if self.num_classes is None else "classes"
+
+    @property
     def conditional(self) -> bool:
         """Whether every sample needs a condition."""
-        return self.num_classes is not None
+        return self.condition_kind != "none"
 
     @property
     def can_guide(self) -> bool:
@@ -157,9 +166,9 @@ class Denoiser(nn.Module):
 
     def default_condition(self, n: int, first: int = 0) -> Condition | None:
         """Samples ``first`` to ``first + n`` of an even mixture: the classes in turn."""
-        if self.num_classes is None:
+        if not self.conditional:
             return None
-        labels = torch.arange(first, first + n) % self.num_classes
+        labels = torch.arange(first, first + n) % (self.num_classes or 1)
         return self.encode_condition(labels.to(self.device))
 
     @property
@@ -186,7 +195,7 @@ class Denoiser(nn.Module):
             return self.output(x, t)
         if condition is None:
             raise InputError(
-                "this teacher is conditional: a condition (a label in "
+                f"this teacher is conditional ({self.condition_kind}): a condition (a label in "
                 f"0..{(self.num_classes or 1) - 1}) is needed for every sample"
             )
         if guidance == 1.0:
@@ -252,7 +261,8 @@ class Denoiser(nn.Module):
         configuration of network and autoencoder, schedule, prediction type, bound and classes.
         """
         digest = hashlib.sha256()
-        numbers = (self.prediction_type, self.clip, self.num_classes, self.null_class, self.shape)
+        classes = self.num_classes if self.condition_kind == "classes" else None
+        numbers = (self.prediction_type, self.clip, classes, self.null_class, self.shape)
         configs = [_public(part) for part in (self.network, self.codec.vae, self.scheduler)]
         digest.update(json.dumps([numbers, configs], sort_keys=True, default=str).encode())
         digest.update(self.schedule.table().tobytes())

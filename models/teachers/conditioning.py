@@ -8,13 +8,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from models.common.errors import InputError
+
 
 class Condition(Mapping[str, Tensor]):
     """A frozen mapping of tensors whose first dimension runs over the samples of a batch.
 
-    The keys are the network's keyword arguments (``class_labels``, ``encoder_hidden_states``, ...):
-    a network is called as ``network(x, t, **condition)``. ``len`` is the number of samples, not of
-    keys. Distillation methods pass it on and never look inside.
+    The keys are plain names (``class_labels``, ``encoder_hidden_states``, ...), which
+    models/teachers/network_call.py turns into the network's keyword arguments. ``len`` is the
+    number of samples, not of keys. Distillation methods pass it on and never look inside.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None, **named: Tensor):
@@ -85,6 +87,45 @@ class Condition(Mapping[str, Tensor]):
             pairs = torch.stack([groups, own], 1)
             groups = torch.unique(pairs, dim=0, return_inverse=True)[1]
         return groups
+
+
+class ConditionTable:
+    """All conditions that a teacher of prompts is used with; a label is the number of a row.
+
+    ``rows``: one row per prompt, in memory or mapped to a file; ``null``: the one row that guidance
+    leads away from (the empty or a negative prompt), or None. Raises InputError where the two are
+    not of one kind.
+    """
+
+    def __init__(self, rows: Condition, null: Condition | None = None):
+        self.rows, self.null = rows, null
+        if null is None:
+            return
+        given, needed = ({k: tuple(v.shape[1:]) for k, v in c.items()} for c in (null, rows))
+        if len(null) != 1 or given != needed:
+            raise InputError(
+                f"conditions: the null condition is {null}, the others {rows}; expected one row of "
+                "the same keys and shapes; encode both with the same encoders and lengths"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Tensor) -> Condition:
+        """The rows of ``indices`` (n,) int64; InputError for one that is not there."""
+        where = next(iter(self.rows.values())).device
+        if bool((indices < 0).any()) or bool((indices >= len(self)).any()):
+            raise InputError(
+                f"conditions: rows {int(indices.min())} to {int(indices.max())} asked for, the "
+                f"table has 0 to {len(self) - 1}; the trajectories may be of another table"
+            )
+        return self.rows[indices.to(where)]
+
+    def nulls(self, n: int) -> Condition:
+        """The null condition n times; ValueError where there is none."""
+        if self.null is None:
+            raise ValueError("this table has no null condition")
+        return Condition({name: v.expand(n, *v.shape[1:]) for name, v in self.null.items()})
 
 
 def class_condition(labels: Tensor | None) -> Condition | None:

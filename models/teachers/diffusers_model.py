@@ -11,6 +11,7 @@ from models.common.errors import InputError
 from models.teachers.base import Denoiser
 from models.teachers.codec import Codec, VAECodec
 from models.teachers.conditioning import Condition
+from models.teachers.network_call import call_network, pixels_per_entry
 from models.teachers.schedule import read_schedule
 
 LEARNED_VARIANCE = ("learned", "learned_range")
@@ -30,17 +31,16 @@ class DiffusersDenoiser(Denoiser):
         scheduler: Any,
         vae: nn.Module | None = None,
         null_class: int | None = None,
+        size: int | None = None,
     ) -> Self:
-        """Wrap the parts of a diffusers pipeline; InputError for what is not supported."""
+        """Wrap the parts of a diffusers pipeline; InputError for what is not supported.
+
+        ``size``: height and width of the images in pixels; None for the network's own.
+        """
         config: Any = network.config
-        schedule, prediction_type, clip = read_schedule(scheduler)
-        if config.get("sample_size") is None:
-            raise InputError(
-                f"teacher's {type(network).__name__}: sample_size null; expected the size it is "
-                "to make; write it into its config.json"
-            )
         cls.check(network, scheduler)
-        shape = cls.state_shape(config)
+        shape = cls.sized(network, pixels_per_entry(vae), size)
+        schedule, prediction_type, clip = read_schedule(scheduler, cls.tokens(config, shape))
         num_classes, null = cls.classes(config, null_class)
         return cls(
             network,
@@ -54,10 +54,31 @@ class DiffusersDenoiser(Denoiser):
             scheduler=scheduler,
         )
 
+    @classmethod
+    def sized(cls, network: Any, pixels: int, size: int | None) -> tuple[int, ...]:
+        """The shape of one state, for images of ``size`` where that is given."""
+        if size is not None:
+            raise InputError(
+                f"teacher.size = {size}: this teacher makes data of its own size; use null"
+            )
+        if network.config.get("sample_size") is None:
+            raise InputError(
+                f"teacher's {type(network).__name__}: sample_size null; expected the size it is "
+                "to make; write it into its config.json"
+            )
+        return cls.state_shape(network.config)
+
     @staticmethod
     def state_shape(config: Any) -> tuple[int, ...]:
         """The shape of one state."""
         raise NotImplementedError
+
+    @staticmethod
+    def tokens(config: Any, shape: tuple[int, ...]) -> int | None:
+        """How many tokens a state is, for schedules that depend on it; None where that is not
+        known.
+        """
+        return None
 
     @staticmethod
     def classes(config: Any, null_class: int | None) -> tuple[int | None, int | None]:
@@ -132,9 +153,7 @@ class DiffusersDenoiser(Denoiser):
         network.register_to_config(in_channels=channels, out_channels=made)
 
     def call_network(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        keywords = {} if condition is None else dict(condition.items())
-        output: Tensor = self.network(x, t, **keywords, return_dict=False)[0]
-        return output
+        return call_network(self.network, x, t, condition, pixels_per_entry(self.codec.vae))
 
 
 def _widened(old: Any, channels: int) -> nn.Module:

@@ -11,6 +11,7 @@ from models.common.errors import InputError
 FAMILIES: dict[str, str] = {
     "UNet2DModel": "models.teachers.unet2d:UNet2D",
     "DiTTransformer2DModel": "models.teachers.dit:DiT",
+    "UNet2DConditionModel": "models.teachers.text_unet:TextUNet",
     "UNet1DModel": "models.teachers.unet1d:UNet1D",
 }
 
@@ -28,5 +29,10 @@ def family_of(network: Any, source: str = "") -> Any:
             f"teacher{f' {source}' if source else ''}: denoiser {found}; expected "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    module, _, name = FAMILIES[found].partition(":")
+    return family_named(found)
+
+
+def family_named(network: str) -> Any:
+    """The denoiser class for networks of the class ``network``, a key of :data:`FAMILIES`."""
+    module, _, name = FAMILIES[network].partition(":")
     return getattr(importlib.import_module(module), name)

@@ -14,18 +14,21 @@ from models.common.errors import InputError
 from models.teachers.base import Denoiser
 from models.teachers.codec import ScaledCodec
 from models.teachers.factory import load_made
-from models.teachers.families import family_of
+from models.teachers.families import FAMILIES, family_named, family_of
+from models.teachers.prompts import PromptDenoiser
 
 Scaling = Mapping[str, Sequence[float]]
 USED = {"unet", "transformer", "scheduler", "vae", "vqvae"}
 IGNORED = {"safety_checker", "feature_extractor"}  # they look at finished images only
+ENCODERS = {f"{part}{i}" for part in ("tokenizer", "text_encoder") for i in ("", "_2", "_3")}
 
 
 def load_denoiser(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Denoiser:
     """Open a diffusers pipeline folder or hub id (safetensors only), or a folder that the teacher
-    stage wrote for a factory.
+    stage wrote for a factory. Encoders of prompts are left on disk: a table of conditions takes
+    their place (:class:`models.teachers.prompts.PromptDenoiser`).
 
     Raises InputError when the folder is missing or the denoiser or scheduler is of an
     unsupported kind.
@@ -33,7 +36,9 @@ def load_denoiser(
     record = read_record(source)
     if "factory" in record:
         return load_made(Path(source), record)
-    pipe = open_pipeline(source, revision=revision, trust_remote_code=trust_remote_code)
+    pipe = open_pipeline(
+        source, revision=revision, trust_remote_code=trust_remote_code, encoders=False
+    )
     return denoiser_of_pipeline(pipe, str(source))
 
 
@@ -42,16 +47,18 @@ def denoiser_of_pipeline(
     source: str = "pipeline",
     null_class: int | None = None,
     scaling: Scaling | None = None,
+    size: int | None = None,
 ) -> Denoiser:
     """Wrap the denoiser, scheduler and (for latent models) VAE of an opened pipeline.
 
     ``source`` names it in errors; if it is a folder with teacher.json, that may tell
-    ``null_class`` and the ``scaling`` of series.
+    ``null_class``, the ``scaling`` of series and the ``size`` of images in pixels.
     """
     parts = pipeline_parts(pipe)
     network = parts.get("unet") or parts.get("transformer")
-    family_of(network, source)
-    if unknown := sorted(set(parts) - USED - IGNORED):
+    family = family_of(network, source)
+    known = USED | IGNORED | ENCODERS if issubclass(family, PromptDenoiser) else USED | IGNORED
+    if unknown := sorted(set(parts) - known):
         raise InputError(
             f"teacher {source}: {type(pipe).__name__} has the parts {', '.join(unknown)}, which "
             "its images may depend on and this project does not use; expected a network, a "
@@ -63,8 +70,11 @@ def denoiser_of_pipeline(
             "noise levels"
         )
     null_class = read_null_class(source) if null_class is None else null_class
+    size = read_record(source).get("size") if size is None else size
     vae = parts.get("vae") or parts.get("vqvae")
-    teacher = build_denoiser(network, parts["scheduler"], vae, null_class)
+    teacher = build_denoiser(network, parts["scheduler"], vae, null_class, size)
+    if isinstance(teacher, PromptDenoiser):
+        teacher.check_pipeline(pipe)
     teacher.check_channels(teacher.shape[0], vae)
     if scaling := read_record(source).get("scaling") if scaling is None else scaling:
         set_scaling(teacher, scaling, source)
@@ -94,18 +104,29 @@ def pipeline_parts(pipe: Any) -> dict[str, Any]:
 
 
 def build_denoiser(
-    network: Any, scheduler: Any, vae: nn.Module | None = None, null_class: int | None = None
+    network: Any,
+    scheduler: Any,
+    vae: nn.Module | None = None,
+    null_class: int | None = None,
+    size: int | None = None,
 ) -> Denoiser:
     """The denoiser of a diffusers network, by its class's family."""
-    found: Denoiser = family_of(network).from_diffusers(network, scheduler, vae, null_class)
+    sized = {} if size is None else {"size": size}
+    family = family_of(network)
+    found: Denoiser = family.from_diffusers(network, scheduler, vae, null_class, **sized)
     return found
 
 
 def open_pipeline(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    encoders: bool = True,
 ) -> Any:
     """A diffusers pipeline from a folder or hub id, safetensors weights only; InputError if there
-    is none.
+    is none. ``encoders``: whether those of prompts are loaded too, which a folder allows to leave
+    out.
     """
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
@@ -123,6 +144,7 @@ def open_pipeline(
             revision=revision,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **({} if encoders else dict.fromkeys(_encoders_of(Path(source)))),
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -140,6 +162,19 @@ def open_pipeline(
             "a folder written by save_pretrained, or a hub id that this machine can reach"
         ) from error
     return pipe
+
+
+def _encoders_of(folder: Path) -> set[str]:
+    """The parts of a folder's pipeline that prompts alone need; none where a part is missing or
+    where they are something else than the parts of a text-to-image pipeline.
+    """
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text()) if file.is_file() else {}
+    networks = [index.get(name) for name in ("unet", "transformer")]
+    kinds = [value[1] for value in networks if isinstance(value, list) and value[1] in FAMILIES]
+    if not kinds or not issubclass(family_named(kinds[0]), PromptDenoiser):
+        return set()
+    return ENCODERS & index.keys()
 
 
 def _is_news(record: LogRecord) -> bool:

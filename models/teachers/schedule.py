@@ -147,18 +147,21 @@ class FlowMatching(NoiseSchedule):
         return self.train_steps / (1.0 + float(np.sqrt(snr)))
 
 
-def read_schedule(scheduler: Any) -> tuple[NoiseSchedule, str, float | None]:
+def read_schedule(
+    scheduler: Any, tokens: int | None = None
+) -> tuple[NoiseSchedule, str, float | None]:
     """(schedule, prediction type, bound on x0) of a diffusers scheduler.
 
-    Raises InputError for a scheduler that is no teacher's, and for options that are not supported
+    ``tokens``: of one state, where the network has them; a shift may depend on it. Raises
+    InputError for a scheduler that is no teacher's, and for options that are not supported
     (models/teachers/scheduler_options.py).
     """
-    options, name = scheduler_options(scheduler), type(scheduler).__name__
+    options, name = scheduler_options(scheduler, tokens), type(scheduler).__name__
     steps = int(options["num_train_timesteps"])
     if name in EDM:
         raise InputError(f"teacher scheduler {name}: preconditioned networks are not supported")
     if name in FLOW_MATCHING:
-        return FlowMatching(steps, options["shift"]), "flow", None
+        return FlowMatching(steps, _shift(options, tokens)), "flow", None
     prediction = options["prediction_type"]
     if options.get("use_flow_sigmas") or prediction == "flow_prediction":
         if not (options.get("use_flow_sigmas") and prediction == "flow_prediction"):
@@ -181,6 +184,18 @@ def read_schedule(scheduler: Any) -> tuple[NoiseSchedule, str, float | None]:
     schedule = VariancePreserving(_alphas_cumprod(scheduler, steps))
     clips = options.get("clip_sample", False)
     return schedule, prediction, float(options["clip_sample_range"]) if clips else None
+
+
+def _shift(options: dict[str, Any], tokens: int | None) -> float:
+    """The shift of a flow; with ``use_dynamic_shifting`` log shift, or the shift itself, grows
+    linearly with the number of tokens (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
+    """
+    if tokens is None or not options.get("use_dynamic_shifting"):
+        return float(options["shift"])
+    few, many = options["base_image_seq_len"], options["max_image_seq_len"]
+    slope = (options["max_shift"] - options["base_shift"]) / (many - few)
+    grown = options["base_shift"] + slope * (tokens - few)
+    return float(grown if options["time_shift_type"] == "linear" else np.exp(grown))
 
 
 def _alphas_cumprod(scheduler: Any, steps: int) -> np.ndarray:

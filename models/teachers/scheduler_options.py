@@ -42,6 +42,11 @@ HONOURED = frozenset(
         "shift",
         "use_flow_sigmas",
         "flow_shift",
+        "base_image_seq_len",
+        "base_shift",
+        "max_image_seq_len",
+        "max_shift",
+        "time_shift_type",
         "sigma_min",
         "sigma_max",
         "sigma_data",
@@ -80,13 +85,8 @@ SAMPLER_ONLY = frozenset(
 # They mean something only together with an option that is refused.
 DEPENDENT = frozenset(
     [
-        "base_image_seq_len",
-        "base_shift",
         "dynamic_thresholding_ratio",
-        "max_image_seq_len",
-        "max_shift",
         "sample_max_value",
-        "time_shift_type",
     ]
 )
 REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -98,8 +98,8 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "use_dynamic_shifting": (
         bool,
-        "a shift that depends on the image's size is not supported; set it to false and shift to "
-        "the value for the teacher's size",
+        "a shift that depends on the image's size is not supported for this network; set it to "
+        "false and shift to the value for the teacher's size",
     ),
     "shift_terminal": (lambda value: value is not None, "not supported; set it to null"),
     "stochastic_sampling": (
@@ -109,8 +109,9 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def scheduler_options(scheduler: Any) -> dict[str, Any]:
-    """The options that the scheduler's class really has, with their values.
+def scheduler_options(scheduler: Any, tokens: int | None = None) -> dict[str, Any]:
+    """The options that the scheduler's class really has, with their values; ``tokens`` of a state,
+    where they are known, give an option a meaning that is refused else.
 
     Configuration files often keep options of another scheduler that the class never reads.
     Raises InputError for a scheduler that is no teacher's and for an option that is not supported.
@@ -128,7 +129,9 @@ def scheduler_options(scheduler: Any) -> dict[str, Any]:
         if option != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
     for option, value in options.items():
-        _check(name, option, value, parameters[option].default)
+        known = tokens is not None and name in FLOW_MATCHING
+        if option != "use_dynamic_shifting" or not known:
+            _check(name, option, value, parameters[option].default)
     return options
 
 

@@ -29,6 +29,10 @@ class PretrainedTeacher(Section):
     """The class that means "no class" for guidance, of conditional UNets; null: that of the
     folder's teacher.json, else none.
     """
+    size: Size | None = None
+    """Height and width of the images in pixels, of text-to-image teachers; null: the network's
+    own.
+    """
     scaling: Literal["dataset", "none"] | None = None
     """Of series, how states become data; dataset: by its mean and std; null: as the folder's
     teacher.json says.

@@ -29,6 +29,7 @@ from models.teachers.loading import (
     open_pipeline,
     pipeline_parts,
     read_null_class,
+    read_record,
 )
 from models.teachers.unet2d import null_class_last
 from models.training.loop import Batches, LoopConfig, TrainState
@@ -59,7 +60,7 @@ def run(params: Params, root: Path) -> None:
         else:
             pipeline, record = _pretrained(params.teacher, root)
         teacher = denoiser_of_pipeline(
-            pipeline, "in memory", record["null_class"], record.get("scaling")
+            pipeline, "in memory", record["null_class"], record.get("scaling"), record.get("size")
         )
         save = partial(_save_pipeline, pipeline)
     check_own_network(teacher)
@@ -112,11 +113,12 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
     network = pipeline_parts(pipeline).get("unet")
     if null_class is not None and type(network).__name__ == "UNet2DModel":
         null_class = null_class_last(network, null_class)
-    teacher = denoiser_of_pipeline(pipeline, name, null_class)
-    return _stock(pipeline), {
+    teacher = denoiser_of_pipeline(pipeline, name, null_class, size=source.size)
+    return _stock(pipeline, teacher), {
         "source": source.path,
         "revision": source.revision,
         "null_class": teacher.null_class,
+        **_size(source, name),
         **_scaling(source, teacher, root),
     }
 
@@ -142,7 +144,13 @@ def _scaling(source: PretrainedTeacher, teacher: Denoiser, root: Path) -> dict[s
     return {"scaling": None if source.scaling == "none" else teacher.codec.scaling}
 
 
-def _stock(pipeline: Any) -> Any:
+def _size(source: PretrainedTeacher, name: str) -> dict[str, int]:
+    """What teacher.json says of the size of images, where somebody chose one."""
+    chosen = read_record(name).get("size") if source.size is None else source.size
+    return {} if chosen is None else {"size": int(chosen)}
+
+
+def _stock(pipeline: Any, teacher: Denoiser) -> Any:
     """diffusers' own pipeline of the same parts: code that came with the teacher is not needed
     after this stage. None of the parts gets lost: the denoiser knows them all.
     """
@@ -150,6 +158,11 @@ def _stock(pipeline: Any) -> Any:
 
     if type(pipeline).__module__.partition(".")[0] == "diffusers":
         return pipeline
+    if teacher.condition_kind == "prompts":
+        raise InputError(
+            f"teacher {type(pipeline).__name__}: a pipeline of code of its own around prompts, "
+            "whose encoding this project does not know; expected one of diffusers' own pipelines"
+        )
     parts = pipeline_parts(pipeline)
     vae = parts.get("vae") or parts.get("vqvae")
     if parts.get("transformer") is not None:

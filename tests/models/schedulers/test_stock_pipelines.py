@@ -21,7 +21,7 @@ from diffusers import (
 
 from models.schedulers.points import measure_points
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
-from tests.models.schedulers import pipelines
+from tests.models.teachers import pipelines
 
 QUICK = ("ddpm", "dit", "sd", "sd3", "flux")
 NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in pipelines.PIPELINES]

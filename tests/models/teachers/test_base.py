@@ -17,7 +17,7 @@ from diffusers import (
     DDPMScheduler,
     DiTPipeline,
     FlowMatchEulerDiscreteScheduler,
-    UNet2DConditionModel,
+    PriorTransformer,
 )
 from torch import Tensor
 
@@ -196,9 +196,9 @@ def test_features_of_a_dit_keep_their_place() -> None:
 
 def test_what_is_no_teacher_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    wrong = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=8,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, attention_head_dim=4,
+    wrong = PriorTransformer(
+        num_attention_heads=2, attention_head_dim=4, num_layers=1, embedding_dim=4,
+        num_embeddings=2, additional_embeddings=2,
     )  # fmt: skip
     conditioned = saved(tmp_path / "condition", wrong, DDPMScheduler())
     folder = saved(tmp_path / "pickled", tiny_unet(), DDPMScheduler())
@@ -208,7 +208,7 @@ def test_what_is_no_teacher_is_refused_in_one_line(tmp_path: Path) -> None:
     cases = {
         tmp_path / "empty": "no model_index.json",
         tmp_path / "missing": "opens there",
-        conditioned: "denoiser UNet2DConditionModel; expected .*UNet2DModel",
+        conditioned: "denoiser PriorTransformer; expected .*UNet2DModel",
         folder: "safetensors",
     }
     for source, message in cases.items():

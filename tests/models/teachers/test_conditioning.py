@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.teachers.conditioning import Condition, class_condition
+from models.common.errors import InputError
+from models.teachers.conditioning import Condition, ConditionTable, class_condition
 
 
 def condition() -> Condition:
@@ -41,3 +42,29 @@ def test_what_is_no_condition() -> None:
     with pytest.raises(ValueError, match="expected the same keys"):
         Condition.cat([Condition(a=torch.zeros(2)), Condition(b=torch.zeros(2))])
     assert class_condition(None) is None and class_condition(torch.tensor([-1, -1])) is None
+
+
+def test_a_table_gives_rows_by_number_and_the_null_row_as_often_as_asked() -> None:
+    rows = Condition(states=torch.arange(12.0).view(3, 2, 2), mask=torch.ones(3, 2))
+    null = Condition(states=torch.full((1, 2, 2), -1.0), mask=torch.zeros(1, 2))
+    table = ConditionTable(rows, null)
+    assert len(table) == 3
+    given = table[torch.tensor([2, 2, 0])]
+    assert given["states"][:, 0, 0].tolist() == [8.0, 8.0, 0.0]
+    assert table.nulls(4)["states"].shape == (4, 2, 2) and float(table.nulls(4)["mask"].sum()) == 0
+    for bad in (-1, 3):
+        with pytest.raises(InputError, match="the table has 0 to 2"):
+            table[torch.tensor([0, bad])]
+    with pytest.raises(ValueError, match="no null condition"):
+        ConditionTable(rows).nulls(1)
+
+
+@pytest.mark.parametrize("null", [
+    Condition(states=torch.zeros(1, 2, 2)),
+    Condition(states=torch.zeros(1, 3, 2), mask=torch.zeros(1, 2)),
+    Condition(states=torch.zeros(2, 2, 2), mask=torch.zeros(2, 2)),
+])  # fmt: skip
+def test_a_null_condition_of_another_kind_is_refused(null: Condition) -> None:
+    rows = Condition(states=torch.zeros(3, 2, 2), mask=torch.ones(3, 2))
+    with pytest.raises(InputError, match="expected one row of the same keys and shapes"):
+        ConditionTable(rows, null)
