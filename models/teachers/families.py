@@ -12,6 +12,10 @@ FAMILIES: dict[str, str] = {
     "UNet2DModel": "models.teachers.unet2d:UNet2D",
     "DiTTransformer2DModel": "models.teachers.dit:DiT",
     "UNet2DConditionModel": "models.teachers.text_unet:TextUNet",
+    "SD3Transformer2DModel": "models.teachers.sd3:SD3",
+    "FluxTransformer2DModel": "models.teachers.flux:Flux",
+    "PixArtTransformer2DModel": "models.teachers.pixart:PixArt",
+    "SanaTransformer2DModel": "models.teachers.sana:Sana",
     "UNet1DModel": "models.teachers.unet1d:UNet1D",
 }
 

@@ -5,7 +5,8 @@ every student's folder (models/methods/student_pipeline.py), so it imports nothi
 and a network is known by its class's name.
 
 Names in a condition: ``class_labels`` (n,); ``encoder_hidden_states`` (n, L, F);
-``pooled_projections`` (n, F').
+``encoder_attention_mask`` (n, L), 1 for tokens that count; ``pooled_projections`` (n, F');
+``guidance`` (n,), of networks that take its weight as an input, 1 where it is not said.
 """
 
 from __future__ import annotations
@@ -67,6 +68,70 @@ def _text_unet(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) ->
     return _plain(network, x, t, given, pixels)
 
 
+def _sd3(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) -> Tensor:
+    output: Tensor = network(x, timestep=t, **given, return_dict=False)[0]
+    return output
+
+
+def _flux(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) -> Tensor:
+    """Squares of 2 x 2 entries are tokens; each is told its row and column, t lies in [0, 1]."""
+    height, width = (side // 2 for side in x.shape[2:])
+    guidance = given.pop("guidance", None)
+    if network.config.guidance_embeds and guidance is None:
+        guidance = torch.ones(len(x), device=x.device)
+    places = torch.zeros(height, width, 3, device=x.device, dtype=x.dtype)
+    places[..., 1] = torch.arange(height, device=x.device)[:, None]
+    places[..., 2] = torch.arange(width, device=x.device)
+    words = given["encoder_hidden_states"].shape[1]
+    output: Tensor = network(
+        packed(x),
+        timestep=t / 1000,
+        guidance=guidance,
+        img_ids=places.view(-1, 3),
+        txt_ids=torch.zeros(words, 3, device=x.device, dtype=x.dtype),
+        **given,
+        return_dict=False,
+    )[0]
+    return unpacked(output, height, width)
+
+
+def packed(x: Tensor) -> Tensor:
+    """(n, C, H, W) -> (n, H / 2 W / 2, 4 C): the 4 entries of a channel lie beside each other."""
+    n, channels, height, width = x.shape
+    squares = x.reshape(n, channels, height // 2, 2, width // 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(n, height * width // 4, 4 * channels)
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of :func:`packed`, for ``height`` x ``width`` tokens."""
+    n, _, features = tokens.shape
+    squares = tokens.reshape(n, height, width, features // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return squares.reshape(n, features // 4, 2 * height, 2 * width)
+
+
+def _pixart(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) -> Tensor:
+    """Those for 1024 pixels are told the image's size and its shape."""
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if network.use_additional_conditions:
+        height, width = (side * pixels for side in x.shape[2:])
+        resolution = torch.tensor([height, width], device=x.device, dtype=x.dtype)
+        ratio = torch.tensor([height / width], device=x.device, dtype=x.dtype)
+        added["resolution"] = resolution.expand(len(x), -1)
+        added["aspect_ratio"] = ratio.expand(len(x), -1)
+    output: Tensor = network(x, timestep=t, added_cond_kwargs=added, **given, return_dict=False)[0]
+    return output
+
+
+def _sana(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) -> Tensor:
+    scaled = t * network.config.timestep_scale
+    output: Tensor = network(x, timestep=scaled, **given, return_dict=False)[0]
+    return output
+
+
 CALLS: dict[str, Callable[[Any, Tensor, Tensor, Given, int], Tensor]] = {
     "UNet2DConditionModel": _text_unet,
+    "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
+    "PixArtTransformer2DModel": _pixart,
+    "SanaTransformer2DModel": _sana,
 }

@@ -36,23 +36,27 @@ class PromptDenoiser(DiffusersDenoiser):
 
         Raises InputError for a pipeline whose encoders were left out.
         """
+        cls.check_encoders(pipe)
+        with torch.no_grad():
+            return as_rows(cls._encode(pipe, list(prompts)))
+
+    @classmethod
+    def encode_null(cls, pipe: Any, negative: str | None = None) -> Condition | None:
+        """One row that guidance leads away from, as the stock pipeline encodes a ``negative``
+        prompt, or none; None without classifier-free guidance.
+        """
+        if cls.null_prompt is None:
+            return None
+        return cls.encode_prompts(pipe, [cls.null_prompt if negative is None else negative])
+
+    @classmethod
+    def check_encoders(cls, pipe: Any) -> None:
+        """InputError where the pipeline was opened without them."""
         if missing := sorted(part for part in cls.needed(pipe) if getattr(pipe, part) is None):
             raise InputError(
                 f"teacher {type(pipe).__name__}: prompts need its {', '.join(missing)}, which are "
                 "not there; expected the whole pipeline"
             )
-        with torch.no_grad():
-            encoded = cls._encode(pipe, list(prompts))
-        return Condition(
-            {name: v.float() if v.is_floating_point() else v.long() for name, v in encoded.items()}
-        ).to("cpu")
-
-    @classmethod
-    def encode_null(cls, pipe: Any) -> Condition | None:
-        """One row that guidance leads away from, as the stock pipeline's when it is given no
-        negative prompt; None without classifier-free guidance.
-        """
-        return None if cls.null_prompt is None else cls.encode_prompts(pipe, [cls.null_prompt])
 
     @classmethod
     def needed(cls, pipe: Any) -> frozenset[str]:
@@ -128,6 +132,12 @@ class PromptDenoiser(DiffusersDenoiser):
     @property
     def stride(self) -> int:
         return self.multiple(self.network.config)
+
+
+def as_rows(encoded: dict[str, Tensor]) -> Condition:
+    """Float32 embeddings and int64 masks on the CPU."""
+    kept = {name: v.float() if v.is_floating_point() else v.long() for name, v in encoded.items()}
+    return Condition(kept).to("cpu")
 
 
 def default_of(pipe: Any, argument: str) -> Any:

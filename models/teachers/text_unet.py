@@ -78,10 +78,10 @@ class TextUNetXL(TextUNet):
             )
 
     @classmethod
-    def encode_null(cls, pipe: Any) -> Condition | None:
-        """Zeros where the pipeline says so, the empty prompt else."""
-        empty = cls.encode_prompts(pipe, [""])
-        if not pipe.config.force_zeros_for_empty_prompt:
+    def encode_null(cls, pipe: Any, negative: str | None = None) -> Condition | None:
+        """Without a negative prompt, zeros where the pipeline says so."""
+        empty = cls.encode_prompts(pipe, [negative or ""])
+        if negative is not None or not pipe.config.force_zeros_for_empty_prompt:
             return empty
         return Condition({name: torch.zeros_like(value) for name, value in empty.items()})
 

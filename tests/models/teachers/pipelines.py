@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     DDIMScheduler,
     DDPMPipeline,
@@ -20,8 +21,11 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -33,6 +37,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -133,7 +139,9 @@ def edm_xl() -> Any:
 
 
 def stable_diffusion_3() -> Any:
-    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "patch_size": 2}
+    """As 3.5: some blocks attend to the image twice."""
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "patch_size": 2}
+    heads |= {"dual_attention_layers": (0,), "qk_norm": "rms_norm", "pos_embed_max_size": 16}
     widths = {"caption_projection_dim": 16, "joint_attention_dim": 32, "in_channels": 4}
     widths |= {"pooled_projection_dim": 64, "out_channels": 4, "sample_size": 8}
     tokenizer_3, text_encoder_3 = t5()
@@ -166,12 +174,12 @@ def flux() -> Any:
     )
 
 
-def pixart() -> Any:
-    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "patch_size": 2}
-    widths = {"caption_channels": 32, "cross_attention_dim": 16, "sample_size": 8}
+def pixart(sample_size: int = 8, kind: Any = PixArtAlphaPipeline) -> Any:
+    heads = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "patch_size": 2}
+    widths = {"caption_channels": 32, "cross_attention_dim": 24, "sample_size": sample_size}
     tokenizer, encoder = t5()
     network = PixArtTransformer2DModel(**heads, **widths, in_channels=4, out_channels=8)
-    return PixArtAlphaPipeline(
+    return kind(
         transformer=perturbed(network),
         vae=vae(4),
         text_encoder=encoder,
@@ -180,8 +188,44 @@ def pixart() -> Any:
     )
 
 
+def pixart_1024() -> Any:
+    """Told the image's size and shape, which a network made for 128 x 128 latents is."""
+    return pixart(128)
+
+
+def pixart_sigma() -> Any:
+    return pixart(kind=PixArtSigmaPipeline)
+
+
+def deep_vae(channels: int) -> Any:
+    """Of the deep-compression kind, by 4 here."""
+    widths = {"encoder_block_out_channels": (8, 8, 16), "decoder_block_out_channels": (8, 8, 16)}
+    layers = {"encoder_layers_per_block": (1, 1, 1), "decoder_layers_per_block": (1, 1, 1)}
+    scales = {"encoder_qkv_multiscales": ((), (), ()), "decoder_qkv_multiscales": ((), (), ())}
+    settings = {"latent_channels": channels, "attention_head_dim": 8, "scaling_factor": 0.41}
+    return AutoencoderDC(**widths, **layers, **scales, **settings).eval()
+
+
+def sana() -> Any:
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "patch_size": 1}
+    cross = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
+    widths = {"caption_channels": 32, "cross_attention_dim": 16, "sample_size": 8}
+    tokenizer, _ = t5()
+    gemma = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16}
+    gemma |= {"num_key_value_heads": 1, "num_hidden_layers": 1, "vocab_size": len(tokenizer)}
+    network = SanaTransformer2DModel(**heads, **cross, **widths, in_channels=4, out_channels=4)
+    return SanaPipeline(
+        transformer=perturbed(network),
+        vae=deep_vae(4),
+        text_encoder=Gemma2Model(Gemma2Config(**gemma)).eval(),
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 PROMPTS = {"prompt": ["a cat", "two dogs"], "num_images_per_prompt": 2, "guidance_scale": 4.0}
 SIZE = {"height": 16, "width": 16}
+PLAIN = {"use_resolution_binning": False, "clean_caption": False}
 T5_LENGTH = {"max_sequence_length": 16}
 # name -> (builder, arguments of a call that makes four images, guided where that exists)
 PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
@@ -193,7 +237,10 @@ PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "edm": (edm_xl, PROMPTS | SIZE),
     "sd3": (stable_diffusion_3, PROMPTS | SIZE | T5_LENGTH),
     "flux": (flux, PROMPTS | SIZE | T5_LENGTH),
-    "pixart": (pixart, PROMPTS | SIZE | T5_LENGTH | {"use_resolution_binning": False}),
+    "pixart": (pixart, PROMPTS | SIZE | T5_LENGTH | PLAIN),
+    "pixart_1024": (pixart_1024, PROMPTS | SIZE | T5_LENGTH | PLAIN),
+    "pixart_sigma": (pixart_sigma, PROMPTS | SIZE | T5_LENGTH | PLAIN),
+    "sana": (sana, PROMPTS | {"height": 32, "width": 32} | T5_LENGTH | PLAIN),
 }
 
 

@@ -11,11 +11,14 @@ from torch import Tensor
 from models.methods.multistep_pipeline import Level, MultistepPipeline
 from models.methods.student_network import student_network
 from models.sampling.solvers import ancestral
-from tests.models.teachers.texts import PIXELS, PROMPTS, prompt_teacher
+from models.teachers.conditioning import ConditionTable
+from tests.models.teachers.texts import PIXELS, prompt_teacher, sampled
 
-NAMES = ["sd", "sd2", "sdxl"]
+NAMES = ["sd", "sd2", "sdxl", "sd3", "flux", "pixart", "pixart_1024", "sana"]
+GUIDED = [name for name in NAMES if name != "flux"]
 STEPS = 5
 GUIDANCE = 3.0
+MLP = ("ff.net.0.proj", "ff.net.2")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -37,7 +40,7 @@ def student_of(teacher: Any, network: Any) -> MultistepPipeline:
 
 
 @pytest.mark.parametrize("size", [PIXELS, 2 * PIXELS])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "pixart_sigma"])
 def test_the_chain_is_the_stock_pipelines_own_sampling(name: str, size: int) -> None:
     """eta = 0, with guidance, from the same latents over the same steps; also at another size."""
     pipe, teacher = prompt_teacher(name, size)
@@ -50,16 +53,12 @@ def test_the_chain_is_the_stock_pipelines_own_sampling(name: str, size: int) -> 
 
     with torch.no_grad():
         mine = ancestral(denoise, levels, x, lambda: x, eta=0.0)
-        theirs = pipe(
-            PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=x,
-            height=size, width=size, output_type="latent",
-        ).images  # fmt: skip
-    assert teacher.prediction_type == pipe.scheduler.config.prediction_type
+        theirs = sampled(pipe, teacher, x, STEPS, guidance_scale=GUIDANCE)
     scale = float(theirs.abs().max())
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * max(1.0, scale))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GUIDED)
 def test_guidance_leads_away_from_the_null_condition(name: str) -> None:
     """With weight 0 it is the null condition's own answer, and prompts matter."""
     _, teacher = prompt_teacher(name)
@@ -74,13 +73,43 @@ def test_guidance_leads_away_from_the_null_condition(name: str) -> None:
     assert (first - second).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "sana"])
+def test_negative_prompts_are_encoded_as_the_stock_pipeline_does(name: str) -> None:
+    """One step from noise, whose answer the null condition changes."""
+    pipe, teacher = prompt_teacher(name)
+    known, x = teacher.conditions, noise(2, *teacher.shape)
+    teacher.set_conditions(ConditionTable(known.rows, teacher.encode_null(pipe, "a dog")))
+    levels = teacher.schedule.levels(1)
+    rows = teacher.encode_condition(torch.tensor([0, 1]))
+    with torch.no_grad():
+        mine = teacher.denoise(x, float(levels.t[0]), rows, GUIDANCE)
+        theirs = sampled(pipe, teacher, x, 1, guidance_scale=GUIDANCE, negative_prompt="a dog")
+        teacher.set_conditions(known)
+        other = teacher.denoise(x, float(levels.t[0]), rows, GUIDANCE)
+    scale = max(1.0, float(theirs.abs().max()))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * scale)
+    assert (mine - other).abs().max() > 1e-4 * scale
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "sana"])
+def test_latents_become_the_stock_pipelines_images(name: str) -> None:
+    """Also with a shift, and of the deep-compression kind; encoding leads back to their scale."""
+    pipe, teacher = prompt_teacher(name)
+    x = noise(2, *teacher.shape)
+    with torch.no_grad():
+        latents, images = (
+            sampled(pipe, teacher, x, 1, output_type=kind) for kind in ("latent", "pt")
+        )
+    torch.testing.assert_close((teacher.decode(latents) + 1) / 2, images, rtol=1e-4, atol=1e-5)
+    assert teacher.encode(2 * images - 1).shape == x.shape
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_students_call_networks_as_teachers_do(name: str) -> None:
     """Widened networks ignore the added channels until they are trained, at several sizes."""
     _, teacher = prompt_teacher(name)
     channels = teacher.shape[0]
     wide = student_network(teacher, channels + 3).eval()
-    assert wide.config.out_channels == teacher.network.config.out_channels
     pipeline, level = student_of(teacher, wide), level_of(teacher)
     rows = teacher.encode_condition(torch.tensor([1, 0]))
     for side in (teacher.shape[1], 2 * teacher.stride):
@@ -113,7 +142,8 @@ def test_adapters_reach_attention_and_mlp_and_all_learn(name: str) -> None:
     _, teacher = prompt_teacher(name)
     network: Any = student_network(teacher, teacher.shape[0], "lora", rank=2)
     adapted = {n.rpartition(".lora_B")[0] for n, _ in network.named_parameters() if "lora_B" in n}
-    for end in ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"):
+    mlp = ("ff.conv_inverted", "ff.conv_point") if name == "sana" else MLP
+    for end in ("to_q", "to_k", "to_v", "to_out.0", *mlp):
         assert any(layer.endswith(end) for layer in adapted), end
     pipeline, x = student_of(teacher, network), noise(2, *teacher.shape)
     with torch.no_grad():  # B starts at zero, and A has no gradient then

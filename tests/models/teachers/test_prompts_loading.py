@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from models.common.errors import InputError
+from models.teachers.conditioning import Condition
 from models.teachers.loading import denoiser_of_pipeline, load_denoiser, open_pipeline
 from tasks.utils.atomic import atomic_write_json
 from tests.models.teachers.pipelines import build
-from tests.models.teachers.texts import PIXELS, prompt_teacher
+from tests.models.teachers.texts import PIXELS, prompt_teacher, table
 
 
 def refused(pipe: Any, **options: Any) -> str:
@@ -30,10 +34,10 @@ def test_encoders_stay_on_disk(tmp_path: Path) -> None:
     (tmp_path / "text_encoder" / "model.safetensors").unlink()
     atomic_write_json(tmp_path / "teacher.json", {"size": 2 * PIXELS})
     loaded: Any = load_denoiser(tmp_path)
-    assert loaded.shape == (4, 16, 16) == teacher.shape
+    assert loaded.shape == (4, 32, 32) == teacher.shape
     assert (loaded.condition_kind, loaded.num_classes) == ("prompts", None)
     assert loaded.fingerprint() == teacher.fingerprint()
-    x = torch.zeros(1, 4, 16, 16)
+    x = torch.zeros(1, 4, 32, 32)
     with pytest.raises(InputError, match="it takes prompts, and has no table"):
         loaded.encode_condition(torch.tensor([0]))
     with pytest.raises(InputError, match=r"conditional \(prompts\)"):
@@ -107,3 +111,74 @@ def test_zeros_stand_for_no_prompt_where_the_pipeline_says_so() -> None:
     null = teacher.encode_null(pipe)
     for name, value in teacher.encode_prompts(pipe, [""]).items():
         assert torch.equal(null[name], value) and bool(value.any())
+
+
+def test_guidance_is_an_input_of_flux() -> None:
+    """One call with the weight; the unguided answer is that of weight 1."""
+    pipe, teacher = prompt_teacher("flux")
+    assert teacher.encode_null(pipe) is None and teacher.can_guide
+    rows, x = teacher.encode_condition(torch.tensor([0, 1])), torch.randn(2, *teacher.shape)
+    calls = []
+    teacher.network.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        plain, strong = (teacher.predict(x, 500.0, rows, weight) for weight in (1.0, 5.0))
+        assert len(calls) == 2 and (plain - strong).abs().max() > 1e-3
+        weights = Condition({**dict(rows.items()), "guidance": torch.tensor([1.0, 5.0])})
+        mixed = teacher.predict(x, 500.0, weights)
+    torch.testing.assert_close(mixed, torch.stack([plain[0], strong[1]]))
+    with pytest.raises(InputError, match=r"guidance = 3.0: the condition has one"):
+        teacher.predict(x, 500.0, weights, 3.0)
+
+
+def test_flux_without_a_guidance_input_takes_no_weight() -> None:
+    pipe = build("flux")[0]
+    config = {**pipe.transformer.config, "guidance_embeds": False}
+    pipe.register_modules(transformer=FluxTransformer2DModel.from_config(config))
+    teacher: Any = denoiser_of_pipeline(pipe, "schnell", size=PIXELS)
+    teacher.set_conditions(table("flux"))
+    rows, x = teacher.encode_condition(torch.tensor([0])), torch.zeros(1, *teacher.shape)
+    assert not teacher.can_guide
+    with pytest.raises(InputError, match=r"guidance = 3.0: the network takes none"):
+        teacher.predict(x, 500.0, rows, 3.0)
+
+
+def test_flux_makes_what_its_pipeline_makes_where_no_size_is_said() -> None:
+    assert denoiser_of_pipeline(build("flux")[0]).shape == (4, 128, 128)
+
+
+def test_the_shift_of_flux_follows_the_size() -> None:
+    """As its scheduler shifts its own steps."""
+    pipe = build("flux")[0]
+    for size in (PIXELS, 8 * PIXELS):
+        teacher = denoiser_of_pipeline(pipe, size=size)
+        shift = calculate_shift(int(size / 4) ** 2)
+        pipe.scheduler.set_timesteps(sigmas=np.linspace(1, 0.1, 10), mu=shift)
+        np.testing.assert_allclose(
+            teacher.schedule.levels(10).sigma, pipe.scheduler.sigmas, rtol=1e-5
+        )
+
+
+def test_sizes_beyond_the_position_embeddings_of_sd3() -> None:
+    assert "end at 64; expected at most that" in refused(build("sd3")[0], size=68)
+
+
+def test_sd3_without_t5_has_zeros_in_its_place() -> None:
+    pipe, teacher = prompt_teacher("sd3")
+    pipe.text_encoder_3 = pipe.tokenizer_3 = None
+    states = teacher.encode_prompts(pipe, ["a cat"])["encoder_hidden_states"]
+    assert states.shape[1:] == teacher.conditions.rows["encoder_hidden_states"].shape[1:]
+    assert not states[:, 77:].any() and states[:, :77].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("flux", {"in_channels": 96, "out_channels": 16}, "in_channels 96, out_channels 16"),
+        ("flux", {"patch_size": 2}, "patch_size = 2; expected 1"),
+        ("sana", {"guidance_embeds": True}, "guidance_embeds = True; expected False or null"),
+    ],
+)
+def test_other_uses_of_the_networks_are_refused(name: str, changes: Any, words: str) -> None:
+    pipe = build(name)[0]
+    pipe.transformer.register_to_config(**changes)
+    assert words in refused(pipe)

@@ -1,0 +1,88 @@
+"""FLUX.1: ``FluxTransformer2DModel``, rectified flow over packed tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.common.errors import InputError
+from models.teachers.base import LORA_TARGETS
+from models.teachers.conditioning import Condition
+from models.teachers.prompts import default_of, refuse_options
+from models.teachers.transformer import TransformerDenoiser
+
+SIDE = 128  # of a latent, what the stock pipeline makes where nobody says a size
+
+
+class Flux(TransformerDenoiser):
+    """States (C, H, W) are unpacked latents; the call makes tokens of 2 x 2 entries. Guidance is an
+    input of the network, where it has one, and there is no null condition: a weight is put into the
+    condition as ``guidance``.
+    """
+
+    null_prompt = None
+    text_parts = frozenset({"tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"})
+    input_layer = "x_embedder"
+    lora_targets = (
+        *LORA_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_mlp",
+        "proj_out",
+    )  # fmt: skip
+
+    @classmethod
+    def check(cls, network: Any, scheduler: Any) -> None:
+        super().check(network, scheduler)
+        refuse_options(network, {"patch_size": (1,)})
+
+    @classmethod
+    def sized(cls, network: Any, pixels: int, size: int | None) -> tuple[int, ...]:
+        if size is None:
+            return cls.state_channels(network.config), SIDE, SIDE
+        return super().sized(network, pixels, size)
+
+    @staticmethod
+    def state_channels(config: Any) -> int:
+        return int(config.in_channels) // 4
+
+    @staticmethod
+    def multiple(config: Any) -> int:
+        return 2
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.network.transformer_blocks, *self.network.single_transformer_blocks]
+
+    def expand_input(self, network: Any, channels: int) -> None:
+        super().expand_input(network, 4 * channels)
+
+    @property
+    def can_guide(self) -> bool:
+        """By its input, not by a null condition."""
+        return bool(self.network.config.guidance_embeds)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        condition: Condition | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """The prediction (n, C, H, W) at the weight ``guidance``, by one call; InputError where the
+        network takes none, or where the condition has another one already.
+        """
+        if condition is not None and guidance != 1.0:
+            if not self.can_guide or "guidance" in condition:
+                there = "the condition has one" if self.can_guide else "the network takes none"
+                raise InputError(f"guidance = {guidance}: {there}; use guidance 1.0")
+            weight = torch.full((len(x),), guidance, device=x.device)
+            condition = Condition({**dict(condition.items()), "guidance": weight})
+        return super().predict(x, t, condition)
+
+    @classmethod
+    def _encode(cls, pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
+        states, pooled, _ = pipe.encode_prompt(
+            prompts,
+            device=pipe.text_encoder.device,
+            max_sequence_length=default_of(pipe, "max_sequence_length"),
+        )
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
