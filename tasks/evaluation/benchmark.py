@@ -57,7 +57,9 @@ def evaluate(
             f"evaluation.neighbours = {settings.neighbours} of each; "
             "raise trajectories.validation or dataset.holdout"
         )
-    evaluator = Evaluator(extractors, inputs.real, settings, few, inputs.kind)
+    evaluator = Evaluator(
+        extractors, inputs.real, settings, few, inputs.kind, training=inputs.other_real
+    )
     result = Result(
         extractors[0].label if extractors else "",
         samples,
@@ -126,7 +128,9 @@ class _Run:
             self.result.calls[key] = inputs.calls[name, nfe]
 
     def baseline(self, name: str, nfe: int) -> None:
-        """A training-free sampler in the spacing that a pilot on the first batch finds best."""
+        """A training-free sampler in the spacing that a pilot on the first batch finds best, by
+        training data.
+        """
         key, made = SamplerKey(name, nfe), {}
         first, *rest = self.sample_generator.batches()
         try:

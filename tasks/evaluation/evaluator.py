@@ -29,8 +29,9 @@ class Evaluator:
     """Measures sets of images or series; everything about the real set is computed once.
 
     The first extractor is the criterion's; series have none. `few`: samples of each set for the
-    figures that depend on their number; None for all. `kind`: images or series. Raises InputError
-    for a metric that cannot be used as asked.
+    figures that depend on their number; None for all. `kind`: images or series. `training`: real
+    data that settings may be chosen by (`pilot_cost`), which `real` must not be used for. Raises
+    InputError for a metric that cannot be used as asked.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Evaluator:
         settings: Evaluation,
         few: int | None = None,
         kind: str = "images",
+        training: Tensor | None = None,
     ) -> None:
-        self.kind = kind
+        self.kind, self.training = kind, training
         self.extractors, self.settings, self.few = extractors, settings, few
         self.classes = {name: metric_class(name) for name in settings.metrics}
         criterion_class(settings.criterion, "evaluation.criterion")
@@ -131,10 +133,13 @@ class Evaluator:
         return self.estimates[key]
 
     def pilot_cost(self, images: Tensor) -> float:
-        """The criterion of a few images, turned so that less is better."""
+        """The criterion of a few images against training data, turned so that less is better."""
         metric = metric_class(self.settings.criterion)
         if self._pilot is None:
-            self._pilot = metric(self.real[0], MetricOptions(neighbours=self.settings.neighbours))
+            if self.training is None:
+                raise ValueError("no training data: settings are not chosen by the held-out set")
+            seen = self._seen(self.training, extractors=1)[0]
+            self._pilot = metric(seen, MetricOptions(neighbours=self.settings.neighbours))
         value = self._pilot(self._seen(images, extractors=1)[0]).value
         return value if metric.lower_is_better else -value
 

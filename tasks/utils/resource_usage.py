@@ -1,5 +1,5 @@
-"""What a stage costs: its time and the most memory it held, kept beside the results so that MLflow
-can tell.
+"""What a stage costs: its time, the calls of networks and the most memory it held, kept beside the
+results so that MLflow and the benchmark can tell.
 
 Records lie in .fewstep/measurements/STAGE/, outside DVC's outputs, named by what the stage wrote.
 So a result that comes back from DVC's cache finds the cost of the run that made it.
@@ -14,28 +14,46 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tasks.utils.atomic import atomic_write_json
+from tasks.utils.network_passes import Passes, count_passes
 
 FOLDER = Path(".fewstep/measurements")
 EVERY_SECONDS = 0.5
 SMALL_FILE = 256 * 1024
 MIB = 1024**2
+COMPILES = "trajectories"  # where networks may be compiled, and are not counted
+
+_noted: dict[str, Any] = {}
+
+
+def note(**facts: Any) -> None:
+    """Add facts to the measurement of the stage that runs in this process, if one does."""
+    _noted.update(facts)
 
 
 @contextmanager
 def measure_resources(root: Path, stage: str) -> Iterator[None]:
-    """Record the cost of the block that makes data/STAGE; nothing is recorded if it fails."""
-    start, ended, peak = time.monotonic(), threading.Event(), [0]
+    """Record the cost of the block that makes data/STAGE; nothing is recorded if it fails.
+
+    ``network_evaluations`` and ``trained_evaluations`` are those of this process
+    (:mod:`tasks.utils.network_passes`). ``resumed`` is there where the block went on from earlier
+    work: the cost is not that of the whole result then.
+    """
+    _noted.clear()
+    start, before, ended, peak = time.monotonic(), _cpu_seconds(), threading.Event(), [0]
     watcher = threading.Thread(target=_watch, args=(ended, peak), daemon=True)
     watcher.start()
+    # torch is there before the stage starts, or the stage has no use for it
+    counting = stage != COMPILES and "torch" in sys.modules
     try:
-        yield
+        with count_passes() if counting else nullcontext(Passes()) as passes:
+            yield
     finally:
         ended.set()
         watcher.join()
@@ -43,9 +61,16 @@ def measure_resources(root: Path, stage: str) -> Iterator[None]:
     if name is not None:
         cost = {
             "seconds": round(time.monotonic() - start, 3),
+            "cpu_seconds": round(_cpu_seconds() - before, 3),
             "peak_memory_mib": round(_own_peak(peak[0]) / MIB, 1),
         }
-        atomic_write_json(root / FOLDER / stage / f"{name}.json", cost | _cuda())
+        cost |= passes.record() | _noted | _cuda()
+        atomic_write_json(root / FOLDER / stage / f"{name}.json", cost)
+
+
+def measurement(root: Path, stage: str) -> dict[str, Any]:
+    """The record of the run that made the present data/STAGE; {} if there is none."""
+    return _read(root / FOLDER / stage / f"{identity(root / 'data' / stage)}.json")
 
 
 def costs(root: Path, stages: Sequence[str]) -> dict[str, float]:
@@ -61,9 +86,10 @@ def costs(root: Path, stages: Sequence[str]) -> dict[str, float]:
     }
     found: dict[str, float] = {}
     for stage in stages:
-        record = _read(root / FOLDER / stage / f"{identity(root / 'data' / stage)}.json")
         found |= {
-            f"{names[key]}/{stage}": float(value) for key, value in record.items() if key in names
+            f"{names[key]}/{stage}": float(value)
+            for key, value in measurement(root, stage).items()
+            if key in names
         }
     return found
 
@@ -105,6 +131,12 @@ def _watch(ended: threading.Event, peak: list[int]) -> None:
         peak[0] = max(peak[0], total)
         if ended.wait(EVERY_SECONDS):
             return
+
+
+def _cpu_seconds() -> float:
+    """User and system time of this process and of the children that it has waited for."""
+    spent = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
 def _own_peak(sampled: int) -> int:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from tasks.utils.hashing import fingerprint
+from tasks.utils.resource_usage import note
 
 TOP = Path(__file__).resolve().parents[2]
 ALL_CODE = ("models", "tasks")
@@ -24,11 +25,15 @@ def scratch_for(root: Path, stage: str, *inputs: Any) -> Path:
 
     The code that makes its result is one of them, as dvc.yaml lists it: what an earlier version
     left there must not pass for this one's work, and what a change elsewhere cannot touch stays.
+    A place that is there already is noted as `resumed` in the stage's measurement.
     """
     plain = [i.model_dump(mode="json") if isinstance(i, BaseModel) else i for i in inputs] + [
         code_fingerprint(TOP, stage)
     ]
-    return root / ".fewstep" / "scratch" / stage / fingerprint(plain)[:16]
+    place = root / ".fewstep" / "scratch" / stage / fingerprint(plain)[:16]
+    if place.exists():
+        note(resumed=True)
+    return place
 
 
 @cache

@@ -24,6 +24,7 @@ from tasks.config.schema import Params
 from tasks.data.kinds import KINDS
 from tasks.evaluation import benchmark
 from tasks.evaluation.benchmark import evaluate
+from tasks.evaluation.evaluator import Evaluator
 from tasks.evaluation.extractor import FEATURES
 from tasks.evaluation.identity import images_digest
 from tasks.evaluation.metrics_file import read_metrics
@@ -174,6 +175,18 @@ def test_best_training_free_is_the_lowest_kid_and_its_spacing_was_chosen(result:
         assert difference is not None and difference.value == pytest.approx(
             result.row("student", nfe)["kid"].value - ranked[0]["kid"].value, abs=1e-12
         )
+
+
+def test_time_grids_are_chosen_by_training_data_alone() -> None:
+    training, made = gaussian(2) + OFFSET, gaussian(3)
+    held_out = {
+        shift: Evaluator([Flat()], gaussian(1) + shift, SETTINGS, training=training)
+        for shift in (0.0, 2 * OFFSET)
+    }
+    costs = {shift: e.pilot_cost(made + OFFSET) for shift, e in held_out.items()}
+    assert costs[0.0] == costs[2 * OFFSET] < held_out[0.0].pilot_cost(made)
+    with pytest.raises(ValueError, match="no training data"):
+        Evaluator([Flat()], gaussian(1), SETTINGS).pilot_cost(made)
 
 
 def test_path_errors_are_those_that_were_put_in(result: Result) -> None:
