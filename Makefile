@@ -25,7 +25,7 @@ export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run presets up down status doctor test test-slow chaos chaos-random check bench repro rollback ui lock clean distclean
+.PHONY: help run presets up down status doctor test test-slow chaos chaos-random check bench benchmark repro rollback ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -88,6 +88,9 @@ check: $(STAMP) ## style, types, import directions and tests
 bench: $(STAMP) ## speed of trajectories, training and sampling against bare loops of the same passes
 	@$(BIN)/python -m scripts.bench $(ARGS)
 
+benchmark: $(STAMP) ## every method and rival on every domain of conf/benchmark.yaml, hours, resumable; ARGS="--only paths --seeds 1"; writes docs/benchmark.md
+	@$(BIN)/python -m scripts.benchmark $(ARGS)
+
 repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
 	@$(BIN)/python -m tasks.utils.environment dvc repro $(ARGS)
 
@@ -108,4 +111,4 @@ clean: ## end services, remove caches and scratch files; results, models and .ve
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## also remove .venv, results, DVC's cache and MLflow's store
-	rm -rf .venv mlruns .dvc/cache data/dataset data/teacher data/trajectories data/student data/evaluation dvc.lock
+	rm -rf .venv mlruns .dvc/cache data/dataset data/teacher data/trajectories data/student data/evaluation data/benchmark dvc.lock
