@@ -23,7 +23,7 @@ from flows.dvc.worktree import Workspace, resolve, uncommitted, workspace
 from models.common.errors import InputError
 from scripts.benchmark import page, timing
 from scripts.benchmark.plan import FILE, Plan, Run, check_alike, chosen, read_plan, runs_of
-from scripts.benchmark.runs import StageFailed, State, configure, make, state_of
+from scripts.benchmark.runs import RECORD, StageFailed, State, configure, make, state_of
 from tasks.utils.atomic import atomic_write_text
 from tasks.utils.cli import set_up_logging, user_errors
 from tasks.utils.hashing import fingerprint
@@ -77,14 +77,13 @@ def _domain(
             except (InputError, StageFailed) as error:
                 failed[run] = str(error)
                 logger.error("%s: %s", run.name, error)
-        states = {}
-        for run in runs:
+        states = dict.fromkeys(runs, State(None))
+        for run in (run for run in runs if (run.folder(project) / RECORD).is_file()):
             try:
                 configure(work, run)
                 states[run] = state_of(work, run)
             except InputError as error:
                 failed.setdefault(run, str(error))
-                states[run] = State(None)
         if any(run in wanted for run in runs):
             _time(work, plan, runs, states)
     return states
