@@ -34,6 +34,7 @@ from tasks.registry.registration import (
 from tasks.registry.scores import Decision, compare, criterion_from_tag, from_tag
 from tasks.registry.store import Client, local_folder, open_store
 from tasks.registry.tracking import ended, owner
+from tasks.registry.turns import turn
 from tasks.utils.failpoints import reach
 
 PENDING, HISTORY = "champion.pending", "champion.history"  # tags of the registered model
@@ -77,7 +78,7 @@ def promote(
     version cannot be loaded or makes no images; the champion stays then.
     """
     client, name = open_store(root, params), params.registration.name
-    with _exclusive(root):
+    with _exclusive(root), turn(client, name):
         repair(client, name)
         present = aliased_version(client, name, CHAMPION)
         decision = _decide(client, name, number, present, force, finding)
@@ -103,7 +104,7 @@ def rollback(root: Path, params: Params) -> str:
     loaded.
     """
     client, name = open_store(root, params), params.registration.name
-    with _exclusive(root):
+    with _exclusive(root), turn(client, name):
         repair(client, name)
         present = aliased_version(client, name, CHAMPION)
         if present is None:

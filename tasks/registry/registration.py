@@ -7,8 +7,10 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -224,6 +227,7 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
         tempfile.TemporaryDirectory() as place,
         calm(),
         mlflow.start_run(run_id=run_id, tags=mine, log_system_metrics=False),
+        _figures_at_once(),
     ):
         files = folder
         if any(path.is_symlink() for path in folder.rglob("*")):
@@ -245,6 +249,26 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
         )
         reach("registration.uploaded")
     return str(info.model_id)
+
+
+@contextmanager
+def _figures_at_once() -> Iterator[None]:
+    """Within the block the history of a run's metric is its latest value, known from one request.
+
+    To copy a run's figures to a model, MLflow asks for the history of each of the hundreds of
+    metrics: minutes, where a server asks for a password each time.
+    """
+    asked = MlflowClient.get_metric_history
+    latest = cache(lambda client, run_id: client.get_run(run_id).data._metric_objs)
+
+    def known(client: MlflowClient, run_id: str, key: str) -> list[Metric]:
+        return [metric for metric in latest(client, run_id) if metric.key == key]
+
+    MlflowClient.get_metric_history = known
+    try:
+        yield
+    finally:
+        MlflowClient.get_metric_history = asked
 
 
 def _signature(makes: str) -> ModelSignature:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from models.common.errors import InputError
 from tasks.config.schema import Params
@@ -43,6 +45,29 @@ def test_the_same_student_is_the_same_version(copy: tuple[Path, Params]) -> None
     tags = store.open_store(root, params).get_model_version(NAME, "1").tags
     assert json.loads(tags[registration.SCORES])["10"]["value"] == 0.02
     assert aliases(root, params) == {"challenger": "1", "champion": "1"}
+
+
+def test_a_model_has_the_figures_of_its_run_by_one_request(
+    copy: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = copy
+    client = store.open_store(root, params)
+    run = tracking.track_run(root, params)
+    asked: list[str] = []
+
+    def ask(client: MlflowClient, run_id: str, key: str) -> list[Metric]:
+        asked.append(key)
+        return []
+
+    monkeypatch.setattr(MlflowClient, "get_metric_history", ask)
+    model = registration._log_model(root / "data/student", run.run_id, "content")
+    assert asked == [] and MlflowClient.get_metric_history is ask
+    figures = {
+        metric.key: metric.value
+        for metric in client.get_run(run.run_id).data._metric_objs
+        if metric.step == 0
+    }
+    assert figures and figures == {m.key: m.value for m in client.get_logged_model(model).metrics}
 
 
 def test_a_missing_alias_or_model_is_none(registered: tuple[Path, Params]) -> None:
