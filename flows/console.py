@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from tasks.utils.cli import in_one_line
+from flows.services.reachable import unreached
+from tasks.utils.cli import MACHINE_ERROR, in_one_line
 from tasks.utils.redaction import redact
 
 FILE_WIDTH = 110
@@ -31,8 +32,11 @@ def refuse(error: Exception) -> int:
     """Complain about what a user or the machine's keeper can fix and return the exit status; a bug
     is raised again.
     """
-    if (told := in_one_line(error)) is None:
+    if told := in_one_line(error):
+        line, status = told
+    elif (lost := unreached(error)) is not None:
+        line, status = lost, MACHINE_ERROR
+    else:
         raise error
-    line, status = told
     complain(line)
     return status

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # MLflow reads its settings when it is imported
 from flows.console import refuse, say
 from flows.dvc import fingerprints
 from flows.dvc import repro as pipeline
+from flows.services.reachable import check_tracking
 from models.common.errors import InputError
 from tasks.config.schema import Params, load_params
 from tasks.utils.cli import overrides_parser
@@ -22,10 +23,11 @@ def register_results(root: Path, params: Params, force: bool = False) -> str:
     """Track, register and promote the results in data/; returns one line that says what happened.
 
     Raises InputError if a stage's results are missing or not those of the present code, params and
-    inputs.
+    inputs, or if the MLflow server does not answer.
     """
     from tasks.registry import promotion, registration, tracking
 
+    check_tracking(params)
     if stale := pipeline.outdated_stages(root):
         raise InputError(
             f"out of date: {', '.join(stale)}: expected finished stages; run `make repro` or "

@@ -17,19 +17,24 @@ from prefect import flow
 from prefect.states import Completed
 
 from flows.console import refuse, say
+from flows.parameters import Preset
+from flows.services.reachable import check_tracking
+from tasks.config.presets import compose
 from tasks.config.schema import Params, load_params
 from tasks.utils.cli import overrides_parser
 
 
-@flow(name="rollback", log_prints=False)
-def rollback() -> Any:
+@flow(name="rollback", log_prints=False, validate_parameters=True)
+def rollback(preset: Preset | None = None) -> Any:
     """Make the champion's predecessor champion again; the run's message says which.
 
-    Raises InputError if there is none, or if it cannot be loaded and sampled.
+    `preset`: whose model; None: that of params.yaml. Raises InputError if there is no earlier
+    champion, or if it cannot be loaded and sampled.
     """
     project = Path.cwd()
     environment.prepare(project)
-    line = roll_back(project, load_params(project / "params.yaml"))
+    params = compose(project, preset, []) if preset else load_params(project / "params.yaml")
+    line = roll_back(project, params)
     return Completed(message=line, data=line)
 
 
@@ -37,6 +42,7 @@ def roll_back(root: Path, params: Params) -> str:
     """Restore the previous champion of `registration.name`; returns one line that says which."""
     from tasks.registry import promotion
 
+    check_tracking(params)
     return promotion.rollback(root, params)
 
 

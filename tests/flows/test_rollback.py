@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from flows import rollback
+from models.common.errors import InputError
 from tasks.config.schema import load_params
 from tasks.registry import promotion, registration, tracking
+from tests.flows.project import REPOSITORY
 from tests.tasks.results import write_results
 
 
@@ -33,3 +35,13 @@ def test_the_command_says_which_or_refuses(
     )
     assert rollback.main(["registration.name=other"]) == 2
     assert "other has no champion" in capsys.readouterr().err
+
+
+def test_the_deployment_takes_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "project"
+    write_results(root, 0.01, seed=1)
+    (root / "conf").symlink_to(REPOSITORY / "conf")
+    monkeypatch.chdir(root)
+    for preset, name in ((None, "fewstep-mnist16"), ("tiny", "fewstep-tiny")):
+        with pytest.raises(InputError, match=f"{name} has no champion"):
+            rollback.rollback.fn(preset)
