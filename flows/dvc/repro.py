@@ -27,6 +27,7 @@ from tasks.utils.atomic import atomic_write_text
 from tasks.utils.git import find_checkout
 from tasks.utils.os_errors import os_error_line
 from tasks.utils.parent_death import exit_with_parent
+from tasks.utils.redaction import redact
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -126,15 +127,49 @@ def outdated_stages(root: Path, names: tuple[str, ...] = STAGES) -> list[str]:
 
 
 def reproduce(root: Path, name: str) -> int:
-    """Run or restore one stage; returns 0, or the status of the failed stage's program, or 1."""
+    """Run or restore one stage; returns 0, or the status of the failed stage's program, or 1.
+
+    A result that the run cache knows (`dvc fetch --run-cache`) comes from the default remote.
+    """
     from dvc.exceptions import DvcException
 
+    _restore_from_remote(root, name)
     with open_repository(root) as repository:
         try:
             repository.reproduce(**_target(root, name))
         except DvcException as error:
             return _explain(error)
     return 0
+
+
+def _restore_from_remote(root: Path, name: str) -> None:
+    """Bring the stage's result into data/ if somebody has made it from the same code, params and
+    inputs, and only the remote has the files. A remote that fails is no error: the stage runs.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    # A repository of its own: DVC notes in its stages what it compares with.
+    with open_repository(root) as repository:
+        if not repository.config["core"].get("remote"):
+            return
+        speaker = logging.getLogger("dvc_objects")  # it would name every file that is not there
+        level = speaker.level
+        try:
+            (stage,) = (found for found in repository.index.stages if found.name == name)
+            speaker.setLevel(logging.CRITICAL)
+            with repository.lock:
+                if stage.changed():
+                    repository.stage_cache.restore(stage, pull=True)
+                    print(f"{name}: made before; its result comes from the cache")
+        except RunCacheNotFoundError:
+            return
+        except (DvcException, OSError) as error:
+            # An input may be missing, too; running the stage words that.
+            why = f"the DVC remote was not reached: {redact(reason(error))}; the stage runs here"
+            print(f"warning: {why}", file=sys.stderr)
+        finally:
+            speaker.setLevel(level)
 
 
 def probe_remote(root: Path, seconds: float) -> tuple[str | None, str]:

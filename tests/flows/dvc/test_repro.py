@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -74,6 +75,31 @@ def test_a_former_result_comes_back_from_the_cache(project: Path) -> None:
     assert runs(project)["trajectories"] == 2
     assert (project / "data/trajectories/y.txt").read_text() == "0"
     assert (project / "dvc.lock").read_text() == before
+
+
+def test_a_result_of_somebody_else_comes_from_the_remote(project: Path, tmp_path: Path) -> None:
+    def dvc(root: Path, *arguments: str) -> None:
+        command = ["dvc", *arguments]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    dvc(project, "remote", "add", "-d", "store", str(tmp_path / "store"))
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *identity, "commit", "-qam", "remote"], cwd=project, check=True)
+    other = tmp_path / "other"
+    subprocess.run(["git", "clone", "-q", str(project), str(other)], check=True)
+    reproduce_all(project)
+    dvc(project, "push", "--run-cache")
+    dvc(other, "fetch", "--run-cache")
+    reproduce_all(other)
+    assert runs(other) == dict.fromkeys(pipeline.STAGES, 0)
+    assert (other / "dvc.lock").read_text() == (project / "dvc.lock").read_text()
+    shutil.rmtree(other / "data/student")
+    shutil.rmtree(other / ".dvc/cache/files")
+    (tmp_path / "store").rename(tmp_path / "away")  # what the remote has not is made
+    done = python(other, "-m", "flows.dvc.repro", "student")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert runs(other) == dict.fromkeys(pipeline.STAGES, 0) | {"student": 1}
 
 
 def test_a_lost_result_is_noticed(project: Path) -> None:
