@@ -17,7 +17,7 @@ from models.common.errors import InputError
 from tasks.config.presets import DEFAULT, presets
 from tasks.utils.cli import INPUT_ERROR, overrides_parser
 
-STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 SERVICES = "flows.services.services"
 # command: the module that does it, its first arguments, what it is for
 MODULES: dict[str, tuple[str, tuple[str, ...], str]] = {

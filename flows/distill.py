@@ -103,6 +103,7 @@ def run_stages(root: Path) -> None:
     """Bring the results of all stages up to date."""
     run_stage(root, "dataset")
     run_stage(root, "teacher")
+    run_stage(root, "conditions")
     run_stage(root, "trajectories")
     run_stage(root, "student")
     run_stage(root, "evaluation")

@@ -60,6 +60,11 @@ def distil(
     Raises pydantic's ValidationError for settings that the method does not have, and InputError
     for a teacher that does not fit them or a setting that needs real images.
     """
+    if teacher.condition_kind == "prompts":
+        raise InputError(
+            "distil(): this teacher takes prompts, and its student's folder needs their encoders; "
+            "run the pipeline (make run) with teacher.path and conditions.prompts"
+        )
     config = config_class(method).model_validate({"kind": method, **settings})
     eta = 0.0 if getattr(config, "deterministic_paths", False) else 1.0
     spec = path_spec(teacher, fine_steps, intervals, seed, guidance, eta=eta)

@@ -128,7 +128,7 @@ def trajectories_pair(
     maker = ShardMaker(settings, teacher, spec.grid.tolist())
     lanes = max(1, settings.batch_size // settings.lane)
     job = Job("train", 0, lanes * settings.lane, folder / "shard")
-    labels = path_labels(maker.paths, teacher.num_classes, range(settings.lane))
+    labels = path_labels(maker.paths, teacher, range(settings.lane))
     condition = path_condition(teacher, labels)
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision)
     x = torch.randn(settings.lane, *teacher.shape, device=teacher.device)

@@ -196,7 +196,7 @@ def trajectory_bytes(root: Path) -> int:
     params = load_params(root / "params.yaml")
     chosen, dataset = params.trajectories, params.dataset
     channels = int(getattr(dataset, "channels", 1) or 1)
-    edge = int(getattr(dataset, dataset.resolution))
+    edge = int(getattr(dataset, dataset.resolution, 64))  # without a dataset, of usual latents
     points = edge**2 if dataset.data_kind == "images" else edge
     cells = (chosen.train + chosen.validation) * channels * points
     return cells * (chosen.intervals + 1) * (2 if chosen.dtype == "float16" else 4)

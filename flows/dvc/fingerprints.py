@@ -49,7 +49,12 @@ def inputs_of(root: Path) -> dict[str, str]:
             else "data"
         )
         parts[part][path] = content
-    for section, part in (("dataset", "data"), ("teacher", "teacher"), ("evaluation", "data")):
+    for section, part in (
+        ("dataset", "data"),
+        ("teacher", "teacher"),
+        ("conditions", "data"),
+        ("evaluation", "data"),
+    ):
         if isinstance(params.get(section), Mapping):
             own = {key: value for key, value in params[section].items() if _is_digest(key)}
             parts[part] |= {f"{section}.{key}": value for key, value in own.items()}
@@ -78,6 +83,7 @@ def _pointed_at(params: Params) -> dict[str, list[str]]:
     named = {
         "dataset.digest": [getattr(dataset, "path", None), *getattr(dataset, "packs", ())],
         "teacher.digest": [getattr(params.teacher, "path", None)],
+        "conditions.digest": [params.conditions.path],
         "evaluation.digest": [getattr(evaluation.reference, "path", None), *evaluation.rivals],
         "evaluation.features_digest": [getattr(each, "path", None) for each in extractors],
     }

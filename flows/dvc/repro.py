@@ -32,7 +32,7 @@ from tasks.utils.redaction import redact
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 
 WITH_PARENT = "--with-parent"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.methods.own_network import own_classes
+from models.methods.prompt_encoding import TEXT_PARTS
 from models.methods.registry import pipeline_class, pipeline_names
 from models.methods.student_network import merged
 
@@ -30,8 +31,9 @@ def export_pipeline(pipeline: Any, weights: dict[str, Tensor] | None = None) -> 
     return pipeline.with_network(network)
 
 
-def open_student(folder: Path, device: torch.device | str = "cpu") -> Any:
+def open_student(folder: Path, device: torch.device | str = "cpu", encoders: bool = True) -> Any:
     """The pipeline of a student folder, by this project's own class: no code in the folder runs.
+    ``encoders``: whether those of prompts are opened, where it carries any.
 
     Raises ValueError if it is not a student's folder, or of a class that no method has registered,
     or if its network brings code of its own that is not at hand.
@@ -51,8 +53,9 @@ def open_student(folder: Path, device: torch.device | str = "cpu") -> Any:
         )
     own = own_classes(Path(folder), record)
     # diffusers leaves a part out that is given as None
+    own_or_none = [*own, *(() if encoders else (n for n in TEXT_PARTS if n in record))]
     pipeline = pipeline_class(name).from_pretrained(
-        str(folder), use_safetensors=True, local_files_only=True, **dict.fromkeys(own)
+        str(folder), use_safetensors=True, local_files_only=True, **dict.fromkeys(own_or_none)
     )
     for part, kind in own.items():
         module = kind.from_pretrained(

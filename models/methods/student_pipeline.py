@@ -1,8 +1,9 @@
 """What every student pipeline shares: its call, class labels, decoding, saving.
 
 A copy of this file travels in a student's folder beside the copy of its pipeline's own file
-(:meth:`StudentPipeline.save_pretrained`), with the text of models/teachers/network_call.py in the
-place of its import. It imports nothing else of this project, so that diffusers alone opens it:
+(:meth:`StudentPipeline.save_pretrained`), with the texts of models/teachers/network_call.py and
+models/methods/prompt_encoding.py in the place of their imports. It imports nothing else of this
+project, so that diffusers alone opens it:
 ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
 """
 
@@ -24,6 +25,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from models.methods.prompt_encoding import TEXT_PARTS, PromptMixin
 from models.teachers.network_call import call_network, pixels_per_entry
 
 OUTPUT_TYPES = {"images": ("pil", "np", "pt", "latent"), "series": ("np", "pt", "latent")}
@@ -38,7 +40,7 @@ class StudentOutput(BaseOutput):  # type: ignore[misc]
     series: Any = None
 
 
-class StudentPipeline:
+class StudentPipeline(PromptMixin):
     """Mixin of a student's class, before ``DiffusionPipeline`` in its bases.
 
     A student's class has ``unet`` and ``vae`` (or None) among its components; its config has
@@ -52,7 +54,7 @@ class StudentPipeline:
 
     title: str = "Student"
     path_features: ClassVar[str | None] = None
-    model_cpu_offload_seq = "unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
 
     unet: Any  # these three are DiffusionPipeline's
     vae: Any
@@ -123,18 +125,26 @@ class StudentPipeline:
         output_type: str | None = None,
         return_dict: bool = True,
         progress: bool = False,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | None = None,
+        prompt_embeds: Tensor | Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Draw ``batch_size`` images, or series.
 
         ``class_labels``: one whole number for all, or one each in a list, an array or a tensor.
+        ``prompt``: one for all, or a list with one each, whose length is ``batch_size`` then;
+        ``prompt_embeds``: in their place what :meth:`encode_prompts` makes of them.
+        ``negative_prompt``: None, or the one that was trained in.
         ``generator``: one for all, or a list with one each, that draws what it draws alone, up to
         rounding. ``output_type`` of images: "pil", their
         default; "np" for (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [-1, 1].
         Of series: "np", their default, or "pt", (n, C, L) float32 in the data's units. "latent"
         gives the clean states as they are. ``progress`` shows a bar over the steps. Raises
         ValueError for a number of steps the student was not made for, missing, unknown or
-        unexpected classes, and other output types and batch sizes.
+        unexpected classes and prompts, and other output types and batch sizes.
         """
+        if batch_size == 1 and prompt is not None and not isinstance(prompt, str):
+            batch_size = len(prompt)
         steps = self.check_steps(num_inference_steps)
         known = OUTPUT_TYPES[self.makes]
         if output_type not in (None, *known):
@@ -142,7 +152,9 @@ class StudentPipeline:
             raise ValueError(f"output_type {output_type!r}: {expected}")
         n = self._count(batch_size, generator)
         device = self._execution_device  # type: ignore[attr-defined]
-        condition = self._condition(class_labels, n, device)
+        condition: Any = self._condition(class_labels, n, device)
+        if self.prompts is not None or prompt is not None or prompt_embeds is not None:
+            condition = self.prompt_condition(prompt, prompt_embeds, negative_prompt, n, device)
         noise = normals((n, *self.start_shape()), device, generator)
         with self.progress_bar(total=steps) if progress else nullcontext() as bar:  # type: ignore[attr-defined]
             on_step = None if bar is None else bar.update
@@ -265,7 +277,9 @@ class StudentPipeline:
             content.pop("_name_or_path", None)
             if path.parent == folder:
                 content["_class_name"] = [next(iter(files)), type(self).__name__]
-                content |= networks
+                content = {
+                    k: v for k, v in content.items() if k not in TEXT_PARTS or v != [None, None]
+                } | networks
             text = json.dumps(content, indent=2, sort_keys=True)
             path.write_text(text + "\n", encoding="utf-8")
 
@@ -298,15 +312,17 @@ def travelling_code(kind: type) -> dict[str, str]:
 
 
 def _with_calls(text: str) -> str:
-    """The text of this file with that of network_call.py in the place of its import; one that
+    """The text of this file with those of other files in the place of their imports; one that
     travelled is so already.
     """
-    found = re.search(r"^from models\.teachers\.network_call import .*\n", text, re.MULTILINE)
-    if found is None:
-        return text
-    file = Path(str(sys.modules[call_network.__module__].__file__))
-    calls = file.read_text(encoding="utf-8").partition("import annotations\n")[2]
-    return text[: found.start()] + calls.strip() + "\n\n" + text[found.end() :]
+    for used in (PromptMixin, call_network):
+        name = re.escape(used.__module__)
+        found = re.search(rf"^from {name} import .*\n", text, re.MULTILINE)
+        if found is not None:
+            file = Path(str(sys.modules[used.__module__].__file__))
+            own = file.read_text(encoding="utf-8").partition("import annotations\n")[2]
+            text = text[: found.start()] + own.strip() + "\n\n" + text[found.end() :]
+    return text
 
 
 _SHARED = r"[\w.]*student_pipeline(?:_[0-9a-f]{8})?"

@@ -102,12 +102,16 @@ def kept_features(parts: Sequence[Basis]) -> np.ndarray:
     return np.stack([part.kept for part in parts])
 
 
-def path_labels(spec: PathSpec, num_classes: int | None, indices: Sequence[int]) -> Tensor | None:
-    """(n,) int64: the classes in turn, evenly; None for unconditional teachers."""
-    if num_classes is None:
+def path_labels(
+    spec: PathSpec, teacher: Denoiser, indices: Sequence[int], split: str = "train"
+) -> Tensor | None:
+    """(n,) int64: the classes, or the prompts of the split, in turn, evenly; None for unconditional
+    teachers.
+    """
+    if not teacher.conditional:
         return None
-    classes = list(range(num_classes)) if spec.classes is None else list(spec.classes)
-    return torch.tensor([classes[i % len(classes)] for i in indices])
+    labels = teacher.labels_of(split) if spec.classes is None else spec.classes
+    return torch.tensor([labels[i % len(labels)] for i in indices])
 
 
 def path_condition(teacher: Denoiser, labels: Tensor | None) -> Condition | None:
@@ -169,7 +173,7 @@ def _advance_together(
 ) -> dict[str, np.ndarray]:
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, split, indices, teacher.shape).to(device)
-    labels = path_labels(spec, teacher.num_classes, indices)
+    labels = path_labels(spec, teacher, indices, split)
     condition = path_condition(teacher, labels)
     x, z = noise[:, 0].clone(), noise[:, 1:]
     states = [x.cpu().numpy()]
@@ -195,7 +199,7 @@ def movement(teacher: Denoiser, spec: PathSpec) -> np.ndarray:
     """
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, "train", range(spec.lane), teacher.shape).to(device)
-    condition = path_condition(teacher, path_labels(spec, teacher.num_classes, range(spec.lane)))
+    condition = path_condition(teacher, path_labels(spec, teacher, range(spec.lane)))
     x, before, moved = noise[:, 0], None, []
     with _lane_threads(device):
         for k in range(chain.steps):

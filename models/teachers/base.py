@@ -168,8 +168,13 @@ class Denoiser(nn.Module):
         """Samples ``first`` to ``first + n`` of an even mixture: the classes in turn."""
         if not self.conditional:
             return None
-        labels = torch.arange(first, first + n) % (self.num_classes or 1)
+        rows = self.labels_of("train")
+        labels = rows.start + torch.arange(first, first + n) % len(rows)
         return self.encode_condition(labels.to(self.device))
+
+    def labels_of(self, split: str) -> range:
+        """Labels that the samples of a split ("train" or "validation") take in turn."""
+        return range(self.num_classes or 0)
 
     @property
     def device(self) -> torch.device:

@@ -93,12 +93,14 @@ class ConditionTable:
     """All conditions that a teacher of prompts is used with; a label is the number of a row.
 
     ``rows``: one row per prompt, in memory or mapped to a file; ``null``: the one row that guidance
-    leads away from (the empty or a negative prompt), or None. Raises InputError where the two are
-    not of one kind.
+    leads away from (the empty or a negative prompt), or None; ``training``: how many rows, from the
+    first, are prompts of training, None for all; the others are held out. Raises InputError where
+    rows and null are not of one kind.
     """
 
-    def __init__(self, rows: Condition, null: Condition | None = None):
+    def __init__(self, rows: Condition, null: Condition | None = None, training: int | None = None):
         self.rows, self.null = rows, null
+        self.training = len(rows) if training is None else training
         if null is None:
             return
         given, needed = ({k: tuple(v.shape[1:]) for k, v in c.items()} for c in (null, rows))

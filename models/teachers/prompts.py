@@ -92,6 +92,14 @@ class PromptDenoiser(DiffusersDenoiser):
             raise InputError("this teacher takes prompts: expected one row's number per sample")
         return table[labels].to(self.device)
 
+    def labels_of(self, split: str) -> range:
+        """Rows of the table: prompts of training, or held-out ones for "validation" where there
+        are any.
+        """
+        table = self._table()
+        held = split == "validation" and table.training < len(table)
+        return range(table.training, len(table)) if held else range(table.training)
+
     def null_condition(self, n: int) -> Condition:
         return self._table().nulls(n).to(self.device)
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, create_model, field_validator, model_vali
 from models.common.config import Flag, Section
 from models.methods.registry import METHODS, config_class
 from models.methods.sigdeg.config import SigDEGConfig
+from tasks.config.conditions import DATASET, Conditions
 from tasks.config.dataset import Dataset
 from tasks.config.evaluation import Evaluation, check_metrics
 from tasks.config.extensions import load_extensions
@@ -28,6 +29,7 @@ from tasks.config.trajectories import Trajectories
 from tasks.config.types import Digest, Text
 from tasks.data.sources import SOURCES, settings_class
 from tasks.data.sources.mnist import MnistDataset
+from tasks.data.sources.none import NoDataset
 
 if TYPE_CHECKING:
     from models.methods.consistency_config import ConsistencyConfig
@@ -57,6 +59,7 @@ class Params(Section):
 
     dataset: Dataset = MnistDataset()
     teacher: Teacher = PretrainedTeacher()
+    conditions: Conditions = Conditions()
     trajectories: Trajectories = Trajectories()
     method: Method = SigDEGConfig()
     student: Student = Student()
@@ -89,6 +92,7 @@ class Params(Section):
                 raise ValueError(
                     f"student.{key} = {asked}: expected at most trajectories.{pool} = {there}"
                 )
+        self._check_without_dataset()
         if isinstance(self.teacher, TrainedTeacher):
             self.teacher.check_resolution(self.dataset)
         kind = self.dataset.data_kind
@@ -98,6 +102,23 @@ class Params(Section):
         self.evaluation.check_data(kind)
         check_metrics((self.student.criterion,), kind, "student.criterion")
         return self
+
+    def _check_without_dataset(self) -> None:
+        """ValueError for settings that need the images which `dataset.kind = none` has not."""
+        if not isinstance(self.dataset, NoDataset):
+            return
+        none = "dataset.kind = none has no images"
+        if isinstance(self.teacher, TrainedTeacher):
+            raise ValueError(f"teacher.source = train: {none} to train on; use pretrained")
+        if self.conditions.prompts == DATASET:
+            raise ValueError(f"conditions.prompts = dataset: {none}; give a file of prompts")
+        there, samples = self.trajectories.validation, self.evaluation.samples
+        if self.evaluation.reference is None and there <= samples:
+            raise ValueError(
+                f"trajectories.validation = {there}: {none}, so the teacher's images beyond "
+                f"evaluation.samples = {samples} are what samples are compared with; expected more,"
+                " such as twice as many"
+            )
 
 
 def params_model() -> type[Params]:

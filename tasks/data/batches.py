@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.common.errors import InputError
 from models.common.random import generator_for
 from models.methods.base import ImageBatch, Needs, PathBatch
 from models.teachers.base import Denoiser
@@ -160,6 +161,12 @@ def batches_for(
     """The batches that a method needs."""
     made: Rows
     if needs == "data":
+        if teacher.condition_kind == "prompts":
+            raise InputError(
+                "method.kind: it trains on images of the dataset, whose prompts are not among "
+                "those of data/conditions; use a method that learns from the teacher's images, "
+                "such as sigdeg, swd or sfd"
+            )
         made = DataBatches(root, teacher, plan)
     else:
         made = (PathBatches if needs == "paths" else ImageBatches)(shards, plan)

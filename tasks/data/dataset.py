@@ -28,6 +28,11 @@ def load_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
+def has_data(root: Path) -> bool:
+    """Whether there are images or series; dataset.kind = none has none."""
+    return load_manifest(root).get("params", {}).get("kind") != "none"
+
+
 def data_kind(root: Path) -> DataKind:
     """Whether data/dataset holds images or series, and how they are read."""
     return kind_of(load_manifest(root))
@@ -40,6 +45,11 @@ def load_split(root: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
     Checksums are compared with the manifest; raises InputError naming the file that is missing or
     differs.
     """
+    if not has_data(root):
+        raise InputError(
+            "dataset.kind = none: there are no images, which this setting needs; choose a dataset, "
+            "or settings that take the teacher's own images"
+        )
     data = _checked(root, split, f"{data_kind(root).name}.npy")
     labels = _checked(root, split, "labels.npy")
     stored = np.load(data, mmap_mode="r", allow_pickle=False)

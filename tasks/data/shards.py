@@ -138,16 +138,21 @@ def usable_shard(directory: Path) -> ShardInfo | None:
 
 
 def publish(
-    scratch: Path, dest: Path, meta: Mapping[str, Any], splits: Mapping[str, Sequence[str]]
+    scratch: Path,
+    dest: Path,
+    meta: Mapping[str, Any],
+    splits: Mapping[str, Sequence[str]],
+    files: Sequence[str] = (),
 ) -> Manifest:
     """Make `dest` from finished shards: splits[name] lists folders relative to `scratch`, in row
     order.
 
     Shards are checked whole and hard-linked (copied where links are impossible), so `scratch` stays
     as it is and a kill at any moment leaves `dest` absent, old or new. `meta` is free JSON data for
-    the manifest."""
+    the manifest; `files` of `scratch` go beside it."""
     placed: dict[str, tuple[PlacedShard, ...]] = {}
     with atomic_dir(dest) as temporary:
+        _link_files(scratch, temporary, files)
         for split, names in splits.items():
             shards = []
             for number, name in enumerate(names):
@@ -284,7 +289,7 @@ def _map(file: Path, info: ArrayInfo, fix: str) -> np.ndarray:
 
 
 def _link_files(source: Path, dest: Path, names: Sequence[str]) -> None:
-    dest.mkdir(parents=True)
+    dest.mkdir(parents=True, exist_ok=True)
     for name in names:
         try:
             os.link(source / name, dest / name)

@@ -12,9 +12,9 @@ import torch
 
 
 def open_student(root: Path, device: torch.device) -> Any:
-    """The pipeline in data/student."""
+    """The pipeline in data/student, without encoders of prompts."""
     try:
-        return load_student(root / "data" / "student", device=device)
+        return load_student(root / "data" / "student", device, encoders=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"data/student cannot be opened ({first}); run python -m tasks.stages.student again") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -28,7 +28,7 @@ from models.evaluation.series.gaussian_laws import law_errors
 from models.sampling import baselines
 from tasks.config.evaluation import Evaluation
 from tasks.evaluation.evaluator import Evaluator, column_of
-from tasks.evaluation.results import Result, Row, SamplerKey
+from tasks.evaluation.results import Column, Result, Row, SamplerKey
 from tasks.evaluation.sample_generator import (
     SampleGenerator,
     equal_compute,
@@ -65,11 +65,13 @@ def evaluate(
         samples,
         len(inputs.real),
         few,
-        columns=dict(evaluator.columns),
+        columns=_columns(evaluator, inputs.against),
         criterion=settings.criterion,
         diagnostics=inputs.diagnostics,
         data=inputs.kind,
         channels=inputs.channels,
+        against=inputs.against,
+        prompts=inputs.prompts_of(min(settings.samples, KEPT["images"])),
     )
     if inputs.kind == "series":
         result.real_data = inputs.kept(inputs.real[: KEPT["series"]])
@@ -113,7 +115,8 @@ class _Run:
         teacher, real = SamplerKey("teacher"), SamplerKey("real")
         self._record(teacher, "Teacher, full run", "teacher", inputs.steps, full, ms)
         self.result.flops[teacher] = inputs.steps * teacher_flops(inputs)
-        self._record(real, f"Real {inputs.kind}", "real", None, inputs.other_real, None)
+        if inputs.has_data:
+            self._record(real, f"Real {inputs.kind}", "real", None, inputs.other_real, None)
 
     def generator(self, name: str, nfe: int) -> None:
         """The student, the untrained generator or another rollout, on fresh noise."""
@@ -200,6 +203,18 @@ class _Run:
         score = f"{self.result.column.title} {self.result.score(row).value:.5f}"
         time = "" if ms is None else f", {ms:.1f} ms per {self.result.one}"
         logger.info("%s, %s calls: %s%s", title, nfe, score, time)
+
+
+def _columns(evaluator: Evaluator, against: str) -> dict[str, Column]:
+    """The figures by name; their titles say what they are compared with if it is not real data."""
+    if against == "real":
+        return dict(evaluator.columns)
+    return {
+        name: column
+        if column.lower_is_better is None
+        else replace(column, title=f"{column.title} to the teacher")
+        for name, column in evaluator.columns.items()
+    }
 
 
 def baseline_variants(teacher: Any, name: str) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def compare(params: Params, root: Path, champion: Path) -> list[Round]:
     device = pick_device()
     teacher, challenger = load_teacher(root, device), open_student(root, device)
     try:
-        rival = open_any_student(champion, device)
+        rival = open_any_student(champion, device, encoders=False)
     except (OSError, ValueError) as error:
         raise InputError(
             f"the champion cannot be opened ({str(error).strip().splitlines()[0]})"
@@ -71,7 +71,7 @@ def compare(params: Params, root: Path, champion: Path) -> list[Round]:
             f"made for {list(challenger.nfe)} steps, the champion for {list(rival.nfe)}: none in "
             "common"
         )
-    real, other = real_images(params, root)
+    real, other = real_images(params, root, teacher)
     inputs = Inputs(
         teacher=teacher,
         generators=dict(zip(SIDES, (challenger.rollout, rival.rollout), strict=True)),

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from tasks.config.schema import Params
+from tasks.data.reference import to_bytes
 from tasks.evaluation.extractor import content_digest, extractor_digest
-from tasks.evaluation.samplers import to_bytes
 
 
 def content_digests(params: Params, root: Path, real: Tensor) -> dict[str, str]:

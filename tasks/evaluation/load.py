@@ -19,9 +19,11 @@ from models.sampling.signature import join_maps, joined
 from models.teachers.base import Denoiser
 from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
-from tasks.data.agreement import check_teacher_fits_dataset
-from tasks.data.dataset import data_kind, load_manifest, load_split
+from tasks.data.agreement import check_teacher_fits_dataset, data_shape
+from tasks.data.conditions import check_conditions, prompts_of_rows
+from tasks.data.dataset import data_kind, has_data, load_manifest, load_split
 from tasks.data.images import UnreadableImage, fit, with_channels
+from tasks.data.reference import teacher_reference, training_sample
 from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
 from tasks.data.teacher import load_teacher
@@ -59,11 +61,12 @@ def load_inputs(params: Params, root: Path) -> Inputs:
         name: (pipe.rollout, tuple(pipe.nfe)) for name, pipe in rivals.items()
     }
     others |= {name: (rollout, nfe) for name, (_, rollout) in controls.items()}
-    real, other = real_images(params, root)
+    real, other = real_images(params, root, teacher)
+    paths = load_paths(params, root, teacher, nfe if follows_paths(student) else ())
     return Inputs(
         teacher=teacher,
         generators={name: pipe.rollout for name, pipe in pipelines.items()},
-        paths=load_paths(params, root, teacher, nfe if follows_paths(student) else ()),
+        paths=paths,
         real=real,
         other_real=other,
         nfe=nfe,
@@ -80,6 +83,9 @@ def load_inputs(params: Params, root: Path) -> Inputs:
         kind=params.dataset.data_kind,
         channels=tuple(load_manifest(root).get("channels", ())),
         law=law_of(params.dataset),
+        prompts=prompts_of_paths(root, teacher, len(paths)),
+        against="real" if has_data(root) or params.evaluation.reference else "teacher",
+        has_data=has_data(root),
         lineage=lineage(params, root, teacher),
         diagnostics=student_diagnostics(root),
         device=device,
@@ -118,7 +124,7 @@ def open_rivals(
     opened: dict[str, Any] = {}
     for folder in folders:
         try:
-            student = load_student(root / folder, device=device)
+            student = load_student(root / folder, device, encoders=False)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"evaluation.rivals: {folder} cannot be opened ({first})") from error
@@ -139,14 +145,21 @@ def free_name(folder: Path, taken: set[str]) -> str:
     )
 
 
-def real_images(params: Params, root: Path) -> tuple[Tensor, Tensor]:
+def real_images(params: Params, root: Path, teacher: Denoiser) -> tuple[Tensor, Tensor]:
     """The data to compare with, and at most as many other real ones (the floor), both as a codec
     decodes them: images in [-1, 1], series in their own units.
 
     The first are those of `evaluation.reference`, or else the holdout split; the others are of the
-    training split.
+    training split. Without a dataset the teacher's own images stand for both splits.
     """
     settings, seed = params.evaluation.reference, params.evaluation.seed
+    if not has_data(root):
+        if settings is None:
+            images = teacher_reference(root, teacher, params.evaluation.samples)
+        else:
+            stored = _reference(settings, root, data_shape(teacher), seed)
+            images = data_kind(root).to_float(stored)
+        return images, training_sample(root, teacher, len(images))
     train, _ = load_split(root, "train")
     real = (
         load_split(root, "holdout")[0]
@@ -188,6 +201,7 @@ def load_paths(params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ..
             "data/trajectories was made with another teacher; run python -m "
             "tasks.stages.trajectories again"
         )
+    check_conditions(teacher.condition_kind, shards.meta, root)
     count = min(params.evaluation.samples, shards.rows("validation"))
     states = _read(shards, "Y", count)
     labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
@@ -200,11 +214,19 @@ def load_paths(params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ..
     return Paths(states[:, 0].contiguous(), states, xi, teacher.encode_condition(labels))
 
 
+def prompts_of_paths(root: Path, teacher: Denoiser, count: int) -> tuple[str, ...] | None:
+    """The prompts of the first validation paths; None for a teacher that takes none."""
+    if teacher.condition_kind != "prompts":
+        return None
+    labels = open_trajectories(root).array("validation", "labels")[:count]
+    return tuple(prompts_of_rows(root, np.asarray(labels).tolist()))
+
+
 def lineage(params: Params, root: Path, teacher: Denoiser) -> dict[str, str]:
     """Where the figures come from, for the report."""
     known = {"teacher fingerprint": teacher.fingerprint(), **git_state(root), **stage_sums(root)}
     seeds = {
-        "dataset": params.dataset.seed,
+        "dataset": getattr(params.dataset, "seed", "none"),
         "trajectories": params.trajectories.seed,
         "student": params.student.seed,
         "evaluation": params.evaluation.seed,

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from models.methods.export import open_student
+from models.methods.prompt_encoding import EMBEDS
 
 IMAGES, SEED = 4, 0
 TOLERANCE = 1e-4  # of pixel values in [0, 1]: kernels may round differently in another process
@@ -33,13 +35,18 @@ torch.set_num_threads(int(threads))
 pipeline = DiffusionPipeline.from_pretrained(
     folder, trust_remote_code=True, use_safetensors=True, local_files_only=True
 )
-classes = pipeline.config.num_classes
-made = pipeline(
-    batch_size=int(images),
-    class_labels=None if classes is None else [i % classes for i in range(int(images))],
-    generator=torch.Generator().manual_seed(int(seed)),
-    output_type="np",
-)[0]
+classes, prompts, count = pipeline.config.num_classes, pipeline.prompts, int(images)
+given = {}
+if classes is not None:
+    given = {"class_labels": [i % classes for i in range(count)]}
+elif prompts is not None and pipeline.text_encoder is not None:
+    given = {"prompt": [prompts["examples"][i % len(prompts["examples"])] for i in range(count)]}
+elif prompts is not None:
+    from safetensors.torch import load_file
+    embeds = load_file(f"{folder}/prompt_embeds.safetensors")
+    given = {"prompt_embeds": {k: v[torch.arange(count) % len(v)] for k, v in embeds.items()}}
+generator = torch.Generator().manual_seed(int(seed))
+made = pipeline(batch_size=count, generator=generator, output_type="np", **given)[0]
 own = sorted({name.split(".")[0] for name in sys.modules} & {"models", "tasks", "flows"})
 if own:
     sys.exit(f"the folder's code imports {', '.join(own)}")
@@ -80,14 +87,26 @@ def _compare(found: np.ndarray, expected: np.ndarray, record: dict[str, Any]) ->
 
 def _make_here(folder: Path) -> np.ndarray:
     pipeline = open_student(folder)
-    classes = pipeline.config.num_classes
     made: np.ndarray = pipeline(
         batch_size=IMAGES,
-        class_labels=None if classes is None else [i % classes for i in range(IMAGES)],
+        **_asked(pipeline, folder),
         generator=torch.Generator().manual_seed(SEED),
         output_type="np",
     )[0]
     return made
+
+
+def _asked(pipeline: Any, folder: Path) -> dict[str, Any]:
+    """Classes or prompts in turn; as embeddings, where the folder does not carry the encoders."""
+    classes, prompts, places = pipeline.config.num_classes, pipeline.prompts, range(IMAGES)
+    if classes is not None:
+        return {"class_labels": [i % classes for i in places]}
+    if prompts is None:
+        return {}
+    if pipeline.text_encoder is not None:
+        return {"prompt": [prompts["examples"][i % len(prompts["examples"])] for i in places]}
+    embeds = load_file(folder / EMBEDS)
+    return {"prompt_embeds": {k: v[torch.arange(IMAGES) % len(v)] for k, v in embeds.items()}}
 
 
 def _make_alone(folder: Path, target: Path) -> str | None:

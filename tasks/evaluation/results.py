@@ -91,7 +91,8 @@ class Result:
     `path_error` after each coarse step. `differences`: paired differences of the criterion, student
     minus rival, by (student, rival). `diagnostics`: what was measured before the student was
     trained, from student.json. `content`: digests of what the figures depend on. `load_back`: the
-    record of opening the student folder elsewhere.
+    record of opening the student folder elsewhere. `against`: "real", or "teacher" where there is
+    no dataset and `real` are the teacher's own images; `prompts`: of the first images.
     """
 
     features: str
@@ -116,6 +117,8 @@ class Result:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     content: dict[str, str] = field(default_factory=dict)
     load_back: dict[str, Any] = field(default_factory=dict)
+    against: str = "real"
+    prompts: tuple[str, ...] | None = None
 
     @property
     def one(self) -> str:

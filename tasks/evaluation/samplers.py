@@ -17,6 +17,7 @@ from models.common.errors import InputError
 from models.evaluation.series.gaussian_laws import GaussianLaw
 from models.sampling import baselines
 from models.teachers.conditioning import Condition
+from tasks.data.reference import to_bytes
 
 
 class Sampler(Protocol):
@@ -86,10 +87,12 @@ class Inputs:
 
     `kind`: what the teacher makes, images or series; `channels`: names of series' channels; `law`:
     their exact law, where it is known; `prompts`: the texts of the start noise, in turn, where the
-    teacher takes any. `generators` maps `student` and `untrained` to their rollouts; `calls` gives
-    a generator's network calls where they are not its number of steps; `others` are more rollouts
-    (controls, other students) with the numbers of steps they are made for; `titles` are shown for
-    both; `steps` is the length of the teacher's full run.
+    teacher takes any. `real`: what samples are compared with, real data, or with `against`
+    "teacher" the teacher's own images; `other_real`: training data, the teacher's own images where
+    there are none (`has_data`). `generators` maps `student` and `untrained` to their rollouts;
+    `calls` gives a generator's network calls where they are not its number of steps; `others` are
+    more rollouts (controls, other students) with the numbers of steps they are made for; `titles`
+    are shown for both; `steps` is the length of the teacher's full run.
     """
 
     teacher: Any
@@ -104,6 +107,8 @@ class Inputs:
     channels: tuple[str, ...] = ()
     law: GaussianLaw | None = None
     prompts: tuple[str, ...] | None = None
+    against: str = "real"
+    has_data: bool = True
     calls: dict[tuple[str, int], int] = field(default_factory=dict)
     others: dict[str, tuple[Rollout, tuple[int, ...]]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
@@ -144,11 +149,6 @@ class Inputs:
             return rollout(noise, None, condition, nfe, generator)[0]
 
         return sample
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """Images in [-1, 1] as uint8, rounded to nearest."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 def choose_nfe(wanted: Sequence[int] | None, supported: Sequence[int]) -> tuple[int, ...]:

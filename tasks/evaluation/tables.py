@@ -29,6 +29,8 @@ def write_outputs(result: Result, folder: Path) -> None:
     if result.law:
         pd.DataFrame(law_rows(result)).to_csv(folder / "law.csv", index=False)
     kept = {key.label: images for key, images in result.images.items()}
+    if result.prompts is not None:
+        atomic_write_json(folder / "prompts.json", list(result.prompts))
     np.savez_compressed(folder / "samples.npz", allow_pickle=False, **kept)
 
 
@@ -81,6 +83,7 @@ def about(result: Result) -> dict[str, Any]:
         **({"features": result.features} if result.features else {}),
         "samples": result.samples,
         "real": result.real,
+        **({"against": result.against} if result.against != "real" else {}),
         "criterion": column.name,
         "lower_is_better": column.lower_is_better,
         **({"content": result.content} if result.content else {}),
@@ -168,6 +171,7 @@ def format_table(metrics: dict[str, Any]) -> Table:
     sign = 1 if info.get("lower_is_better", True) else -1
     data, one = info.get("data", "images"), "series" if "data" in info else "image"
     features = f", {info['features']} features" if "features" in info else ""
+    features += " against the teacher's own images" if info.get("against") == "teacher" else ""
     table = Table(
         title=f"{info['samples']} {data} per sampler{features}; "
         f"{LABELS.get(criterion, criterion)} with 95 % interval",

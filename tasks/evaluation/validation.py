@@ -1,5 +1,5 @@
-"""Rolled-out quality on held-out noise against real images of the training split: what students are
-chosen by.
+"""Rolled-out quality on held-out noise against real images of the training split, or the teacher's
+own where there are none: what students are chosen by.
 
 Path error alone does not track quality. The evaluation's holdout split is never touched here.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,8 @@ from models.evaluation.series.base import SeriesMetric
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 from tasks.config.schema import Params
-from tasks.data.dataset import data_kind, load_manifest, load_split
+from tasks.data.dataset import load_manifest
+from tasks.data.reference import training_sample
 from tasks.evaluation.extractor import extractor_of
 
 REFERENCE = 4000
@@ -53,9 +53,7 @@ class ValidationScore:
         metric = criterion_class(criterion or params.student.criterion, "student.criterion")
         series = params.dataset.data_kind == "series"
         self.extractor = None if series else extractor_of(params, root)
-        images, _ = load_split(root, "train")
-        rows = np.sort(np.random.default_rng(0).permutation(len(images))[:REFERENCE])
-        real = data_kind(root).to_float(images[rows])
+        real = training_sample(root, teacher, REFERENCE)
         self.metric: Metric = metric(self._seen(real, REAL_BATCH))
 
     def _seen(self, data: Tensor, batch_size: int = BATCH) -> Samples:

@@ -20,7 +20,8 @@ from models.methods.registry import method_class
 from models.teachers.base import Denoiser
 from tasks.config.schema import Params
 from tasks.data.batches import TrainingStates
-from tasks.data.dataset import load_split
+from tasks.data.dataset import has_data, load_split
+from tasks.data.reference import to_bytes, training_sample
 from tasks.data.shards import ShardSet
 from tasks.data.trajectories import cached_spec
 from tasks.evaluation.extractor import extractor_of
@@ -29,6 +30,9 @@ from tasks.utils.progress import progress
 
 if TYPE_CHECKING:
     from models.evaluation.features import FeatureExtractor
+
+
+TEACHER_IMAGES = 2000  # in the place of a training split
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class ProjectTools:
     shards: ShardSet
 
     def training_images(self) -> np.ndarray:
-        return load_split(self.root, "train")[0]
+        if has_data(self.root):
+            return load_split(self.root, "train")[0]
+        return to_bytes(training_sample(self.root, self.teacher, TEACHER_IMAGES))
 
     def teacher_states(self, count: int) -> Tensor:
         states = self.shards.array("validation", "Y")[: min(count, self.shards.rows("validation"))]
@@ -95,6 +101,10 @@ def real_states(
     target, key = method.image_target(config)
     if target == "teacher":
         return None
+    if not has_data(root):
+        if target == "auto":
+            return None
+        raise InputError(f"{key} = data: dataset.kind = none has no images; use teacher or auto")
     states = TrainingStates(root, teacher)
     shape, latent, classes = states.stored.shape[1:], teacher.codec.latent, teacher.num_classes
     if not latent and classes is None and shape == tuple(teacher.shape):

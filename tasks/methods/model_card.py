@@ -33,17 +33,36 @@ def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
     """
     manifest, source = load_manifest(root), getattr(params.teacher, "path", None)
     made = getattr(params.teacher, "factory", None)
-    counts = manifest["counts"]
     return {
         "title": pipeline.title,
         "teacher": (made or ("trained on the same data" if source is None else _name(source))),
-        "data": f"{_name(str(manifest['source']))}, {counts['train']} training {pipeline.makes}",
+        "data": _data(manifest, pipeline),
         "makes": pipeline.makes,
         "channels": manifest.get("channels"),
         "shape": "x".join(map(str, pipeline.config.shape)),
         "classes": pipeline.config.num_classes,
+        "prompt": _example(pipeline),
+        "chosen_on": f"training {pipeline.makes}" if _has(manifest) else "the teacher's images",
         "licence": None if source is None else licence_of(root / source),
     }
+
+
+def _data(manifest: Mapping[str, Any], pipeline: Any) -> str:
+    """What the student learnt from."""
+    count = manifest["counts"]["train"]
+    images = f"{_name(str(manifest['source']))}, {count} training {pipeline.makes}"
+    if not _has(manifest):
+        images = f"the teacher's {pipeline.makes}"
+    prompts = getattr(pipeline, "prompts", None)
+    if prompts is None:
+        return images
+    told = f"the teacher's images of prompts, guidance {prompts['guidance']} trained in"
+    return f"{told}; {images}" if _has(manifest) else told
+
+
+def _has(manifest: Mapping[str, Any]) -> bool:
+    """Whether there was a dataset."""
+    return bool(manifest["counts"]["train"])
 
 
 def licence_of(folder: Path) -> str | None:
@@ -78,7 +97,7 @@ def render(
     head = ModelCardData(
         library_name="diffusers",
         license=licence,
-        pipeline_tag=TAGS[makes],
+        pipeline_tag="text-to-image" if origin.get("prompt") else TAGS[makes],
         tags=["diffusion", "distillation", "few-step", method["kind"]],
     )
     columns, rows = figures_of(metrics or {})
@@ -101,6 +120,8 @@ def render(
         layout=_layout(origin),
         shape=origin["shape"],
         classes=origin["classes"],
+        prompt=origin.get("prompt"),
+        chosen_on=origin.get("chosen_on", f"training {makes}"),
         licence=licence or UNKNOWN,
         repo=repo,
         columns=columns,
@@ -139,7 +160,9 @@ def _measured(metrics: Mapping[str, Any], makes: str) -> str:
     about = metrics.get("evaluation", {})
     if not about:
         return ""
-    told = f"{about['samples']} samples against {about['real']} real {makes}"
+    own = about.get("against") == "teacher"
+    whose = f"of the teacher's {makes}" if own else f"real {makes}"
+    told = f"{about['samples']} samples against {about['real']} {whose}"
     return f"{told}, features {about['features']}." if about.get("features") else f"{told}."
 
 
@@ -147,6 +170,12 @@ def _layout(origin: Mapping[str, Any]) -> str:
     """What an array of series holds, in one line of the example."""
     channels = ", ".join(origin.get("channels") or ())
     return f"(4, channels, length) in the data's units; channels: {channels}"
+
+
+def _example(pipeline: Any) -> str | None:
+    """A prompt to try; None for students that take none."""
+    prompts = getattr(pipeline, "prompts", None)
+    return None if prompts is None else str(prompts["examples"][0])
 
 
 def _name(place: str) -> str:

@@ -21,7 +21,7 @@ PROGRAM = ("models", "tasks", "flows")
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 
 
 def stage_hashes(root: Path) -> dict[str, str]:

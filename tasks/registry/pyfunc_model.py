@@ -32,7 +32,8 @@ class StudentModel(mlflow.pyfunc.PythonModel):
 
         logging.disable_progress_bar()
         folder = context.artifacts["student"]
-        _check(Path(folder), (context.model_config or {}).get("sha256"))
+        self.folder = Path(folder)
+        _check(self.folder, (context.model_config or {}).get("sha256"))
         self.pipeline = DiffusionPipeline.from_pretrained(
             folder,
             custom_pipeline=folder,
@@ -50,7 +51,8 @@ class StudentModel(mlflow.pyfunc.PythonModel):
 
         `params`: num_images or num_series (1..1024 over all rows), seed (>= 0), steps (one of the
         student's step numbers; 0 = the largest), class_label (-1 = none, or all in turn where the
-        student needs one). Returns images (rows * num_images, H, W, C) float32 in [0, 1], or
+        student needs one). A student of prompts takes that of the row, in the column `prompt`.
+        Returns images (rows * num_images, H, W, C) float32 in [0, 1], or
         series (rows * num_series, C, L) float32 in the data's units. Mistakes are
         INVALID_PARAMETER_VALUE.
         """
@@ -70,8 +72,11 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         _require(
             not allowed or steps in allowed, f"steps = {steps}: this student was made for {allowed}"
         )
+        given = self._prompts(model_input)
         batches = [
-            self._sample(count, steps, self._labels(label, count), seed + row)
+            self._sample(count, steps, seed + row, **given[row % len(given)])
+            if given
+            else self._sample(count, steps, seed + row, class_labels=self._labels(label, count))
             for row in range(rows)
         ]
         return np.concatenate(batches).astype(np.float32)
@@ -86,14 +91,34 @@ class StudentModel(mlflow.pyfunc.PythonModel):
             return [label] * count
         return [index % classes for index in range(count)] if classes else None
 
-    def _sample(self, count: int, steps: int, labels: list[int] | None, seed: int) -> np.ndarray:
+    def _prompts(self, model_input: pd.DataFrame) -> list[dict[str, Any]]:
+        """What each row asks for; [] for a student that takes no prompts."""
+        if getattr(self.pipeline, "prompts", None) is None:
+            return []
+        _require(
+            "prompt" in model_input and len(model_input) > 0,
+            "expected a column prompt with a text in each row",
+        )
+        return [self._prompt(str(text)) for text in model_input["prompt"]]
+
+    def _prompt(self, text: str) -> dict[str, Any]:
+        """A prompt for the pipeline; a folder without encoders has its examples encoded."""
+        examples = list(self.pipeline.prompts["examples"])
+        if self.pipeline.text_encoder is not None or text not in examples:
+            return {"prompt": text}
+        from safetensors.torch import load_file
+
+        stored, row = load_file(self.folder / "prompt_embeds.safetensors"), examples.index(text)
+        return {"prompt_embeds": {key: value[row : row + 1] for key, value in stored.items()}}
+
+    def _sample(self, count: int, steps: int, seed: int, **asked: Any) -> np.ndarray:
         import torch
 
         try:
             output = self.pipeline(
                 batch_size=count,
                 num_inference_steps=steps,
-                class_labels=labels,
+                **asked,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 output_type="np",
             )

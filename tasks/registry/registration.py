@@ -130,10 +130,11 @@ def try_version(client: MlflowClient, name: str, number: str, otherwise: str) ->
     """
     with tempfile.TemporaryDirectory() as folder, calm():
         try:
-            model = mlflow.pyfunc.load_model(str(fetch_version(client, name, number, Path(folder))))
+            place = fetch_version(client, name, number, Path(folder))
+            model = mlflow.pyfunc.load_model(str(place))
             makes = "series" if _dimensions(model) == 3 else "images"
             asked = {f"num_{makes}": TRIAL_SAMPLES, "seed": 0}
-            made = np.asarray(model.predict(pd.DataFrame({"request": ["trial"]}), params=asked))
+            made = np.asarray(model.predict(example_of(place / STUDENT), params=asked))
         except InputError as error:
             raise InputError(f"{error}: {otherwise}") from error
         except Exception as error:  # whatever a student's own code may raise
@@ -142,6 +143,19 @@ def try_version(client: MlflowClient, name: str, number: str, otherwise: str) ->
             ) from error
     if wrong := _what_is_wrong(made, makes):
         raise InputError(f"{name} version {number} makes {makes} that {wrong}: {otherwise}")
+
+
+def example_of(student: Path) -> pd.DataFrame:
+    """A request of one row: of a student of prompts one that its folder knows."""
+    prompts = _index(student).get("prompts")
+    if prompts is None:
+        return pd.DataFrame({"request": ["example"]})
+    return pd.DataFrame({"prompt": prompts["examples"][:1]})
+
+
+def _index(student: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((student / "model_index.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _dimensions(model: Any) -> int:
@@ -218,7 +232,7 @@ def _create_version(
 
 def _log_model(folder: Path, run_id: str, content: str) -> str:
     """Log the student as models-from-code and try it on its example; returns MLflow's model id."""
-    shape = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("shape")
+    shape, example = _index(folder).get("shape"), example_of(folder)
     makes = "series" if shape is not None and len(shape) == 2 else "images"
     mine = {
         OWNER: owner()
@@ -238,13 +252,11 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={STUDENT.name: str(files)},
             model_config={"sha256": content},  # whoever loads it compares
-            signature=_signature(makes),
-            input_example=(
-                pd.DataFrame({"request": ["example"]}),
-                {f"num_{makes}": 2, "seed": 0},
-            ),
+            signature=_signature(makes, example.columns[0]),
+            input_example=(example, {f"num_{makes}": 2, "seed": 0}),
             pip_requirements=[
-                f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS
+                f"{package}=={installed(package).partition('+')[0]}"
+                for package in (*REQUIREMENTS, *(("transformers",) if "prompt" in example else ()))
             ],
         )
         reach("registration.uploaded")
@@ -271,11 +283,11 @@ def _figures_at_once() -> Iterator[None]:
         MlflowClient.get_metric_history = asked
 
 
-def _signature(makes: str) -> ModelSignature:
+def _signature(makes: str, column: str) -> ModelSignature:
     dimensions = 3 if makes == "series" else 4
     params = [(f"num_{makes}", 4), ("seed", 0), ("steps", 0), ("class_label", -1)]
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "request")]),
+        inputs=Schema([ColSpec(DataType.string, column)]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1,) * dimensions)]),
         params=ParamSchema([ParamSpec(name, DataType.long, default) for name, default in params]),
     )

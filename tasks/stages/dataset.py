@@ -14,11 +14,13 @@ if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
 from tasks.config.schema import Params
 from tasks.data.image_dataset import write_images
 from tasks.data.series_dataset import write_series
+from tasks.data.sources.none import NoDataset
 from tasks.utils.atomic import atomic_dir, atomic_write_json, sha256_file
 from tasks.utils.cli import stage_main
 
+Writer = Callable[[Any, Path, Path], dict[str, Any]]
 # by kind of data (tasks/data/kinds.py)
-WRITERS: dict[str, Callable[[Any, Path, Path], dict[str, Any]]] = {
+WRITERS: dict[str, Writer] = {
     "images": write_images,
     "series": write_series,
 }
@@ -31,7 +33,8 @@ def run(params: Params, root: Path) -> None:
     """
     settings = params.dataset
     with atomic_dir(root / "data" / "dataset") as folder:
-        described = WRITERS[settings.data_kind](settings, root, folder)
+        write: Writer = nothing if isinstance(settings, NoDataset) else WRITERS[settings.data_kind]
+        described = write(settings, root, folder)
         manifest = {
             "kind": settings.data_kind,
             "params": settings.model_dump(mode="json", exclude={"digest"}),
@@ -39,6 +42,12 @@ def run(params: Params, root: Path) -> None:
             "sha256": {file.name: sha256_file(file) for file in sorted(folder.iterdir())},
         }
         atomic_write_json(folder / "manifest.json", manifest)
+
+
+def nothing(settings: Any, root: Path, folder: Path) -> dict[str, Any]:
+    """What the manifest says where there are no images."""
+    counts = {"train": 0, "holdout": 0}
+    return {"source": "none", "shape": None, "counts": counts, "class_names": [], "captions": False}
 
 
 if __name__ == "__main__":

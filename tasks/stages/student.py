@@ -32,6 +32,7 @@ from models.training.loop import LoopConfig, TrainState
 from tasks.config.schema import Params, params_from_dict
 from tasks.data.agreement import check_teacher_fits_dataset
 from tasks.data.batches import BatchPlan, batches_for
+from tasks.data.conditions import check_conditions
 from tasks.data.dataset import load_manifest
 from tasks.data.shards import ShardSet
 from tasks.data.teacher import load_teacher
@@ -39,6 +40,7 @@ from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.validation import check_metrics
 from tasks.methods.context import make_context, method_of, real_states
 from tasks.methods.model_card import provenance, render
+from tasks.methods.text_parts import save_examples, with_prompts
 from tasks.training.selection import Selection
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir, atomic_write_json, read_json
@@ -59,7 +61,7 @@ def run(params: Params, root: Path) -> None:
     shards = open_trajectories(root)
     teacher = load_teacher(root)
     check_teacher_fits_dataset(teacher, root)
-    _check_cache(params, shards, teacher)
+    _check_cache(params, root, shards, teacher)
     scratch = _scratch(params, root, shards)
     with scratch_lock(scratch):
         if read_json(scratch / FACTS) is None:
@@ -92,10 +94,11 @@ def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
     return scratch_for(root, "student", *inputs)
 
 
-def _check_cache(params: Params, shards: ShardSet, teacher: Denoiser) -> None:
+def _check_cache(params: Params, root: Path, shards: ShardSet, teacher: Denoiser) -> None:
     again = "run python -m tasks.stages.trajectories (or dvc repro) again"
     if shards.meta["teacher"] != teacher.fingerprint():
         raise InputError(f"data/trajectories belongs to another teacher; {again}")
+    check_conditions(teacher.condition_kind, shards.meta, root)
     there = shards.meta | {split: shards.rows(split) for split in shards.splits}
     for key, wanted in params.trajectories.model_dump(mode="json", exclude=RUNTIME_ONLY).items():
         if there.get(key) != wanted:
@@ -254,6 +257,7 @@ def _publish(
     diagnostics = json.loads((scratch / FACTS).read_text())
     pipeline = method_of(params).untrained(make_context(params, root, teacher, shards, diagnostics))
     weights = Selection.best_weights(scratch, result["best_step"])
+    student = with_prompts(export_pipeline(pipeline, weights), teacher, params, root)
     kept = ("steps", "eta", "intervals", "depth", "seed", "grid_points")
     record = result | {
         "method": params.method.model_dump(mode="json"),
@@ -261,10 +265,11 @@ def _publish(
         "diagnostics": diagnostics,
         "teacher": teacher.fingerprint(),
         "trajectories": {key: shards.meta[key] for key in kept},
-        "origin": provenance(params, root, pipeline),
+        "origin": provenance(params, root, student),
     }
     with atomic_dir(root / "data" / "student") as folder:
-        export_pipeline(pipeline, weights).save_pretrained(folder)
+        student.save_pretrained(folder)
+        save_examples(student, teacher, folder)
         reach("student.saved")
         atomic_write_json(folder / "student.json", record)
         (folder / "README.md").write_text(render(record), encoding="utf-8")

@@ -70,6 +70,7 @@ def run(params: Params, root: Path) -> None:
     record |= {
         "fingerprint": teacher.fingerprint(),
         "shape": list(teacher.shape),
+        "condition_kind": teacher.condition_kind,
         "prediction_type": teacher.prediction_type,
     }
     with atomic_dir(destination) as folder:
@@ -84,9 +85,13 @@ def run(params: Params, root: Path) -> None:
 
 
 def _save_pipeline(pipeline: Any, folder: Path) -> None:
-    for part in pipeline_parts(pipeline).values():
-        if "_name_or_path" in getattr(part, "config", ()):
-            part.register_to_config(_name_or_path="")  # a folder of this machine
+    for part in pipeline_parts(pipeline).values():  # without names of folders of this machine
+        if not hasattr(part, "register_to_config"):  # encoders and tokenizers of transformers
+            vars(getattr(part, "config", part)).pop("_name_or_path", None)
+            if hasattr(part, "name_or_path") and not hasattr(part, "config"):
+                part.name_or_path = ""
+        elif "_name_or_path" in part.config:
+            part.register_to_config(_name_or_path="")
     pipeline.save_pretrained(folder)
 
 

@@ -24,6 +24,7 @@ from models.teachers.base import Denoiser
 from tasks.config.extensions import load_extensions
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
+from tasks.data.conditions import conditions_name
 from tasks.data.shards import publish, usable_shard, write_shard
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import path_spec
@@ -56,7 +57,8 @@ def run(params: Params, root: Path) -> None:
     teacher = load_teacher(root)
     _check(spec, teacher)
     identity = spec.model_dump(mode="json", exclude=RUNTIME_ONLY)
-    scratch = scratch_for(root, "trajectories", identity, teacher.fingerprint())
+    prompts = conditions_name(root) if teacher.condition_kind == "prompts" else None
+    scratch = scratch_for(root, "trajectories", identity, teacher.fingerprint(), prompts)
     points = grid_points(spec, teacher.to(pick_device()), scratch)
     jobs = {
         split: _jobs(scratch, split, count, spec.shard_size)
@@ -74,6 +76,7 @@ def run(params: Params, root: Path) -> None:
         meta = identity | {
             "grid_points": points,
             "teacher": teacher.fingerprint(),
+            "conditions": prompts,
             "shape": list(teacher.shape),
             "kept": kept.tolist(),  # with seed and shape, all that the features are drawn from
         }
@@ -105,7 +108,12 @@ def _counts(spec: Trajectories) -> dict[str, int]:
 
 
 def _check(spec: Trajectories, teacher: Denoiser) -> None:
-    classes = teacher.num_classes
+    classes, kind = teacher.num_classes, teacher.condition_kind
+    if spec.classes is not None and kind == "prompts":
+        raise InputError(
+            f"trajectories.classes = {list(spec.classes)}: this teacher takes prompts; use null, "
+            "and choose them by conditions.prompts"
+        )
     if spec.classes is not None and classes is None:
         raise InputError(
             f"trajectories.classes = {list(spec.classes)}: this teacher is unconditional; use null"
@@ -116,7 +124,7 @@ def _check(spec: Trajectories, teacher: Denoiser) -> None:
         )
     if spec.guidance != 1.0 and not teacher.can_guide:
         raise InputError(
-            f"trajectories.guidance = {spec.guidance}: this teacher has no null class; use 1.0"
+            f"trajectories.guidance = {spec.guidance}: this teacher has no null condition; use 1.0"
         )
 
 

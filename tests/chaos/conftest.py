@@ -66,7 +66,7 @@ def recorded(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def halfway(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All before the student is made and recorded by DVC; not to be written to."""
     root = copy_until(made, tmp_path_factory.mktemp("halfway") / "project", "student")
-    record(root, "dataset", "teacher", "trajectories")
+    record(root, "dataset", "teacher", "conditions", "trajectories")
     return root
 
 

@@ -22,7 +22,7 @@ from tasks.utils.failpoints import HOLD_AT, KILL_AT, MARK
 from tests.paths import PROJECT
 
 REPOSITORY = PROJECT
-STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 PARAMS = {
     "dataset": {"kind": "digits", "size": 8, "holdout": 100},
     "teacher": {

@@ -1,4 +1,4 @@
-"""A small project with the real pipeline's shape: five stages that only write little files."""
+"""A small project with the real pipeline's shape: six stages that only write little files."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ STAGES = {
             print("error: teacher.path: no such folder", file=sys.stderr)
             sys.exit(2)
         (fresh("teacher") / "w.txt").write_text("w")
+    """,
+    "conditions": """
+        count("conditions")
+        (fresh("conditions") / "manifest.json").write_text("{}")
     """,
     "trajectories": """
         count("trajectories")
@@ -97,7 +101,8 @@ class TinyPipeline(DiffusionPipeline):
 DEPS = {
     "dataset": [],
     "teacher": ["data/dataset"],
-    "trajectories": ["data/teacher"],
+    "conditions": ["data/teacher"],
+    "trajectories": ["data/teacher", "data/conditions"],
     "student": ["data/teacher", "data/trajectories"],
     "evaluation": ["data/student"],
 }

@@ -53,7 +53,7 @@ def test_stages_run_once_and_leave_a_model_and_artifacts(
 
     result = distill(overrides={"student": {"steps": 200}})
     assert runs(project) == dict.fromkeys(
-        ("dataset", "teacher", "trajectories", "student", "evaluation"), 1
+        ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation"), 1
     )
     assert result["model"]["version"] == "1" and result["model"]["created"]
     assert result["verdict"] == "version 1 is the first champion"
@@ -62,6 +62,7 @@ def test_stages_run_once_and_leave_a_model_and_artifacts(
     assert set(task_names(run.id)) >= {
         "dataset",
         "teacher",
+        "conditions",
         "trajectories",
         "student",
         "evaluation",
@@ -137,7 +138,8 @@ def test_results_of_dvc_repro_are_registered_without_prefect(project: Path) -> N
 
     params = load_params(project / "params.yaml")
     with pytest.raises(
-        InputError, match="out of date: dataset, teacher, trajectories, student, evaluation"
+        InputError,
+        match="out of date: dataset, teacher, conditions, trajectories, student, evaluation",
     ):
         register_results(project, params)
     subprocess.run(["dvc", "repro", "--quiet"], cwd=project, check=True, capture_output=True)

@@ -65,7 +65,7 @@ def fine_paths(
 ) -> tuple[Tensor, Tensor, Condition | None]:
     """(states (n, K + 1, C, H, W), noise (n, K, C, H, W), condition) of the chain, plainly."""
     noise = path_noise(spec, "train", range(n), teacher.shape)
-    condition = teacher.encode_condition(path_labels(spec, teacher.num_classes, range(n)))
+    condition = teacher.encode_condition(path_labels(spec, teacher, range(n)))
     states = [noise[:, 0]]
     for k in range(spec.chain.steps):
         x0 = teacher.denoise(states[-1], float(spec.chain.levels.t[k]), condition)

@@ -11,7 +11,7 @@ import yaml
 from tests.flows.project import REPOSITORY, write_student
 
 NAME = "fewstep-mnist16"
-STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 
 
 def write_results(root: Path, kid: float = 0.01, seed: int = 0, dataset: str = "d") -> Path:

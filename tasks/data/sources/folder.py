@@ -67,7 +67,7 @@ def folder_source(
     files = open_files(path, f"{section}.path", "a folder of images or a .zip of one")
     names = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not names:
-        raise InputError(_nothing_in(files, section))
+        raise InputError(_nothing_in(files, f"{section}.path"))
     captions = _caption_files(files, names)
     used = {*names, *captions.values()}
     rest = [n for n in files.names if n not in used and PurePosixPath(n).name not in NAMES]
@@ -83,6 +83,22 @@ def folder_source(
             return decode(file, channels, ranges)
 
     return Source(files.title, names, ids, class_names, channels, read, texts)
+
+
+def folder_captions(path: Path, key: str) -> tuple[list[str], list[list[str]] | None]:
+    """(names, captions) of the images that :func:`folder_source` finds, which are not opened; None
+    for a folder without any caption. Raises InputError that begins with ``key``.
+    """
+    from tasks.data.files import open_files, same_name
+    from tasks.data.images import SUFFIXES
+    from tasks.data.tables import read_described
+
+    files = open_files(path, key, "a folder of captioned images or a .zip of one")
+    names = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if not names:
+        raise InputError(_nothing_in(files, key))
+    known, beside = [same_name(name) for name in names], _caption_files(files, names)
+    return names, _captions(files, names, known, read_described(files), beside)
 
 
 def _labels(
@@ -129,10 +145,20 @@ def _captions(
         found = list(described.captions.get(key, ()))
         if not found and name in beside:
             with files.open(beside[name]) as file:
-                text = file.read().decode("utf-8", "replace").strip()
+                text = _decoded(files, beside[name], file.read())
             found = [text] if text else []
         texts.append(found)
     return texts
+
+
+def _decoded(files: Files, name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{files.title}/{name}: not UTF-8 ({error.reason} at byte {error.start}); save the "
+            "caption as UTF-8"
+        ) from None
 
 
 def _caption_files(files: Files, names: list[str]) -> dict[str, str]:
@@ -154,10 +180,10 @@ def _tell_left_out(files: Files, rest: list[str]) -> None:
     warn_of(f"{files.title}: left out {{}} hidden files", pictures)
 
 
-def _nothing_in(files: Files, section: str) -> str:
+def _nothing_in(files: Files, key: str) -> str:
     suffixes = {PurePosixPath(name).suffix.lower() for name in files.names}
     if ".parquet" in suffixes:
-        return f"{section}.path: {files.title} holds .parquet files; use dataset.kind=parquet"
+        return f"{key}: {files.title} holds .parquet files; use dataset.kind=parquet"
     found = f", only {', '.join(sorted(suffixes - {''}))}" if suffixes - {""} else ""
     expected = "expected files such as .png, .jpg or .webp"
-    return f"{section}.path: no images in {files.title}{found}; {expected}"
+    return f"{key}: no images in {files.title}{found}; {expected}"

@@ -20,6 +20,7 @@ SOURCES: dict[str, str | type[DataSettings]] = {
     "rough_bergomi": "tasks.data.sources.processes:RoughBergomiDataset",
     "series": "tasks.data.sources.series:OwnSeriesDataset",
     "stocks": "tasks.data.sources.stocks:StocksDataset",
+    "none": "tasks.data.sources.none:NoDataset",
 }
 
 

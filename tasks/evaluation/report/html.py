@@ -19,6 +19,7 @@ from tasks.config.schema import Params, params_dict
 from tasks.evaluation.law_errors import law_rows
 from tasks.evaluation.report import figures, pictures
 from tasks.evaluation.report import image_grids as grids
+from tasks.evaluation.report.by_prompt import by_prompt
 from tasks.evaluation.report.style import DARK, LIGHT, Theme
 from tasks.evaluation.report.style import render as theme_render
 from tasks.evaluation.report.text import fixed, number, png, shown, span
@@ -30,9 +31,9 @@ PACKAGES = ("torch", "diffusers", "numpy", "scipy")
 CAPTIONS = {
     "frontier": (
         "Quality over network calls",
-        "Distance to the real {data}, log scale. Bars are 95 % bootstrap intervals. The dashed "
-        "line is the teacher's full run, the dotted line other real {data}. A distance of 0 or "
-        "less cannot be drawn on this scale.",
+        "Distance to {real} {data}, log scale. Bars are 95 % bootstrap intervals. The dashed "
+        "line is the teacher's full run, the dotted line other real {data}, where there are any. A "
+        "distance of 0 or less cannot be drawn on this scale.",
     ),
     "path_error": (
         "Error along the path",
@@ -61,6 +62,11 @@ CAPTIONS = {
     ),
     "training": ("Training", "Loss and validation figures of the student that is evaluated here."),
 }
+REAL = {"real": "the real", "teacher": "the teacher's own"}
+REFERENCES = {
+    "real": "the held-out split",
+    "teacher": "its full runs of the same prompts from other start noise; there is no dataset",
+}
 SPACINGS = {"logsnr": "log-SNR", "karras": "Karras"}
 
 
@@ -82,13 +88,13 @@ def render(
         result=result,
         criterion=result.column,
         columns=table_columns(result),
-        reference=reference.path if reference else "the held-out split",
+        reference=reference.path if reference else REFERENCES[result.against],
         table=[table_row(result, row) for row in ordered(result)],
         left_out=left_out(result),
         pictures=[
             {
                 "title": CAPTIONS[name][0],
-                "caption": CAPTIONS[name][1].format(data=result.data),
+                "caption": CAPTIONS[name][1].format(data=result.data, real=REAL[result.against]),
                 "light": _uri(draw, LIGHT),
                 "dark": _uri(draw, DARK),
             }
@@ -96,6 +102,7 @@ def render(
         ],
         gains=training_gain(result),
         sides=[side(result, nfe) for nfe in result.nfe],
+        prompts=by_prompt(result),
         paths=path_strip(result),
         law=law_rows(result),
         load_back=load_back(result),

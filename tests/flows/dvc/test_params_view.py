@@ -23,6 +23,7 @@ from tests.paths import PROJECT
 READERS = {
     "dataset": {"dataset"},
     "teacher": {"teacher"},
+    "conditions": {"conditions"},
     "trajectories": {"trajectories"},
     "method": {"student"},
     "student": {"student"},

@@ -17,7 +17,7 @@ from tests.flows.project import REPOSITORY, make_project
 from tests.flows.project import runs as counts
 from tests.scripts.benchmark.test_plan import SMALL
 
-STAGES = ["dataset", "teacher", "trajectories", "student", "evaluation"]
+STAGES = ["dataset", "teacher", "conditions", "trajectories", "student", "evaluation"]
 IDENTITY = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
 PLAN = SMALL.replace("seeds: [0, 3]", "seeds: [0]").replace("[kid]", "[kid, frechet]")
 PLAN = PLAN[: PLAN.index("      sfd:")]
@@ -82,13 +82,13 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_done_again(
         first = watch(patch, interrupt)
         with pytest.raises(KeyboardInterrupt):
             program.main(only)
-    assert first == STAGES[:3]
+    assert first == STAGES[:4]
     assert not run_of(project, "sigdeg").folder(project).exists()  # whole or not at all
 
     with monkeypatch.context() as patch:
         second = watch(patch)
         assert program.main(only) == 0
-    assert second == STAGES[3:]
+    assert second == STAGES[4:]
     made = record(project, "sigdeg")
     assert made["seed"] == 0 and made["commit"] == commit_of(project)
     folder = run_of(project, "sigdeg").folder(project)
@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_done_again(
     assert f"*stale*: Sig-DEG, seed 0, measured at commit {str(made['commit'])[:10]}" in page
     assert "with other code" in page
     assert program.main(only) == 0
-    assert third == STAGES[3:4] and record(project, "sigdeg")["commit"] == new
+    assert third == STAGES[4:5] and record(project, "sigdeg")["commit"] == new
     assert "*stale*" not in (project / "docs/benchmark.md").read_text()
 
 

@@ -122,7 +122,7 @@ BAD: list[tuple[str, str]] = [
     ("student=3", "student = 3: expected a mapping of keys to values"),
     ("student.stepz=3", "override student.stepz: unknown key, did you mean steps?"),
     ("studnt.steps=3", "override studnt: unknown key, did you mean student?"),
-    ("zzz=3", "override zzz: unknown key, expected one of dataset, evaluation, ext"),
+    ("zzz=3", "override zzz: unknown key, expected one of conditions, dataset, ev"),
     ("student.steps.more=3", "override student.steps.more: student.steps has no keys below it"),
     ("student.steps", "'student.steps': expected key=value"),
     ("=3", "'=3': expected key=value"),
@@ -256,7 +256,7 @@ def test_bad_override(tmp_path: Path, override: str, message: str) -> None:
         ("student:\n\tsteps: 3", r"params.yaml, line 2, column 1: not valid YAML"),
         ("- student", r'params.yaml: found \["student"\], expected a mapping'),
         ("", "params.yaml: found null, expected a mapping"),
-        ("1: 2", "params.yaml: 1: unknown key, expected one of dataset"),
+        ("1: 2", "params.yaml: 1: unknown key, expected one of conditions, dataset"),
         ("student: {steps: no}", 'params.yaml: student.steps = "no": expected a whole number'),
     ],
 )

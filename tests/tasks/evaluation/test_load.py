@@ -88,12 +88,18 @@ def seeded(seed: int, reference: Reference | None = None) -> Params:
     return PARAMS.model_copy(update={"evaluation": evaluation})
 
 
+def teacher_of(root: Path) -> Denoiser:
+    """The teacher, which is asked where there is no dataset."""
+    return load_denoiser(root / "data" / "teacher")
+
+
 def test_real_images_are_disjoint_and_equally_many(root: Path) -> None:
-    real, other = real_images(seeded(0), root)
+    real, other = real_images(seeded(0), root, teacher_of(root))
     assert real.shape == other.shape == (50, 1, 8, 8)
     assert float(real.min()) == -1 and float(real.max()) <= 1
-    assert torch.equal(other, real_images(seeded(0), root)[1])
-    assert not torch.equal(other, real_images(seeded(1), root)[1])
+    again, another = (real_images(seeded(s), root, teacher_of(root))[1] for s in (0, 1))
+    assert torch.equal(other, again)
+    assert not torch.equal(other, another)
     train, _ = load_split(root, "train")
     known = {image.tobytes() for image in np.asarray(train[:])}
     assert all(
@@ -112,14 +118,14 @@ def test_another_reference_is_read_whole_and_shuffled(root: Path, tmp_path: Path
         NpzReference(path=str(tmp_path / "x.npz"), images="test", pad=1),
         FolderReference(path=str(tmp_path / "folder")),
     ):
-        real, other = real_images(seeded(0, reference), root)
+        real, other = real_images(seeded(0, reference), root, teacher_of(root))
         found = ((real + 1) * 127.5).round().to(torch.uint8).numpy()[:, 0]
         assert real.shape == other.shape == (30, 1, 8, 8)
         assert sorted(image.tobytes() for image in found) == sorted(
             image.tobytes() for image in expected
         )
         assert not (found == expected).all()
-        assert torch.equal(real, real_images(seeded(0, reference), root)[0])
+        assert torch.equal(real, real_images(seeded(0, reference), root, teacher_of(root))[0])
 
 
 def test_a_reference_that_cannot_be_read_is_one_line(root: Path, tmp_path: Path) -> None:
@@ -139,7 +145,7 @@ def test_a_reference_that_cannot_be_read_is_one_line(root: Path, tmp_path: Path)
         ),
     ):
         with pytest.raises(InputError, match=message):
-            real_images(seeded(0, reference), root)
+            real_images(seeded(0, reference), root, teacher_of(root))
 
 
 def test_no_student_is_one_line(root: Path) -> None:

@@ -153,7 +153,7 @@ def test_unfinished_stages_are_named(tmp_path: Path) -> None:
         lineage.stage_hashes(tmp_path)
     (tmp_path / "dvc.lock").write_text("stages: {dataset: {outs: [{path: data/dataset, md5: a}]}}")
     with pytest.raises(
-        InputError, match="no results of teacher, trajectories, student, evaluation"
+        InputError, match="no results of teacher, conditions, trajectories, student, evaluation"
     ):
         lineage.stage_hashes(tmp_path)
 

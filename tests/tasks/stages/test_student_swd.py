@@ -28,13 +28,13 @@ from models.methods.swd import gate as scalewise
 from models.methods.swd.method import SwD
 from models.methods.swd.pipeline import SwDPipeline
 from tasks.config.schema import Params
+from tasks.data.reference import to_bytes
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.benchmark import _compare, equal_compute
 from tasks.evaluation.load import free_name, load_inputs
 from tasks.evaluation.metrics_file import read_metrics
 from tasks.evaluation.results import Result, Row, SamplerKey
-from tasks.evaluation.samplers import to_bytes
 from tasks.methods.context import make_context, real_states
 from tasks.stages import evaluation, student
 from tasks.training.selection import Selection

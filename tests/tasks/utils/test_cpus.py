@@ -106,7 +106,16 @@ def test_torch_follows_the_affinity(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", ["dataset", "teacher", "trajectories", "student", "evaluation", "champion_challenger"]
+    "stage",
+    [
+        "dataset",
+        "teacher",
+        "conditions",
+        "trajectories",
+        "student",
+        "evaluation",
+        "champion_challenger",
+    ],
 )
 def test_every_stage_prepares_before_torch_is_imported(stage: str) -> None:
     text = (PROJECT / f"tasks/stages/{stage}.py").read_text()

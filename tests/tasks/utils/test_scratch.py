@@ -8,7 +8,7 @@ import pytest
 from tasks.utils.scratch import code_fingerprint, code_of
 from tests.paths import PROJECT
 
-STAGES = ("dataset", "teacher", "trajectories", "student", "evaluation")
+STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_a_change_counts_where_the_code_is_used(top: Path) -> None:
     assert changed_by(top, "models/teachers/loading.py") == set(STAGES) - {"dataset"}
     assert changed_by(top, "models/methods/swd/deeper/losses.py") == {"student", "evaluation"}
     assert changed_by(top, "tasks/stages/trajectories.py") == {"trajectories"}
-    assert changed_by(top, "tasks/data/sources/folder.py") == {"dataset", "evaluation"}
+    assert changed_by(top, "tasks/data/sources/folder.py") == {
+        "dataset", "conditions", "evaluation",
+    }  # fmt: skip
 
 
 def test_settings_progress_and_other_rooms_do_not_count(top: Path) -> None:
