@@ -113,14 +113,17 @@ def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerG
         gains.last_gain,
         gains.noise_gain,
     )
-    return [with_noise_input(step) for step in steps] if config.loss.score else steps
+    if not config.loss.score:
+        return steps
+    without = nfe - 1 if config.loss.score_noise == "inner" and nfe > 1 else nfe
+    return [with_noise_input(step, given=i != without) for i, step in enumerate(steps)]
 
 
-def with_noise_input(step: Step) -> Step:
+def with_noise_input(step: Step, given: bool = True) -> Step:
     """The step with one more standard normal, e, after the features: an input of the network that
-    moves neither the query state nor the step's noise.
+    moves neither the query state nor the step's noise; zero there unless ``given``.
     """
-    return replace(step, m=(*step.m, 0.0), n=(*step.n, 0.0), kept=(*step.kept, 1.0))
+    return replace(step, m=(*step.m, 0.0), n=(*step.n, 0.0), kept=(*step.kept, float(given)))
 
 
 def make_step_schedule(

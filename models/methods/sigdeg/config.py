@@ -44,6 +44,10 @@ class Loss(Section):
     """
     score_beta: Annotated[float, Field(strict=True, gt=0, lt=2)] = 1.0
     """Exponent of the energy score, above 0, below 2."""
+    score_noise: Literal["all", "inner"] = "all"
+    """Steps whose network gets these normals; inner: all but the last, for images without speckle
+    long before the law is learnt.
+    """
     score_patches: Annotated[
         tuple[fields.Natural, ...], Field(min_length=1), AfterValidator(fields.distinct)
     ] = (0,)

@@ -94,6 +94,20 @@ def test_loss_is_the_score_of_two_rollouts(path: float, weighting: str) -> None:
     assert 0 < float(terms["spread_4"]) < 1
 
 
+@pytest.mark.parametrize("steps", [4, 2, 1])
+def test_inner_keeps_e_from_the_last_step_alone(steps: int) -> None:
+    """Which steps another e changes; a student of one step keeps its e."""
+    method = method_of(**SCORE, nfe=(steps,), score_noise="inner")
+    perturbed(method.pipeline.unet)
+    plan = method.pipeline.plan(steps)
+    assert [step.kept[-1] for step in plan] == [1.0] * (steps - 1) + [float(steps == 1)]
+    Y, xi = torch.randn(2, 1, 8, 8), torch.randn(2, 4, 1, 8, 8)
+    other = torch.cat([xi[:, :-1], torch.randn(2, 1, 1, 8, 8)], 1)
+    for i, step in enumerate(plan):
+        a, b = (method.pipeline.denoise(step, Y, own, []) for own in (xi, other))
+        assert torch.equal(a, b) == (i == steps - 1 > 0)
+
+
 def test_teacher_forcing_and_checkpointing() -> None:
     """Windows inside the path start at teacher states; checkpointed gradients are the same."""
     plain = method_of(**SCORE, window_start=1, window_until=1.0)
