@@ -31,7 +31,7 @@ class Student(Section):
     """Ray Train workers; 0 = in this process."""
     validate_every: Count = 20
     """Steps between validations; the best weights are kept."""
-    validation_samples: Annotated[int, Field(strict=True, ge=2)] = 1000
+    validation_samples: Annotated[int, Field(strict=True, ge=2)] = 500
     """Images or series per validation."""
     criterion: MetricName = "kid"
     """The metric that decides which weights are kept, against the training split."""

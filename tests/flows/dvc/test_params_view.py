@@ -112,7 +112,7 @@ def test_every_key_runs_what_depends_on_it_and_nothing_else(root: Path, preset: 
         ("models/methods/swd/config.py", "fake_updates: Natural = 1", "fake_updates: Natural = 2",
          "mnist-swd", "method.fake_updates"),
         ("models/methods/sigdeg/config.py", "start: Count = 10", "start: Count = 9",
-         "mnist-sigdeg", "method.window.start"),
+         "mnist-calibrated", "method.window.start"),
         ("tasks/config/trajectories.py", "eta: common.Fraction = 1.0", "eta: common.Fraction = 0.9",
          "mnist-sigdeg", "trajectories.eta"),
         ("tasks/config/evaluation.py", "bootstrap: Natural = 200", "bootstrap: Natural = 201",

@@ -59,7 +59,7 @@ def test_a_run_at_a_commit_leaves_an_experiment_and_nothing_else(project: Path) 
             work.root == project / ".fewstep/runs/0123abcd" and work.commit == head and work.apart
         )
         assert git(work.root, "status", "--porcelain") == ""
-        assert load_params(work.root / "params.yaml").student.steps == 60
+        assert load_params(work.root / "params.yaml").student.steps == 300
         assert workspaces.uncommitted(project) == ["conf/preset/mnist-sigdeg.yaml"]
         set_steps(work.root, 70)
         repro(work)

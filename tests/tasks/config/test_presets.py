@@ -60,8 +60,8 @@ def test_a_method_and_back_again_is_the_default_job(root: Path) -> None:
     assert (swd.student.steps, swd.student.learning_rate, swd.student.ema) == (3000, 1e-4, 0.999)
     back, _ = write_preset(root, DEFAULT, [])
     assert back == first and back.method.kind == "sigdeg"
-    assert (back.method.loss.path, back.method.loss.mmd, back.method.window.start) == (0.1, 1.0, 10)
-    assert (back.student.steps, back.student.learning_rate) == (60, 1e-5)
+    assert (back.method.loss.path, back.method.loss.score, back.method.window.start) == (0, 1, 3)
+    assert (back.student.steps, back.student.learning_rate) == (300, 1e-3)
 
 
 def test_what_is_said_beside_a_variant_wins_over_what_it_brings() -> None:
