@@ -200,21 +200,15 @@ def _on_ray(
     root: Path, params: Params, jobs: list[Job], points: list[int], advance: Advance
 ) -> Iterator[Job]:
     import ray
-    from ray.util import ActorPool
 
-    from tasks.training.ray_cluster import connect
+    from tasks.training.ray_cluster import connect, spread
 
     spec = params.trajectories
     with connect(spec.workers) as gpus:
         options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         actor = ray.remote(**options)(_RayMaker)
-        pool = ActorPool(
-            [
-                actor.remote(str(root), spec.model_dump(mode="json"), params.extensions, points)
-                for _ in range(min(spec.workers, len(jobs)))
-            ]
-        )
-        for job in pool.map_unordered(lambda maker, job: maker.make.remote(job), jobs):
+        given = (str(root), spec.model_dump(mode="json"), params.extensions, points)
+        for job in spread(lambda: actor.remote(*given), spec.workers, jobs):
             advance((job.stop - job.start) * spec.steps)
             yield job
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 # files Ray needs "/ray/session_2026-11-25_16-27-44_123456_1234567/sockets/plasma_store".
 LONGEST_PLACE = 103 - 68
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+ATTEMPTS = 4  # of a job whose actor is lost each time
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -63,6 +68,48 @@ def connect(workers: int | None = None) -> Iterator[int]:
         sys.stdout.flush()
 
 
+def spread(start: Callable[[], Any], workers: int, jobs: Sequence[Any]) -> Iterator[Any]:
+    """Results of ``actor.make(job)`` on `workers` actors, one job at a time on each, as they come.
+
+    Jobs go to actors that have started: a cluster with room for fewer does with fewer. An actor
+    that is lost, with its node perhaps, is replaced, and its job done again, up to ATTEMPTS times.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
+    waiting, tries = deque(range(len(jobs))), Counter[int]()
+    starting: dict[Any, Any] = {}  # actors by the reference that tells of their start
+    at_work: dict[Any, tuple[Any, int]] = {}  # and with the job's number, by that of its result
+    idle: list[Any] = []
+
+    def begin() -> None:
+        actor = start()
+        starting[actor.__ray_ready__.remote()] = actor
+
+    for _ in range(min(workers, len(jobs))):
+        begin()
+    while waiting or at_work:
+        while waiting and idle:
+            free, number = idle.pop(), waiting.popleft()
+            at_work[free.make.remote(jobs[number])] = free, number
+        (done,), _ = ray.wait([*at_work, *starting], num_returns=1)
+        actor, number = (starting.pop(done), -1) if done in starting else at_work.pop(done)
+        try:
+            made = ray.get(done)
+        except RayActorError as error:
+            tries[number] += 1
+            if error.actor_init_failed or tries[number] >= ATTEMPTS:
+                raise
+            if number >= 0:
+                logger.warning("a Ray worker was lost; its work is done again")
+                waiting.appendleft(number)
+            begin()
+            continue
+        idle.append(actor)
+        if number >= 0:
+            yield made
+
+
 def _own_cluster(workers: int | None) -> dict[str, Any]:
     alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": workers}
     place = temporary_place()
@@ -96,8 +143,6 @@ def quiet_train() -> Iterator[None]:
     """Ray Train's own announcements go to its log files for the block; the stage tells its
     progress.
     """
-    import logging
-
     names = ("ray.train", "ray.data", "ray")
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
