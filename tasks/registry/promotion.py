@@ -86,8 +86,8 @@ def promote(
             try_version(client, name, number, _stays(present))
             earlier = history(client, name)
             _move(client, name, present, number, (*earlier, present) if present else earlier)
-            if force:
-                client.delete_model_version_tag(name, number, ROLLED_BACK)
+            if force:  # emptied: to delete it is more than a user of a team's server may
+                client.set_model_version_tag(name, number, ROLLED_BACK, "")
         known = client.get_model_version(name, number).tags
         if (
             present != number or DECISION not in known

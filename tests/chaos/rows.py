@@ -271,7 +271,28 @@ SERVICES = (
     ),
 )  # fmt: skip
 
-ROWS: tuple[Row, ...] = STAGES + REGISTRATION + PROMOTION + SERVICES + MACHINE
+# Shown by tests/team, `make team-test`.
+TEAM = (
+    Row(
+        "s3-gone", "the S3 server", "a student is registered; a stage's result is on the remote",
+        "one line that names MLflow's server, exit status 1; `make doctor` names S3; stages run here",
+        "registers one version",
+    ),
+    Row(
+        "mlflow-gone", "the MLflow server", "a student is registered",
+        "two minutes of asking, then one line, exit status 1", "registers one version",
+    ),
+    Row(
+        "credentials-expired", "nothing; Prefect, MLflow or S3 refuse the credentials", "`make run`, `make doctor`",
+        "one line that names the variables to set, before any work", "works with the right ones",
+    ),
+    Row(
+        "promotions-at-once", "nothing; two machines promote", "at the same moment",
+        "\"waiting for another promotion\"", "(both runs) one after the other, none lost, none twice",
+    ),
+)  # fmt: skip
+
+ROWS: tuple[Row, ...] = STAGES + REGISTRATION + PROMOTION + SERVICES + MACHINE + TEAM
 
 
 def table() -> str:
@@ -281,7 +302,7 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for row in ROWS:
-        mark = " (quick)" if row.quick else ""
+        mark = " (quick)" if row.quick else " (team)" if row in TEAM else ""
         lines.append(f"| {row.broken} | {row.when} | {row.seen} | {row.then} | `{row.id}`{mark} |")
     return "\n".join(lines)
 

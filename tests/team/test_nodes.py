@@ -1,0 +1,94 @@
+"""Ray nodes are lost amid the work, with a common folder: the bytes are those of an undisturbed
+run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.utils.failpoints import HOLD_AT, MARK, release
+from tests.chaos.project import STAGES, environ, execute, make_project, result
+from tests.team.machine import Machine
+from tests.team.nodes import Nodes, cluster
+from tests.team.site import wait
+
+pytestmark = [pytest.mark.team, pytest.mark.slow, pytest.mark.timeout(3600)]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def until_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which all before the trajectories is made."""
+    root = make_project(tmp_path_factory.mktemp("nodes") / "project")
+    for stage in STAGES[: STAGES.index("trajectories")]:
+        done = execute(root, [sys.executable, "-m", f"tasks.stages.{stage}"])
+        assert done.returncode == 0, done.stderr
+    return root
+
+
+def made(root: Path, stage: str, *settings: str) -> None:
+    done = execute(root, [sys.executable, "-m", f"tasks.stages.{stage}", *settings])
+    assert done.returncode == 0, done.stderr
+
+
+def lose_a_node(root: Path, folder: Path, point: str, *command: str) -> str:
+    """Run a stage on three nodes and kill the node whose worker is held at `point`; what the stage
+    printed.
+    """
+    mark = folder / "mark"
+    env = environ(root, more={HOLD_AT: point, MARK: str(mark)})
+    env["PATH"] = f"{BIN}:{env['PATH']}"
+    (root / ".venv").symlink_to(BIN.parent)
+    with cluster(Machine(root, env), folder / "ray", head_cpus=0) as nodes:
+        log = folder / "driver.log"
+        with log.open("wb") as output:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=root,
+                env=nodes.env | {"RAY_ADDRESS": nodes.address},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            wait(mark.exists, 600, lambda: _told(nodes, log))
+            nodes.kill(nodes.of(int(mark.read_text().split()[1])))
+            release(mark)
+            assert driver.wait(timeout=900) == 0, log.read_text()
+        finally:
+            driver.kill()
+        assert len(nodes.processes.running) == 2
+    return log.read_text()
+
+
+def _told(nodes: Nodes, log: Path) -> str:
+    return log.read_text() + nodes.processes.log("node-127.0.0.2")
+
+
+def shards(root: Path) -> dict[str, bytes]:
+    folder = root / "data/trajectories"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_node_lost_in_trajectories(until_teacher: Path, tmp_path: Path) -> None:
+    alone, spread = (shutil.copytree(until_teacher, tmp_path / name) for name in ("one", "three"))
+    made(alone, "trajectories")
+    stage = "tasks.stages.trajectories"
+    told = lose_a_node(spread, tmp_path, "trajectories.paths:1", stage, "trajectories.workers=4")
+    assert shards(spread) == shards(alone)
+    assert "a Ray worker was lost; its work is done again" in told
+
+
+def test_node_lost_in_training(until_teacher: Path, tmp_path: Path) -> None:
+    undisturbed = shutil.copytree(until_teacher, tmp_path / "one")
+    made(undisturbed, "trajectories")
+    spread = shutil.copytree(undisturbed, tmp_path / "three")
+    made(undisturbed, "student", "student.workers=2")
+    stage = "tasks.stages.student"
+    told = lose_a_node(spread, tmp_path, "training.step:3", stage, "student.workers=2")
+    assert result(spread) == result(undisturbed)
+    assert "a training worker was lost; going on from the last checkpoint" in told
