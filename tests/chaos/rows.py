@@ -290,6 +290,10 @@ TEAM = (
         "promotions-at-once", "nothing; two machines promote", "at the same moment",
         "\"waiting for another promotion\"", "(both runs) one after the other, none lost, none twice",
     ),
+    Row(
+        "node-lost-in-trajectories", "a Ray node", "its workers compute shards",
+        "a warning: a Ray worker was lost", "(the same run) makes the shards again on another node",
+    ),
 )  # fmt: skip
 
 ROWS: tuple[Row, ...] = STAGES + REGISTRATION + PROMOTION + SERVICES + MACHINE + TEAM
