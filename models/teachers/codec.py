@@ -88,6 +88,7 @@ class VAECodec(Codec):
         super().__init__()
         self.vae = vae
         config: Any = vae.config
+        _check_scaling(vae)
         self.scale = float(config.scaling_factor)
         shift, mean, std = (
             config.get(name) for name in ("shift_factor", "latents_mean", "latents_std")
@@ -117,6 +118,27 @@ class VAECodec(Codec):
         latents = x0 * _channels(self.std, x0) / self.scale + _channels(self.mean, x0)
         images: Tensor = self.vae.decode(latents).sample
         return images.clamp(-1, 1)
+
+
+def _check_scaling(vae: Any) -> None:
+    """InputError unless an autoencoder's config scales latents as pipelines do."""
+    config, kind = vae.config, type(vae).__name__
+    scale, mean, std = (config.get(n) for n in ("scaling_factor", "latents_mean", "latents_std"))
+    if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise InputError(f"teacher's {kind}: scaling_factor {scale}; expected a number above 0")
+    if (mean is None) != (std is None):
+        raise InputError(
+            f"teacher's {kind}: latents_mean {mean}, latents_std {std}; expected both or neither"
+        )
+    channels = config.get("latent_channels")
+    for name, values in (("latents_mean", mean), ("latents_std", std)):
+        if values is not None and channels is not None and len(values) != channels:
+            raise InputError(
+                f"teacher's {kind}: {name} has {len(values)} entries, its latents {channels} "
+                "channels; expected as many"
+            )
+    if std is not None and not all(value > 0 for value in std):
+        raise InputError(f"teacher's {kind}: latents_std {list(std)}; expected numbers above 0")
 
 
 def _channels(values: list[float], like: Tensor) -> Tensor:

@@ -66,7 +66,13 @@ class DiffusersDenoiser(Denoiser):
                 f"teacher's {type(network).__name__}: sample_size null; expected the size it is "
                 "to make; write it into its config.json"
             )
-        return cls.state_shape(network.config)
+        shape = cls.state_shape(network.config)
+        if min(shape) < 1:
+            raise InputError(
+                f"teacher's {type(network).__name__}: its config makes states of {shape}; expected "
+                "channels and a sample_size of 1 or more"
+            )
+        return shape
 
     @staticmethod
     def state_shape(config: Any) -> tuple[int, ...]:

@@ -16,9 +16,15 @@ from models.teachers.codec import ScaledCodec
 from models.teachers.factory import load_made
 from models.teachers.families import FAMILIES, family_named, family_of
 from models.teachers.prompts import PromptDenoiser
+from models.teachers.trial import check_whole
 
 Scaling = Mapping[str, Sequence[float]]
 USED = {"unet", "transformer", "scheduler", "vae", "vqvae"}
+RECORDED: dict[str, tuple[type, str]] = {
+    "null_class": (int, "the number of a class"),
+    "size": (int, "a number of pixels"),
+    "scaling": (dict, "an object with mean and std"),
+}
 IGNORED = {"safety_checker", "feature_extractor"}  # they look at finished images only
 ENCODERS = {f"{part}{i}" for part in ("tokenizer", "text_encoder") for i in ("", "_2", "_3")}
 
@@ -146,8 +152,10 @@ def open_pipeline(
             trust_remote_code=trust_remote_code,
             **({} if encoders else dict.fromkeys(_encoders_of(Path(source)))),
         )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except MemoryError:
+        raise
+    except Exception as error:  # odd configurations raise all sorts in diffusers' own code
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if "custom code" in first and not trust_remote_code:
             raise InputError(
                 f"teacher {source}: brings code of its own, which is not run unasked; read it, "
@@ -161,6 +169,7 @@ def open_pipeline(
             f"({first}); give "
             "a folder written by save_pretrained, or a hub id that this machine can reach"
         ) from error
+    check_whole(pipeline_parts(pipe), str(source))
     return pipe
 
 
@@ -169,7 +178,7 @@ def _encoders_of(folder: Path) -> set[str]:
     where they are something else than the parts of a text-to-image pipeline.
     """
     file = folder / "model_index.json"
-    index = json.loads(file.read_text()) if file.is_file() else {}
+    index = _json_of(file)
     networks = [index.get(name) for name in ("unet", "transformer")]
     kinds = [value[1] for value in networks if isinstance(value, list) and value[1] in FAMILIES]
     if not kinds or not issubclass(family_named(kinds[0]), PromptDenoiser):
@@ -210,8 +219,8 @@ def read_null_class(source: str | Path) -> int | None:
     """The class that means "no class", from teacher.json in a pipeline folder; None where nothing
     says.
     """
-    label = read_record(source).get("null_class")
-    return None if label is None else int(label)
+    label: int | None = read_record(source).get("null_class")
+    return label
 
 
 def read_record(source: str | Path) -> dict[str, Any]:
@@ -219,12 +228,22 @@ def read_record(source: str | Path) -> dict[str, Any]:
     file = Path(source) / "teacher.json"
     if not file.is_file():
         return {}
-    try:
-        record = json.loads(file.read_text())
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
+    record = _json_of(file)
+    if not record:
         raise InputError(
             f"{file}: not readable; expected a JSON object, with null_class if there is one"
         )
+    for key, (kind, expected) in RECORDED.items():
+        value = record.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise InputError(f"{file}: {key} = {value!r}: expected {expected}, or null")
     return record
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is none."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -158,6 +158,8 @@ def read_schedule(
     """
     options, name = scheduler_options(scheduler, tokens), type(scheduler).__name__
     steps = int(options["num_train_timesteps"])
+    if steps < 1:
+        raise InputError(f"teacher {name}: num_train_timesteps = {steps}: expected 1 or more")
     if name in EDM:
         raise InputError(f"teacher scheduler {name}: preconditioned networks are not supported")
     if name in FLOW_MATCHING:
@@ -182,8 +184,13 @@ def read_schedule(
             "or sample, or rescale_betas_zero_snr: false"
         )
     schedule = VariancePreserving(_alphas_cumprod(scheduler, steps))
-    clips = options.get("clip_sample", False)
-    return schedule, prediction, float(options["clip_sample_range"]) if clips else None
+    clip = float(options["clip_sample_range"]) if options.get("clip_sample", False) else None
+    if clip is not None and not clip > 0:
+        raise InputError(
+            f"teacher {name}: clip_sample_range = {clip:g}: expected a number above 0, or "
+            "clip_sample: false"
+        )
+    return schedule, prediction, clip
 
 
 def _shift(options: dict[str, Any], tokens: int | None) -> float:
@@ -208,7 +215,9 @@ def _alphas_cumprod(scheduler: Any, steps: int) -> np.ndarray:
             f"teacher {type(scheduler).__name__}: trained_betas has {len(found)} entries, "
             f"num_train_timesteps is {steps}: expected as many"
         )
-    if not (np.isfinite(found).all() and (np.diff(found) < 0).all() and found[-1] >= 0):
+    if not (
+        np.isfinite(found).all() and (np.diff(found) < 0).all() and found[0] < 1 and found[-1] >= 0
+    ):
         raise InputError(
             f"teacher {type(scheduler).__name__}: betas that do not add noise at every time; "
             "expected each in (0, 1)"

@@ -14,6 +14,8 @@ from tasks.utils.redaction import has_credentials
 
 
 def inside_or_absolute(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("expected a path, which has no zero byte")
     if path.startswith("~"):
         raise ValueError(
             "expected a path inside the project or an absolute one; write the home folder out"

@@ -14,7 +14,9 @@ from tasks.data.kinds import kind_of
 
 @torch.no_grad()
 def data_shape(teacher: Denoiser) -> tuple[int, ...]:
-    """The shape of one decoded sample: (C, H, W) for images, (C, L) for series; a latent teacher decodes one."""
+    """The shape of one decoded sample: (C, H, W) for images, (C, L) for series; a latent teacher
+    decodes one.
+    """
     if not teacher.codec.latent:
         return teacher.shape
     return tuple(teacher.decode(torch.zeros(1, *teacher.shape, device=teacher.device)).shape[1:])

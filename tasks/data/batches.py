@@ -172,4 +172,3 @@ def batches_for(
         made = (PathBatches if needs == "paths" else ImageBatches)(shards, plan)
     made.encode = teacher.encode_condition
     return made
-

@@ -36,7 +36,7 @@ def open_files(path: Path, key: str, expected: str) -> Files:
 
     As in Hugging Face's imagefolder, names that begin with a dot and folders that begin with two
     underscores (.ipynb_checkpoints, __MACOSX) are left out. Links to folders are followed; every
-    folder is read once, so that they may go round in circles.
+    folder is read once, so that they may go round in circles. Pipes and devices hide, too.
     """
     if path.is_dir():
         return _of_folder(path, key)
@@ -77,11 +77,17 @@ def _walk(folder: Path, key: str) -> Iterator[tuple[Path, bool]]:
         seen.add((identity.st_dev, identity.st_ino))
         for entry in entries:
             folder_too = entry.is_dir()
-            hides = below_hidden or _hides(entry.name, folder_too)
+            hides = below_hidden or _hides(entry.name, folder_too) or _is_special(entry)
             if not folder_too:
                 yield Path(entry.path), hides
             elif not (hides and entry.is_symlink()):
                 (linked if entry.is_symlink() else inside).append((Path(entry.path), hides))
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe, a socket or a device: opening it may wait forever."""
+    there = entry.is_dir() or entry.is_file() or not os.path.exists(entry.path)
+    return not there  # a link to nothing is named by its reader
 
 
 def _of_zip(path: Path, key: str) -> Files:
@@ -89,7 +95,7 @@ def _of_zip(path: Path, key: str) -> Files:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{key}: {path} is not readable as .zip ({error})") from None
-    members = {i.filename.replace("\\", "/"): i for i in archive.infolist() if not i.is_dir()}
+    members = {_member_name(item): item for item in archive.infolist() if not item.is_dir()}
 
     def read(name: str) -> IO[bytes]:
         if members[name].file_size > LARGEST:
@@ -101,6 +107,11 @@ def _of_zip(path: Path, key: str) -> Files:
 
     hiding = {name for name in members if _any_hides(name)}
     return Files(str(path), _ordered(set(members) - hiding), _ordered(hiding), read)
+
+
+def _member_name(item: zipfile.ZipInfo) -> str:
+    """The path without the "./" that some programs begin it with, and with slashes."""
+    return str(PurePosixPath(item.filename.replace("\\", "/")))
 
 
 def _open(file: Path) -> IO[bytes]:

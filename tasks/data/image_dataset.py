@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from models.common.errors import InputError
-from tasks.data.splits import SPLITS
 from tasks.data.images import UnreadableImage, fit, with_channels
 from tasks.data.sources import DatasetSettings, Source
 from tasks.data.sources.other import excluded_sources
+from tasks.data.splits import SPLITS
 from tasks.utils.atomic import atomic_write_json
 from tasks.utils.failpoints import reach
 from tasks.utils.progress import track
 
 COPIED_ROWS = 4096
+DARK = 32  # of 255; 12 bits in a 16-bit file reach 16
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ def write_images(settings: DatasetSettings, root: Path, folder: Path) -> dict[st
     if outcome.copies:
         what = "%s: %d images are identical to others at this size; copies stay on one side"
         logger.warning(what, source.title, outcome.copies)
+    if outcome.brightest < DARK:
+        what = "%s: all images are dark, the brightest value is %d of 255; scale them first"
+        logger.warning(what, source.title, outcome.brightest)
     logger.info(
         "dataset: %d train, %d holdout of %s; %d unreadable, %d excluded",
         len(train), len(holdout), source.title, len(outcome.unreadable), outcome.excluded,
@@ -121,6 +125,7 @@ class _Outcome:
     groups: np.ndarray
     unreadable: list[tuple[str, str]]
     excluded: int
+    brightest: int
 
     @property
     def copies(self) -> int:
@@ -130,7 +135,7 @@ class _Outcome:
 
 def _convert(source: Source, images: np.ndarray, unwanted: set[bytes]) -> _Outcome:
     """Fill `images` row by row; rows that are not kept are left as they are."""
-    kept, groups, unreadable, excluded = [], [], [], 0
+    kept, groups, unreadable, excluded, brightest = [], [], [], 0, 0
     known: dict[bytes, int] = {}
     for index in track(range(len(source.names)), "dataset"):
         try:
@@ -146,8 +151,9 @@ def _convert(source: Source, images: np.ndarray, unwanted: set[bytes]) -> _Outco
         images[index] = image
         kept.append(index)
         groups.append(known.setdefault(digest, len(known)))
+        brightest = max(brightest, int(image.max()))
     whole = np.array(kept, dtype=np.int64), np.array(groups, dtype=np.int64)
-    return _Outcome(*whole, unreadable, excluded)
+    return _Outcome(*whole, unreadable, excluded, brightest)
 
 
 def _check_counts(settings: DatasetSettings, source: Source, outcome: _Outcome) -> None:

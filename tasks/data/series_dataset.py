@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from models.common.errors import InputError
-from tasks.data.splits import SPLITS
 from tasks.data.labels import NO_LABEL
 from tasks.data.sources import SeriesSettings, SeriesSource
+from tasks.data.splits import SPLITS
 from tasks.utils.failpoints import reach
 
 STEADY = 1e-6  # a std below this part of the values is lost in float32

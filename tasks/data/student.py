@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from models.common.errors import InputError
-from models.methods.export import open_student as load_student
+import json
 from pathlib import Path
 from typing import Any
-import json
+
 import torch
 
+from models.common.errors import InputError
+from models.methods.export import open_student as load_student
 
 
 def open_student(root: Path, device: torch.device) -> Any:
@@ -17,7 +18,9 @@ def open_student(root: Path, device: torch.device) -> Any:
         return load_student(root / "data" / "student", device, encoders=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(f"data/student cannot be opened ({first}); run python -m tasks.stages.student again") from error
+        raise InputError(
+            f"data/student cannot be opened ({first}); run python -m tasks.stages.student again"
+        ) from error
 
 
 def student_diagnostics(root: Path) -> dict[str, Any]:

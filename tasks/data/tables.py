@@ -4,8 +4,10 @@ them.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "image", "filename", "file")
 LABEL_COLUMNS = ("label", "labels", "class")
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt")
+DECIMAL_COMMA = re.compile(r"^([+-]?[0-9]+),([0-9]+)$")
 
 
 @dataclass
@@ -99,18 +102,37 @@ def _rows(files: Files, name: str) -> dict[str, list]:
         raise InputError(f"{title}: not readable as {kind} ({reason})") from None
 
 
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 where it begins with a byte order mark (as Excel and Notepad
+    write it). Raises ValueError for any other encoding: it would give wrong letters.
+    """
+    two_bytes = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if two_bytes else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8; save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError("zero bytes in the text; save it as UTF-8")
+    return text
+
+
 def _csv(content: bytes) -> dict[str, list]:
     """Text columns; separated by commas, semicolons or tabs, whichever the head has most of."""
     import pandas as pd
 
-    head = content.partition(b"\n")[0]
-    separator = max(",;\t", key=lambda mark: head.count(mark.encode()))
-    table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, sep=separator)
-    return {str(name).strip(): table[name].tolist() for name in table.columns}
+    text = decoded(content)
+    head = text.partition("\n")[0]
+    separator = max(",;\t", key=head.count)
+    table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=separator)
+    columns = {str(name).strip(): table[name].tolist() for name in table.columns}
+    label = column(columns, LABEL_COLUMNS)
+    if separator == ";" and label is not None:  # where the comma is the decimal point: 3,0
+        columns[label] = [DECIMAL_COMMA.sub(r"\1.\2", value) for value in columns[label]]
+    return columns
 
 
 def _json_lines(content: bytes) -> dict[str, list]:
-    rows = [json.loads(line) for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in decoded(content).split("\n") if line.strip()]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected one object per line")
     columns = dict.fromkeys(key for row in rows for key in row)

@@ -31,6 +31,7 @@ from models.teachers.loading import (
     read_null_class,
     read_record,
 )
+from models.teachers.trial import check_it_runs
 from models.teachers.unet2d import null_class_last
 from models.training.loop import Batches, LoopConfig, TrainState
 from tasks.config.schema import Params
@@ -64,6 +65,7 @@ def run(params: Params, root: Path) -> None:
         )
         save = partial(_save_pipeline, pipeline)
     check_own_network(teacher)
+    check_it_runs(teacher)
     reach("teacher.ready")
     if (root / "data" / "dataset" / "manifest.json").is_file():
         check_teacher_fits_dataset(teacher, root)
@@ -108,6 +110,11 @@ def _made(source: FactoryTeacher) -> tuple[Denoiser, Callable[[Path], None], dic
 
 def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, Any]]:
     local = root / source.path
+    if local.exists() and source.revision is not None:
+        raise InputError(
+            f"teacher.revision = {source.revision}: {source.path} is a folder here, which has no "
+            "revisions; use null"
+        )
     name = str(local if local.exists() else source.path)
     pipeline = open_pipeline(
         name, revision=source.revision, trust_remote_code=source.trust_remote_code

@@ -80,6 +80,13 @@ ROWS = (
         refused=f"dataset.images: images is uint8 (4, 8, 8, 4), {EXPECTED}; drop the alpha channel with x[..., :3]"),
     Row("flat", "flattened images", stored(GREY.reshape(4, 64)),
         refused=f"dataset.images: images is uint8 (4, 64), {EXPECTED}; unflatten with x.reshape(-1, 8, 8)"),
+    Row("constant", "one value alone", stored(np.full((4, 8, 8), 300.0)),
+        refused=f"dataset.images: images is float64 (4, 8, 8), {EXPECTED}; all its values are 300: give images"),
+    Row("empty-array", "no image", stored(GREY[:0]),
+        refused=f"dataset.images: images is uint8 (0, 8, 8), {EXPECTED}; it is empty: give at least one image"),
+    Row("infinite-array-label", "infinity among the labels", stored(GREY, np.array([1, 2, np.inf, 0])),
+        refused="in.npz: label inf is no class, expected whole numbers or names; leave the label of these images "
+        "empty"),
     Row("no-array", "another name", stored(GREY, images="imagez"),
         refused="in.npz: no array imagez; did you mean images?"),
     Row("one-hot", "one-hot labels", stored(GREY, np.eye(4, dtype=int)),

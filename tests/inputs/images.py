@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.inputs.making import RAMP, made, pixels, png, png_bytes, tiff
+from tests.inputs.making import RAMP, made, pixels, png, png_bytes, tiff, toned
 from tests.inputs.rows import Row
 
 TITLE = "Image folders (`dataset.kind: folder`)"
@@ -46,6 +47,19 @@ def no_zip(root: Path) -> None:
     made(root, path="in.zip")
 
 
+def packed_tables(root: Path) -> None:
+    with zipfile.ZipFile(root / "in.zip", "w") as archive:
+        archive.writestr("train.parquet", b"x")
+    made(root, path="in.zip")
+
+
+def dotted_zip(root: Path) -> None:
+    with zipfile.ZipFile(root / "in.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"./{number}.png", png_bytes(number))
+    assert made(root, path="in.zip")["counts"] == {"train": 2, "holdout": 1}
+
+
 def tar(root: Path) -> None:
     (root / "in.tar").write_bytes(b"x")
     made(root, path="in.tar")
@@ -66,6 +80,13 @@ def others_beside(root: Path) -> None:
     for number in range(3):
         png(root / "in" / f"{number}.png", number)
     (root / "in" / "a.heic").write_bytes(b"x")
+    assert made(root)["counts"] == {"train": 2, "holdout": 1}
+
+
+def special(root: Path) -> None:
+    for number in range(3):
+        png(root / "in" / f"{number}.png", number)
+    os.mkfifo(root / "in" / "pipe.png")
     assert made(root)["counts"] == {"train": 2, "holdout": 1}
 
 
@@ -115,6 +136,44 @@ def unclear_range(root: Path) -> None:
     made(root, channels=1)
 
 
+def unclear_beside(root: Path) -> None:
+    """What has no usual range is named; the others keep the range of all: 0.5 of 255 is black."""
+    for name, low, high in (("a", -1000, -1000), ("b", 0.5, 0.5), ("c", np.nan, 3), ("d", 0, 255)):
+        tones = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+        tiff(root / "in" / f"{name}.tif", tones, FLOAT)
+    manifest = made(root, channels=1)
+    assert [entry["name"] for entry in manifest["unreadable"]] == ["a.tif", "c.tif"]
+    assert sorted(int(image.max()) for image in pixels(root)) == [0, 255]
+
+
+def no_common_range(root: Path) -> None:
+    for name, low, high in (("a", -1, 1), ("b", 0, 255)):
+        tones = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+        tiff(root / "in" / f"{name}.tif", tones, FLOAT)
+    made(root, channels=1)
+
+
+def signed_8(root: Path) -> None:
+    tiff(root / "in" / "a.tif", np.full((8, 8), -128, np.int8), SIGNED)
+    made(root, channels=1)
+
+
+def twelve_bits(root: Path) -> None:
+    stored = (RAMP.astype(np.float64) / 255 * 4095).round().astype(np.uint16)
+    shows_the_ramp(stored * 16, UNSIGNED)(root / "scaled")
+    for name, tones in (("a", stored), ("b", stored.T)):
+        tiff(root / "in" / f"{name}.tif", np.ascontiguousarray(tones), UNSIGNED)
+    made(root, channels=1)
+
+
+def pages(root: Path) -> None:
+    png(root / "in" / "0.png", 0)
+    first, *rest = (toned(100 + number) for number in range(3))
+    first.save(root / "in" / "a.tif", save_all=True, append_images=rest)
+    made(root)
+    assert {int(image[0, 0, 0]) for image in pixels(root)} == {0, 100}
+
+
 def transparent_16(root: Path) -> None:
     (root / "in").mkdir()
     for name, shown in (("a", RAMP), ("b", np.ascontiguousarray(RAMP.T))):
@@ -154,6 +213,11 @@ ROWS = (
         refused="dataset.path: in.zip is not readable as .zip (File is not a zip file)",
     ),
     Row(
+        "packed-tables", "a .zip of Parquet files", packed_tables,
+        refused="dataset.path: in.zip holds .parquet files; unpack it and use dataset.kind=parquet",
+    ),
+    Row("dotted-zip", "a .zip whose names begin with `./`", dotted_zip, "read as others"),
+    Row(
         "tar", "a .tar, a single image", tar,
         refused="dataset.path: in.tar is not a folder, expected a folder of images or a .zip of one",
     ),
@@ -170,6 +234,9 @@ ROWS = (
         warned="in: left out 1 files without an image suffix that Pillow reads (1 .heic)",
     ),
     Row("suffixes", "`.jfif`, `.avif`, `.jp2`, `.tga` and others that Pillow reads", suffixes, "read"),
+    Row(
+        "special", "pipes and devices", special, "left out", warned="in: left out 1 hidden files: pipe.png",
+    ),
     Row(
         "unreadable", "damaged images, links to nothing", unreadable, "named, counted, left out",
         warned="unreadable image 9.png: a link to a file that is not there",
@@ -206,6 +273,29 @@ ROWS = (
         "unclear-range", "grey TIFF with negative values", unclear_range,
         refused="in: 1 of 1 images are unreadable, such as a.tif (signed 16-bit values from -1000 to -1000: "
         "black and white unclear; save as 8 or 16 bits)",
+    ),
+    Row(
+        "unclear-beside", "such values or NaN in some images of a folder", unclear_beside,
+        "named, counted, left out; the others keep their common range",
+        warned="unreadable image a.tif: float values from -1000 to -1000: black and white unclear",
+    ),
+    Row(
+        "no-common-range", "float TIFF in [-1, 1] beside others in [0, 255]", no_common_range,
+        refused="in: 2 of 2 images are unreadable, such as a.tif (over all images float values from -1 to 255: "
+        "black and white unclear; save as 8 or 16 bits)",
+    ),
+    Row(
+        "signed-8", "grey TIFF, 8 bits with a sign, negative values", signed_8,
+        refused="in: 1 of 1 images are unreadable, such as a.tif (signed 8-bit values from -128 to -128: "
+        "black and white unclear; save as 8 or 16 bits)",
+    ),
+    Row(
+        "twelve-bits", "12 bits in files of 16", twelve_bits, "nearly black: 65535 is white",
+        warned="in: all images are dark, the brightest value is 16 of 255; scale them first",
+    ),
+    Row(
+        "pages", "TIFF files of several pages, animations", pages, "the first page",
+        warned="1 images have several pages, of which the first is taken: a.tif",
     ),
     Row("transparent-16", "16-bit PNG with a transparent value", transparent_16, "that value is white"),
 )  # fmt: skip

@@ -14,14 +14,15 @@ from tests.inputs.rows import Row
 TITLE = "Labels and captions of image folders"
 
 
-def described(name: str, text: str) -> Callable[[Path], None]:
+def described(name: str, text: str | bytes, **settings: object) -> Callable[[Path], None]:
     """A folder of 0.png .. 2.png with this table."""
 
     def run(root: Path) -> None:
         for number in range(3):
             png(root / "in" / f"{number}.png", number)
-        (root / "in" / name).write_text(text)
-        made(root)
+        content = text if isinstance(text, bytes) else text.encode()
+        (root / "in" / name).write_bytes(content)
+        made(root, **settings)
 
     return run
 
@@ -86,6 +87,47 @@ def floats(root: Path) -> None:
     assert content(root)[10][0] == "10" and content(root)[11][0] == content(root)[12][0] == ""
 
 
+def gaps(root: Path) -> None:
+    described("metadata.csv", "file_name,label\n0.png,10\n1.png,2\n2.png,NA\n")(root)
+    assert content(root) == {0: ("10", []), 1: ("2", []), 2: ("", [])}
+
+
+def long_numbers(root: Path) -> None:
+    described("metadata.csv", f"file_name,label\n0.png,{10**40}\n1.png,2e30\n2.png,9\n")(root)
+    assert [content(root)[tone][0] for tone in range(3)] == [str(10**40), str(2 * 10**30), "9"]
+
+
+def decimal_commas(root: Path) -> None:
+    described("metadata.csv", "file_name;label\n0.png;10,0\n1.png;2,0\n2.png;1,0\n")(root)
+    assert [content(root)[tone][0] for tone in range(3)] == ["10", "2", "1"]
+
+
+def utf_16(root: Path) -> None:
+    """A table of Excel's "Unicode text", a caption of Notepad."""
+    table = "file_name\tlabel\r\n0.png\tcaf\xe9\r\n1.png\tbar\r\n2.png\tbar\r\n"
+    described("metadata.csv", table.encode("utf-16"))(root / "table")
+    assert content(root / "table")[0] == ("caf\xe9", [])
+    for kind in ("utf-16", "utf-8-sig"):
+        for number in range(2):
+            png(root / kind / "in" / f"{number}.png", number)
+            (root / kind / "in" / f"{number}.txt").write_bytes(f"caf\xe9 {number}".encode(kind))
+        made(root / kind)
+        assert content(root / kind) == {0: ("", ["caf\xe9 0"]), 1: ("", ["caf\xe9 1"])}
+
+
+def latin_caption(root: Path) -> None:
+    png(root / "in" / "0.png")
+    (root / "in" / "0.txt").write_bytes(b"caf\xe9")
+    made(root)
+
+
+def at_the_top(root: Path) -> None:
+    for tone, name in enumerate(("cat/0.png", "dog/0.png", "2.png")):
+        png(root / "in" / name, tone)
+    assert made(root, labels="folders")["class_names"] == ["cat", "dog"]
+    assert content(root) == {0: ("cat", []), 1: ("dog", []), 2: ("", [])}
+
+
 def missing(root: Path) -> None:
     described("metadata.csv", "file_name,label\n0.png,a\n1.png,b\n2.png,\nx.png,a\n")(root)
     assert content(root)[2] == ("", [])
@@ -109,6 +151,38 @@ ROWS = (
         "float-labels", "labels `0.0` to `10.0`, empty, -1, NaN", floats,
         "classes 0 to 10 in the order of numbers; the others are no label",
         warned="in: 2 images have no label: 11.png, 12.png",
+    ),
+    Row(
+        "gaps", "numbers with `NA`, `None` or `null` among them", gaps, "these are no label",
+        warned="in: 1 images have no label: 2.png",
+    ),
+    Row("long-numbers", "labels of any number of digits", long_numbers, "classes in the order of numbers"),
+    Row("decimal-commas", "`3,0` in a table with semicolons", decimal_commas, "3"),
+    Row("utf-16", "tables and captions in UTF-16, as Excel and Notepad write them, or with a byte order mark",
+        utf_16, "read"),
+    Row("at-the-top", "`dataset.labels: folders`, images at the top", at_the_top, "these have no label"),
+    Row(
+        "latin-1", "a table in another encoding", described("metadata.csv", b"file_name,label\n0.png,caf\xe9\n"),
+        refused="in/metadata.csv: not readable as CSV (byte 25 is not UTF-8; save it as UTF-8)",
+    ),
+    Row(
+        "latin-1-caption", "a caption in another encoding", latin_caption,
+        refused="in/0.txt: not readable as text (byte 3 is not UTF-8; save it as UTF-8)",
+    ),
+    Row(
+        "no-row", "a table none of whose rows names an image: no suffix, another place",
+        described("metadata.csv", "file_name,label\n0,a\n1,b\n"),
+        refused="in: metadata: no row names an image file, the first is 0; expected names such as 0.png",
+    ),
+    Row(
+        "several-labels", "lists of labels", described("metadata.jsonl", '{"file_name": "0.png", "label": [0, 1]}\n'),
+        refused="in: metadata: label [0, 1] is a list, expected one number or name per image; choose another "
+        "column, or one of the values",
+    ),
+    Row(
+        "infinite-label", "infinity among numbers", described("metadata.csv", "file_name,label\n0.png,inf\n1.png,1\n"),
+        refused="in: metadata: label inf is no class, expected whole numbers or names; leave the label of these "
+        "images empty",
     ),
     Row(
         "rows-and-images", "rows without an image, images without a row", missing, "named in a warning",

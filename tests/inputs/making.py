@@ -18,16 +18,23 @@ RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 
 
 def png(path: Path, tone: int = 0) -> Path:
-    """An 8x8 image of one tone; folders are made."""
+    """An 8x8 image of one tone (`toned`); folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 8, 3), tone, np.uint8)).save(path)
+    toned(tone).save(path)
     return path
+
+
+def toned(tone: int) -> Image.Image:
+    """8x8 pixels of one tone; a dark one has a bright last pixel."""
+    pixels = np.full((8, 8, 3), tone, np.uint8)
+    pixels[-1, -1] = max(tone, 60)
+    return Image.fromarray(pixels)
 
 
 def png_bytes(tone: int = 0) -> bytes:
     """The content of such an image."""
     content = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), tone, np.uint8)).save(content, "png")
+    toned(tone).save(content, "png")
     return content.getvalue()
 
 

@@ -16,7 +16,10 @@ from tests.paths import PROJECT
 
 DOCUMENT = PROJECT / "docs/inputs.md"
 BEGIN, END = "<!-- rows: written by python -m tests.inputs.rows -->", "<!-- end of rows -->"
-SECTIONS = ("images", "labels", "arrays", "tables", "prompts", "series", "teachers", "environments")
+SECTIONS = (
+    "images", "labels", "arrays", "tables", "prompts", "series", "pipelines", "schedulers", "teachers",
+    "environments",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

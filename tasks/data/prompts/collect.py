@@ -87,7 +87,9 @@ def collect(source: PromptSource, settings: Conditions, folder: Path) -> Collect
     _tell(source.title, found, settings)
     train, holdout = _choose(first, found, source, settings)
     with spool.open("rb") as file:
-        made = _write(file, folder / "prompts.jsonl", [found.offsets[i] for i in (*train, *holdout)])
+        made = _write(
+            file, folder / "prompts.jsonl", [found.offsets[i] for i in (*train, *holdout)]
+        )
     spool.unlink()
     counts = {
         "read": found.read,
@@ -96,9 +98,7 @@ def collect(source: PromptSource, settings: Conditions, folder: Path) -> Collect
         "distinct": len(found.offsets),
         "used": len(train) + len(holdout),
     }
-    return Collected(
-        source.title, folder / "prompts.jsonl", len(train), len(holdout), counts, made
-    )
+    return Collected(source.title, folder / "prompts.jsonl", len(train), len(holdout), counts, made)
 
 
 def _tell(title: str, found: _Found, settings: Conditions) -> None:
@@ -107,9 +107,7 @@ def _tell(title: str, found: _Found, settings: Conditions) -> None:
         where = f"{found.empties:,} of {found.read:,} prompts are empty: "
         where += ", ".join(found.empty) + more
         if settings.empty == "refuse":
-            raise InputError(
-                f"{KEY}: {title}: {where}; remove them, or set conditions.empty=skip"
-            )
+            raise InputError(f"{KEY}: {title}: {where}; remove them, or set conditions.empty=skip")
         logger.warning("%s: left out: %s", title, where)
     if found.again:
         what = "%s: %s of %s prompts repeat others and are encoded once"

@@ -105,6 +105,11 @@ def _labels(
     files: Files, names: list[str], described: Described, choice: Labels
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     unknown = sorted(described.names - set(names))
+    if unknown and len(unknown) == len(described.names):
+        raise InputError(
+            f"{files.title}: metadata: no row names an image file, the first is {unknown[0]}; "
+            f"expected names such as {names[0]}"
+        )
     warn_of(f"{files.title}: metadata: {{}} rows name no image file", unknown)
     if choice == "auto" and described.has_labels:
         values = [described.labels.get(name) for name in names]
@@ -144,21 +149,21 @@ def _captions(
     for name, key in zip(names, known, strict=True):
         found = list(described.captions.get(key, ()))
         if not found and name in beside:
-            with files.open(beside[name]) as file:
-                text = _decoded(files, beside[name], file.read())
+            text = _caption_in(files, beside[name])
             found = [text] if text else []
         texts.append(found)
     return texts
 
 
-def _decoded(files: Files, name: str, content: bytes) -> str:
+def _caption_in(files: Files, name: str) -> str:
+    from tasks.data.tables import decoded
+
+    with files.open(name) as file:
+        content = file.read()
     try:
-        return content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{files.title}/{name}: not UTF-8 ({error.reason} at byte {error.start}); save the "
-            "caption as UTF-8"
-        ) from None
+        return decoded(content).strip()
+    except ValueError as error:
+        raise InputError(f"{files.title}/{name}: not readable as text ({error})") from None
 
 
 def _caption_files(files: Files, names: list[str]) -> dict[str, str]:
@@ -183,7 +188,8 @@ def _tell_left_out(files: Files, rest: list[str]) -> None:
 def _nothing_in(files: Files, key: str) -> str:
     suffixes = {PurePosixPath(name).suffix.lower() for name in files.names}
     if ".parquet" in suffixes:
-        return f"{key}: {files.title} holds .parquet files; use dataset.kind=parquet"
+        first = "unpack it and " if files.title.lower().endswith(".zip") else ""
+        return f"{key}: {files.title} holds .parquet files; {first}use dataset.kind=parquet"
     found = f", only {', '.join(sorted(suffixes - {''}))}" if suffixes - {""} else ""
     expected = "expected files such as .png, .jpg or .webp"
     return f"{key}: no images in {files.title}{found}; {expected}"

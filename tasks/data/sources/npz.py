@@ -95,13 +95,17 @@ def channels_last(images: np.ndarray, key: str) -> np.ndarray:
 
 def _advice(images: np.ndarray) -> str:
     """What makes such an array right, as a line of Python in x."""
-    if not images.size or images.dtype.kind not in "biuf":
+    if not images.size:
+        return "it is empty: give at least one image"
+    if images.dtype.kind not in "biuf":
         return "give numbers, one array of all images"
     low, high = images.min(), images.max()
     if images.dtype == np.uint8 and high > 1:
         return _layout_advice(images)
     if not np.isfinite([low, high]).all():
         return "remove NaN and infinite values first"
+    if low == high:
+        return f"all its values are {float(low):g}: give images"
     if images.dtype.kind == "b" or (low >= 0 and high <= 1):
         return (
             "convert with (255 * x).round().astype('uint8')"

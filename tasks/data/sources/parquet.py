@@ -15,7 +15,7 @@ import numpy as np
 
 from models.common.errors import InputError
 from tasks.config.types import Channels, Digest, LocalPath, Text
-from tasks.data.labels import NO_LABEL, encode_labels
+from tasks.data.labels import NO_LABEL, encode_labels, encode_named
 from tasks.data.sources.base import DatasetSettings, Source
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
@@ -55,12 +55,14 @@ def parquet_source(path: Path, settings: ParquetDataset) -> Source:
     An image is encoded bytes, alone or as `datasets` has them ({"bytes": .., "path": ..}). Rows
     are decoded one row group at a time. Raises InputError.
     """
+    from tasks.data.depths import ONE_BY_ONE
     from tasks.data.images import UnreadableImage, decode
     from tasks.data.tables import captions_of
 
     files = _files(path)
     columns = _columns(files[0], settings)
     groups, values, texts = [], [], []
+    known = None if columns.label is None else _class_names(_opened(files[0]), columns.label)
     for file in files:
         reader = _opened(file, columns)
         groups += [(file, group, reader.metadata.row_group(group).num_rows)
@@ -68,9 +70,7 @@ def parquet_source(path: Path, settings: ParquetDataset) -> Source:
         wanted = [name for name in (columns.label, columns.text) if name is not None]
         table = reader.read(columns=wanted)
         if columns.label is not None:
-            names = _class_names(reader, columns.label)
-            given = table[columns.label].to_pylist()
-            values += [_named(value, names) for value in given]
+            values += table[columns.label].to_pylist()
         if columns.text is not None:
             texts += [captions_of(value) for value in table[columns.text].to_pylist()]
     count = sum(rows for _, _, rows in groups)
@@ -79,7 +79,10 @@ def parquet_source(path: Path, settings: ParquetDataset) -> Source:
     labels: np.ndarray = np.full(count, NO_LABEL, dtype=np.int64)
     class_names: tuple[str, ...] = ()
     if columns.label is not None:
-        labels, class_names = encode_labels(values, f"dataset.label: {columns.label}")
+        where = f"dataset.label: {columns.label}"
+        labels, class_names = (
+            encode_labels(values, where) if known is None else encode_named(values, known, where)
+        )
     image_at = _random_access(groups, columns.image)
 
     def read(index: int) -> np.ndarray:
@@ -88,7 +91,7 @@ def parquet_source(path: Path, settings: ParquetDataset) -> Source:
             content = content.get("bytes")
         if not content:
             raise UnreadableImage("no bytes in this row")
-        return decode(io.BytesIO(content), settings.channels)
+        return decode(io.BytesIO(content), settings.channels, ONE_BY_ONE)
 
     names = [str(index) for index in range(count)]
     captions = texts if columns.text is not None else None
@@ -98,11 +101,13 @@ def parquet_source(path: Path, settings: ParquetDataset) -> Source:
 def _files(path: Path) -> list[Path]:
     from tasks.data.files import open_files
 
+    if path.suffix.lower() == ".zip" and path.is_file():
+        raise InputError(f"dataset.path: {path} is a .zip, expected .parquet files; unpack it")
     if path.is_file():
         return [path]
     found = open_files(path, "dataset.path", "a .parquet file or a folder of them")
     names = [name for name in found.names if name.endswith(".parquet")]
-    if not names or path.suffix.lower() == ".zip":
+    if not names:
         raise InputError(f"dataset.path: no .parquet files in {path}, expected one or more")
     return [path / name for name in names]
 
@@ -154,18 +159,15 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _class_names(reader: Any, label: str) -> list[str] | None:
-    """The names of a ClassLabel column, which `datasets` keeps in the schema's metadata."""
+    """The names of a ClassLabel column, which `datasets` keeps in the schema's metadata; classes
+    keep their order.
+    """
     try:
         info = json.loads((reader.schema_arrow.metadata or {})[b"huggingface"])
         names = info["info"]["features"][label]["names"]
     except (KeyError, ValueError, TypeError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
-
-
-def _named(value: Any, names: list[str] | None) -> Any:
-    whole = isinstance(value, int) and names is not None and 0 <= value < len(names)
-    return names[value] if whole and names is not None else value
 
 
 def _random_access(groups: list[tuple[Path, int, int]], name: str) -> Callable[[int], Any]:

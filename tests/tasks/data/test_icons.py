@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from models.common.errors import InputError
-from tasks.stages import dataset
-from tasks.data.sources.icons import IconsDataset, icons_source
+from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest, load_split
 from tasks.data.icons import Icon, read_pack, renderer, svg
 from tasks.data.images import UnreadableImage
-from tasks.config.schema import Params
+from tasks.data.sources.icons import IconsDataset, icons_source
+from tasks.stages import dataset
 
 RED = '<path d="M0 0h8v16H0z" fill="red"/>'
 PACK: dict[str, Any] = {
@@ -123,7 +123,7 @@ def test_what_is_missing_is_one_line(
 
 def test_categories_become_classes_and_the_others_are_left_out(tmp_path: Path) -> None:
     square = {"body": "<path d='M0 0h8v8z'/>"}
-    pack = {"prefix": "p", "icons": {name: square for name in ("cat", "pear", "car")}}
+    pack = {"prefix": "p", "icons": dict.fromkeys(("cat", "pear", "car"), square)}
     pack["categories"] = {"Nature": ["cat"], "Food": ["pear"], "Travel": ["car"]}
     (tmp_path / "p.json").write_text(json.dumps(pack))
     pairs = [["Nature", "living"], ["Food", "living"]]

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from tests.paths import PROJECT
-
 import multiprocessing
 import pickle
 import signal
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 
 from models.common.errors import InputError
-from tasks.utils.locks import scratch_lock
 from tasks.data.shards import (
     CorruptShard,
     ShardSet,
@@ -24,6 +21,8 @@ from tasks.data.shards import (
     usable_shard,
     write_shard,
 )
+from tasks.utils.locks import scratch_lock
+from tests.paths import PROJECT
 
 ROWS = (3, 5, 1, 4)
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from models.common.errors import InputError
+from tasks.config.schema import Params
 from tasks.data.dataset import load_captions, load_manifest, load_split
 from tasks.data.images import UnreadableImage
 from tasks.data.sources.folder import FolderDataset, folder_source
-from tasks.config.schema import Params
 from tasks.stages.dataset import run
 
 

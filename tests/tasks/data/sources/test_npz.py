@@ -68,7 +68,7 @@ def test_advice_works_when_followed(tmp_path: Path, case: str) -> None:
     ("images", "reason"),
     [
         (np.full((2, 4, 4), np.nan), "remove NaN and infinite values first"),
-        (np.zeros((0, 4, 4), np.uint8), "give numbers, one array of all images"),
+        (np.zeros((0, 4, 4), np.uint8), "it is empty: give at least one image"),
         (np.array([["a"]]), "give numbers, one array of all images"),
         (np.full((2, 7), 9, np.uint8), "reshape it to one of these"),
     ],

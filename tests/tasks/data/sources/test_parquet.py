@@ -49,8 +49,8 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(10)
     found = {int(i): int(source.read(int(i))[0, 0, 0]) for i in order}
     assert found == {i: i if i < 5 else 95 + i for i in range(10)}
-    assert source.class_names == ("ant", "cat")
-    assert source.labels.tolist() == [1, 0, -1, -1, 0] * 2
+    assert source.class_names == ("cat", "ant")  # numbers are those of the column
+    assert source.labels.tolist() == [0, 1, -1, -1, 1] * 2
     assert source.captions == [["x"], [], [], ["y"], ["z"]] * 2
 
 

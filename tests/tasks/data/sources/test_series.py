@@ -47,7 +47,10 @@ def test_simulated(tmp_path: Path, settings: dict[str, Any], shape: tuple[int, .
     train, labels = load_split(tmp_path, "train")
     holdout, _ = load_split(tmp_path, "holdout")
     assert manifest["kind"] == data_kind(tmp_path).name == "series"
-    assert train.dtype == np.float32 and (train.shape, holdout.shape) == ((40, *shape), (20, *shape))
+    assert train.dtype == np.float32 and (train.shape, holdout.shape) == (
+        (40, *shape),
+        (20, *shape),
+    )
     assert tuple(manifest["shape"]) == shape and (labels == -1).all()
     scaling = manifest["scaling"]
     assert np.allclose(scaling["mean"], train.mean((0, 2)), atol=1e-5)
@@ -55,7 +58,9 @@ def test_simulated(tmp_path: Path, settings: dict[str, Any], shape: tuple[int, .
     again = make(tmp_path / "again", **given)
     other = make(tmp_path / "other", **given, seed=1)
     name = "train_series.npy"
-    assert again["sha256"] == manifest["sha256"] and other["sha256"][name] != manifest["sha256"][name]
+    assert (
+        again["sha256"] == manifest["sha256"] and other["sha256"][name] != manifest["sha256"][name]
+    )
 
 
 def test_states_are_standardised_and_come_back(tmp_path: Path) -> None:
@@ -137,7 +142,10 @@ def test_trained_teachers_have_one_scale() -> None:
     series = {"kind": "ar1", "length": 16}
 
     def teacher(scales: list[int]) -> dict[str, Any]:
-        return MEASURED | {"dataset": series, "teacher": {"source": "train", "channels": [8], "scales": scales}}
+        return MEASURED | {
+            "dataset": series,
+            "teacher": {"source": "train", "channels": [8], "scales": scales},
+        }
 
     assert Params.model_validate(teacher([16])).dataset.length == 16
     with pytest.raises(ValueError, match=r"largest is 8, expected dataset.length = 16"):
