@@ -58,6 +58,8 @@ class Dmd(Section):
     """Distribution matching, (13) of models/methods/swd/method.py."""
 
     weight: fields.Nonnegative = 1.0
+    levels: fields.PositiveFraction = 0.6
+    """The part of the times, from the clean end, that (13) and (15) look at (the paper: 0.79)."""
     gate: Literal["on", "off"] = "on"
     """Off at sizes where the teacher's own samples are too poor."""
     limit: fields.Positive = 3.0

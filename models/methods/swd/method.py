@@ -65,8 +65,6 @@ from models.methods.swd.pipeline import ScaleStep, SwDPipeline, renoise, upscale
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 
-RENOISE_FRACTION = 0.6
-
 
 class SwD(DistillationMethod):
     """The method: networks ``student``, and where a loss needs them ``fake`` and
@@ -222,7 +220,7 @@ class SwD(DistillationMethod):
         c, size = self.config, self.scale_schedule[i].size
         total, terms = x0.new_zeros(()), {}
         if self.fake is not None and (self.uses_dmd(i) or self.critic is not None):
-            t, x_u, _ = self._renoised(x0, generator, RENOISE_FRACTION)
+            t, x_u, _ = self._renoised(x0, generator, c.dmd.levels)
             with (
                 frozen(self.fake.network),
                 frozen(self.critic),
@@ -262,7 +260,7 @@ class SwD(DistillationMethod):
         total = error.mean()
         terms = {f"mse_{step.size}": total}
         if self.critic is not None:
-            seen = t < RENOISE_FRACTION * self.teacher.schedule.train_steps
+            seen = t < self.config.dmd.levels * self.teacher.schedule.train_steps
             if seen.any():
                 real = self._pooled(
                     y_u[seen], t[seen], None if condition is None else condition[seen]
@@ -283,7 +281,7 @@ class SwD(DistillationMethod):
         generator: torch.Generator,
     ) -> Losses:
         assert self.critic is not None
-        t, x_u, y_u = self._renoised(x0, generator, RENOISE_FRACTION, target)
+        t, x_u, y_u = self._renoised(x0, generator, self.config.dmd.levels, target)
         with torch.no_grad():
             real, fake = self._pooled(y_u, t, condition), self._pooled(x_u, t, condition)
         loss = discriminator_loss(self.critic(real), self.critic(fake))

@@ -38,6 +38,7 @@ SWD = {
 }
 SWD_KEYS = {
     "dmd": "dmd.weight",
+    "dmd_levels": "dmd.levels",
     "gan": "gan.weight",
     "gan_features": "gan.features",
     "mmd": "mmd.weight",

@@ -391,6 +391,28 @@ def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(1.0, False)]
 
 
+@pytest.mark.parametrize("part", [None, 0.79])
+def test_levels_of_dmd_and_gan_are_a_choice(
+    part: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.79 reaches the highest level of the paper's list, which 0.6 leaves out."""
+    chosen = {} if part is None else {"dmd_levels": part}
+    method = swd(tiny_teacher("flow"), SCHEDULE, **CONFIG | chosen)
+    kept, highest = method._renoised, []
+
+    def renoised(*given: Any, **options: Any) -> Any:
+        found = kept(*given, **options)
+        highest.append(float(found[0].max()) / 1000)
+        return found
+
+    monkeypatch.setattr(method, "_renoised", renoised)
+    wanted = part or 0.6
+    for role in ("discriminator", "student"):
+        highest.clear()
+        method.loss(role, batch(3, 256), stream())
+        assert 0.97 * wanted < highest[0] < wanted, role
+
+
 def test_fake_loss_of_epsilon_networks_is_bounded_at_high_noise() -> None:
     """An epsilon error e is an error e sigma / alpha of x0, 158 at the last level; it weighs at
     most 10 times.
