@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flows.dvc.repro import STAGES
 from flows.dvc.worktree import Workspace
 from models.methods.export import open_student
 from models.sampling import baselines
@@ -46,7 +47,8 @@ def time_domain(
     if before is not None and before["of"] == of and before["device"] == here["device"]:
         return
     params = configure(work, rivals)
-    for stage in ("dataset", "teacher"):  # from DVC's cache
+    # all that the teacher needs, from DVC's cache
+    for stage in STAGES[: STAGES.index("trajectories")]:
         run_stage(work.root, stage)
     device = pick_device()
     teacher = load_teacher(work.root, device)
