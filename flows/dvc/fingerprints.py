@@ -82,7 +82,9 @@ def _pointed_at(params: Params) -> dict[str, list[str]]:
     extractors = (evaluation.features, *evaluation.more_features)
     named = {
         "dataset.digest": [getattr(dataset, "path", None), *getattr(dataset, "packs", ())],
-        "teacher.digest": [getattr(params.teacher, "path", None)],
+        "teacher.digest": [
+            getattr(params.teacher, key, None) for key in ("path", "config", "lora")
+        ],
         "conditions.digest": [params.conditions.path],
         "evaluation.digest": [getattr(evaluation.reference, "path", None), *evaluation.rivals],
         "evaluation.features_digest": [getattr(each, "path", None) for each in extractors],

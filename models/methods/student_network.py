@@ -17,12 +17,13 @@ def student_network(
 ) -> nn.Module:
     """A copy of the teacher's network whose first layer takes ``in_channels`` >= the teacher's.
 
-    The added channels' weights are zero, so the copy computes the teacher until it is trained.
+    The added channels' weights are zero, so the copy computes the teacher until it is trained. It
+    is float32, whatever the teacher is: small steps of an optimizer are lost in less.
     ``trainable``: "full", "lora" (Hu et al. 2022, rank ``rank``, on the layers that the teacher's
     ``lora_targets`` name, plus the first layer), or "input" (the first layer alone). Raises
     InputError on anything else.
     """
-    student = copy.deepcopy(teacher.network).requires_grad_(False)
+    student = copy.deepcopy(teacher.network).float().requires_grad_(False)
     teacher.expand_input(student, in_channels)
     if trainable == "full":
         student.requires_grad_(True)

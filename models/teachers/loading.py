@@ -8,9 +8,11 @@ from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.common.errors import InputError
+from models.common.precision import DTYPES
 from models.teachers.base import Denoiser
 from models.teachers.codec import ScaledCodec
 from models.teachers.factory import load_made
@@ -43,7 +45,11 @@ def load_denoiser(
     if "factory" in record:
         return load_made(Path(source), record)
     pipe = open_pipeline(
-        source, revision=revision, trust_remote_code=trust_remote_code, encoders=False
+        source,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        encoders=False,
+        dtype=record.get("dtype"),
     )
     return denoiser_of_pipeline(pipe, str(source))
 
@@ -61,7 +67,7 @@ def denoiser_of_pipeline(
     ``null_class``, the ``scaling`` of series and the ``size`` of images in pixels.
     """
     parts = pipeline_parts(pipe)
-    network = parts.get("unet") or parts.get("transformer")
+    network = network_of(pipe)
     family = family_of(network, source)
     known = USED | IGNORED | ENCODERS if issubclass(family, PromptDenoiser) else USED | IGNORED
     if unknown := sorted(set(parts) - known):
@@ -109,6 +115,12 @@ def pipeline_parts(pipe: Any) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if hasattr(part, "save_pretrained")}
 
 
+def network_of(pipe: Any) -> Any:
+    """The denoising network of a pipeline, None where there is none."""
+    parts = pipeline_parts(pipe)
+    return parts.get("unet") or parts.get("transformer")
+
+
 def build_denoiser(
     network: Any,
     scheduler: Any,
@@ -129,10 +141,15 @@ def open_pipeline(
     revision: str | None = None,
     trust_remote_code: bool = False,
     encoders: bool = True,
+    variant: str | None = None,
+    dtype: str | None = None,
 ) -> Any:
     """A diffusers pipeline from a folder or hub id, safetensors weights only; InputError if there
-    is none. ``encoders``: whether those of prompts are loaded too, which a folder allows to leave
-    out.
+    is none.
+
+    ``encoders``: whether those of prompts are loaded too, which a folder allows to leave out.
+    ``variant``: of the weights' files, such as fp16. ``dtype``: of the network, float32 if None;
+    all other parts are float32, whatever their files hold.
     """
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
@@ -144,12 +161,15 @@ def open_pipeline(
             f"teacher {source}: no model_index.json; expected a diffusers pipeline folder "
             "(save_pretrained)"
         )
+    number = DTYPES[dtype or "float32"]
     try:
         pipe = DiffusionPipeline.from_pretrained(
             str(source),
             revision=revision,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            variant=variant,
+            dtype={"unet": number, "transformer": number, "default": torch.float32},
             **({} if encoders else dict.fromkeys(_encoders_of(Path(source)))),
         )
     except MemoryError:
@@ -203,11 +223,13 @@ def _other_weights(folder: Path) -> str | None:
         weights = next((f for f in other if f.suffix == ".safetensors"), other[0])
         pieces = weights.name.split(".")
         variant = f", variant={pieces[1]!r}" if len(pieces) == 3 else ""
+        option = f"set teacher.variant={pieces[1]}, or " if len(pieces) == 3 else ""
         kind = "pickled weights" if weights.suffix == ".bin" else f"{pieces[1]} weights alone"
         trust = " (only if you trust the file)" if weights.suffix == ".bin" else ""
         return (
             f"{part.name}/{weights.name} is there, {kind}; expected "
-            f'{pieces[0]}.safetensors; convert the folder once{trust}: python -c "from diffusers '
+            f"{pieces[0]}.safetensors; {option}convert the folder once{trust}: "
+            f'python -c "from diffusers '
             f"import DiffusionPipeline as P; P.from_pretrained('{folder}', "
             f"use_safetensors={weights.suffix != '.bin'}{variant}).save_pretrained("
             f"'{folder}-converted')\""

@@ -18,7 +18,18 @@ class PretrainedTeacher(Section):
     source: Literal["pretrained"] = "pretrained"
     """Use one that exists, or train one on the dataset."""
     path: LocalPath = "data/pretrained/mnist16"
-    """A diffusers pipeline folder, or a hub id."""
+    """A diffusers pipeline folder, a hub id, or a checkpoint in one .safetensors file."""
+    config: LocalPath | None = None
+    """Of a checkpoint in one file: a pipeline folder of the same kind of model, for all that the
+    file does not hold.
+    """
+    lora: LocalPath | None = None
+    """A LoRA to add to the weights first: a .safetensors file, or a folder with one."""
+    lora_scale: Annotated[float, Field(gt=0, le=4)] = 1.0
+    variant: fields.Text | None = None
+    """Of the weights' files, such as fp16."""
+    dtype: Precision = "float32"
+    """Of the network's weights; students are float32."""
     revision: fields.Text | None = None
     """Of a hub id: branch, tag or commit."""
     digest: fields.Digest | None = None

@@ -31,6 +31,7 @@ from models.teachers.loading import (
     read_null_class,
     read_record,
 )
+from models.teachers.opening import open_source
 from models.teachers.trial import check_it_runs
 from models.teachers.unet2d import null_class_last
 from models.training.loop import Batches, LoopConfig, TrainState
@@ -87,7 +88,7 @@ def run(params: Params, root: Path) -> None:
 
 
 def _save_pipeline(pipeline: Any, folder: Path) -> None:
-    for part in pipeline_parts(pipeline).values():  # without names of folders of this machine
+    for part in (pipeline, *pipeline_parts(pipeline).values()):  # without this machine's folders
         if not hasattr(part, "register_to_config"):  # encoders and tokenizers of transformers
             vars(getattr(part, "config", part)).pop("_name_or_path", None)
             if hasattr(part, "name_or_path") and not hasattr(part, "config"):
@@ -116,8 +117,15 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
             "revisions; use null"
         )
     name = str(local if local.exists() else source.path)
-    pipeline = open_pipeline(
-        name, revision=source.revision, trust_remote_code=source.trust_remote_code
+    pipeline = open_source(
+        name,
+        config=source.config and str(root / source.config),
+        lora=source.lora and str(root / source.lora),
+        lora_scale=source.lora_scale,
+        variant=source.variant,
+        dtype=source.dtype,
+        revision=source.revision,
+        trust_remote_code=source.trust_remote_code,
     )
     null_class = source.null_class
     if null_class is None:
@@ -131,6 +139,8 @@ def _pretrained(source: PretrainedTeacher, root: Path) -> tuple[Any, dict[str, A
         "revision": source.revision,
         "null_class": teacher.null_class,
         **_size(source, name),
+        **({} if source.dtype == "float32" else {"dtype": source.dtype}),
+        **({} if source.lora is None else {"lora": source.lora, "lora_scale": source.lora_scale}),
         **_scaling(source, teacher, root),
     }
 
