@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from models.teachers.loading import load_denoiser
 from tasks.config.schema import Params
-from tasks.data.teacher import load_teacher
 from tasks.stages import teacher
 from tests.inputs.rows import Row
 from tests.models.teachers.original_format import original
@@ -29,7 +29,7 @@ def given(make: Callable[[Path], object], **section: Any) -> Callable[[Path], No
         # later stages do not need the encoders
         stated = {"source": "pretrained", "path": "in", **section}
         teacher.run(Params.model_validate_json(json.dumps({"teacher": stated})), root)
-        loaded = load_teacher(root)
+        loaded = load_denoiser(root / "data" / "teacher")
         assert loaded.condition_kind == "prompts"
         assert loaded.network.dtype == getattr(torch, section.get("dtype", "float32"))
         assert loaded.shape[1] == section.get("size", 16) // 2
