@@ -117,7 +117,7 @@ def _encode_all(
             splits[NULL] = [NULL]
         meta = identity | {
             "kind": "prompts",
-            "source": collected.title,
+            "source": str(settings.prompts),
             "counts": collected.counts | {"truncated": long},
             "teacher": record["fingerprint"],
         }

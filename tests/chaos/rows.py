@@ -296,7 +296,14 @@ TEAM = (
     ),
 )  # fmt: skip
 
-ROWS: tuple[Row, ...] = STAGES + REGISTRATION + PROMOTION + SERVICES + MACHINE + TEAM
+CONDITIONS = (
+    _kill(
+        "conditions-between", "conditions.shard:2", "between the second and the third shard of encoded prompts",
+        "keeps both shards", says="; 5 are new",
+    ),
+)
+
+ROWS: tuple[Row, ...] = STAGES + CONDITIONS + REGISTRATION + PROMOTION + SERVICES + MACHINE + TEAM
 
 
 def table() -> str:

@@ -57,6 +57,7 @@ def test_dvc_repro_and_the_flow_share_their_work(project: Path) -> None:
     assert runs(project) == {
         "dataset": 1,
         "teacher": 1,
+        "conditions": 1,
         "trajectories": 1,
         "student": 2,
         "evaluation": 1,
