@@ -57,7 +57,7 @@ COPIED = (
     ".dvc/.gitignore",
     ".dvcignore",
 )
-PRETRAINED = ("mnist16", "mnist_features")
+PRETRAINED = ("mnist16", "mnist_features", "emoji_captions")
 
 
 def make_project(root: Path) -> Path:

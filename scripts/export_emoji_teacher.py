@@ -1,0 +1,51 @@
+"""Store a trained pipeline of emoji in half precision, as it ships.
+
+`python -m scripts.export_emoji_teacher WORK/pipeline data/pretrained/emoji64`
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from models.common.errors import InputError
+from scripts.emoji.text import save_tokenizer
+from tasks.utils.cli import set_up_logging, user_errors
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("pipeline", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args(argv)
+    set_up_logging()
+    with user_errors():
+        export(arguments.pipeline, arguments.out)
+
+
+def export(source: Path, out: Path) -> None:
+    """Write `source` to `out`; a README.md that is there stays. InputError without a pipeline.
+
+    The text encoder keeps full precision: transformers opens it in the precision of its file,
+    diffusers opens the other parts in float32, and the two have to agree.
+    """
+    if not (source / "model_index.json").is_file():
+        raise InputError(
+            f"{source}: no pipeline there; expected a folder with model_index.json; train one with "
+            "python -m scripts.train_emoji_teacher"
+        )
+    pipeline = StableDiffusionPipeline.from_pretrained(source, local_files_only=True)
+    pipeline.unet.to(torch.float16)
+    pipeline.vae.to(torch.float16)
+    pipeline.text_encoder.to(torch.float32)
+    pipeline.save_pretrained(out)
+    save_tokenizer(pipeline.tokenizer, out / "tokenizer")
+
+
+if __name__ == "__main__":
+    main()
