@@ -298,8 +298,11 @@ TEAM = (
 
 CONDITIONS = (
     _kill(
-        "conditions-between", "conditions.shard:2", "between the second and the third shard of encoded prompts",
-        "keeps both shards", says="; 5 are new",
+        "conditions-between",
+        "conditions.shard:2",
+        "between the second and the third shard of encoded prompts",
+        "keeps both shards",
+        says="; 5 are new",
     ),
 )
 
