@@ -66,10 +66,10 @@ def test_a_part_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("seeds: [0, 3]", "seeds: [0, 0]", "seeds = [0, 0]: expected distinct entries"),
+        ("seeds: [0, 3]", "seeds: [0, 0]", r"seeds = \[0, 0\]: expected distinct entries"),
         ("calls: [1, 2]", "calls: [0]", "calls.0 = 0: expected a number >= 1"),
         ("calls: [1, 2]\n", "", "calls: missing, expected a value"),
-        ("metrics: [kid]", "metrics: [kidd]", "metrics.0 = \"kidd\": .*did you mean kid"),
+        ("metrics: [kid]", "metrics: [kidd]", "metrics.0 = \"kidd\": expected one of .*kid"),
         ("preset: tiny}", "preset: tiny, seed: 3}", "jobs.sigdeg.seed: unknown key"),
         ("rows: rivals", "rows: rival", "rows = \"rival\": expected 'student' or 'rivals'"),
         ("  small:\n", "  ../up:\n", "domains.../up.*\n?"),

@@ -166,7 +166,7 @@ BAD: list[tuple[str, str]] = [
     ("dataset.seed=-1", "dataset.seed = -1: expected a number >= 0"),
     (
         "teacher.steps=5",
-        "teacher.steps: unknown key with source = pretrained, expected one of digest",
+        "teacher.steps: unknown key with source = pretrained, expected one of config, digest",
     ),
     (
         "teacher={source: train, scales: [8, 16], channels: [1, 1, 1, 1, 1]}",
