@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -50,6 +51,14 @@ def changed(part: str, **config: Any) -> Callable[[Path], object]:
         file.write_text(json.dumps(json.loads(file.read_text()) | config))
 
     return make
+
+
+def rebuilt(root: Path, **config: Any) -> None:
+    """A folder whose UNet is made with other values in its config, weights included."""
+    changed("unet", **config)(root)
+    place = root / "in/unet"
+    options = UNet2DConditionModel.load_config(place)
+    UNet2DConditionModel.from_config(options).save_pretrained(place)
 
 
 def one_file(root: Path) -> None:
@@ -153,7 +162,7 @@ ROWS = (
     Row(
         "text-distilled",
         "a UNet that is told its guidance (LCM)",
-        given(changed("unet", time_cond_proj_dim=32)),
+        given(lambda root: rebuilt(root, time_cond_proj_dim=32)),
         refused="teacher's UNet2DConditionModel: time_cond_proj_dim = 32; expected null: its further "
         "inputs are not supported",
     ),
