@@ -28,7 +28,7 @@ DEPLOYMENTS = {
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"overrides": {"student": {"steps": 600}, "method": {"nfe": [5]}}},
+        {"overrides": {"student": {"steps": 600}, "method": {"nfe": [6]}}},
         {"overrides": {"trajectories": {"grid": {"kind": "given", "points": [0, 5, 10]}}}},
         {"overrides": {"method": {"kind": "swd", "schedule": {"kind": "preset", "steps": 6}}}},
         {"overrides": {"evaluation": {"reference": {"kind": "npz", "path": "/a b/c.npz"}}}},
@@ -89,9 +89,9 @@ def test_the_form_has_a_typed_field_for_every_key_of_every_preset() -> None:
 
 
 def test_what_passes_as_a_mapping_can_be_laid_over() -> None:
-    given = as_list({"student": {"steps": 7}, "method": {"nfe": [5]}})
+    given = as_list({"student": {"steps": 7}, "method": {"nfe": [6]}})
     params = compose(REPOSITORY, "mnist-sigdeg", given)
-    assert params.student.steps == 7 and params.method.nfe == (5,)
+    assert params.student.steps == 7 and params.method.nfe == (6,)
 
 
 @pytest.mark.parametrize("entrypoint", sorted({d["entrypoint"] for d in DEPLOYMENTS.values()}))

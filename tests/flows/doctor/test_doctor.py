@@ -125,8 +125,8 @@ def test_ports(tmp_path: Path) -> None:
 
 
 def test_disk_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 1,536 paths of 256 pixels in float16, 31 states each
-    assert machine_checks.trajectory_bytes(REPOSITORY) == (1024 + 512) * 256 * 31 * 2
+    # 1,536 paths of 256 pixels in float16, 7 states each
+    assert machine_checks.trajectory_bytes(REPOSITORY) == (1024 + 512) * 256 * 7 * 2
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9 * GIB, 8 * GIB, GIB))
     found = machine_checks.disk(REPOSITORY)
