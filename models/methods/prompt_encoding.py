@@ -70,13 +70,13 @@ class PromptMixin:
             return encoded(stock(**given), list(prompts), about["keys"])
 
     def load_encoders(self, source: str, **options: Any) -> None:
-        """Take tokenizers and encoders from a teacher's folder or hub id; options as of
-        ``from_pretrained``.
+        """Take tokenizers and encoders from a teacher's folder or hub id, safetensors alone; options
+        as of ``from_pretrained``.
         """
         stock = getattr(diffusers, self._prompts()["pipeline"])
         wanted = [n for n in inspect.signature(stock.__init__).parameters if n != "self"]
         others = {name: None for name in ("unet", "transformer", "vae") if name in wanted}
-        pipe = stock.from_pretrained(source, **others, **options)
+        pipe = stock.from_pretrained(source, use_safetensors=True, **others, **options)
         parts = {name: getattr(pipe, name) for name in TEXT_PARTS if name in wanted}
         self.register_modules(**parts)  # type: ignore[attr-defined]
 

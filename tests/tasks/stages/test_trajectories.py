@@ -362,7 +362,7 @@ def test_errors_name_the_key(root: Path, tmp_path_factory: pytest.TempPathFactor
     save_teacher(conditional, classes=3)
     cases = [
         (root, {"classes": [1]}, r"classes = \[1\]: this teacher is unconditional"),
-        (root, {"guidance": 2.0}, "guidance = 2.0: this teacher has no null class"),
+        (root, {"guidance": 2.0}, "guidance = 2.0: this teacher has no null condition"),
         (conditional, {"classes": [0, 3]}, r"classes = \[0, 3\]: expected classes in 0\.\.2"),
         (tmp_path_factory.mktemp("nothing"), {}, "teacher"),
     ]
