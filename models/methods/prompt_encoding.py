@@ -70,8 +70,8 @@ class PromptMixin:
             return encoded(stock(**given), list(prompts), about["keys"])
 
     def load_encoders(self, source: str, **options: Any) -> None:
-        """Take tokenizers and encoders from a teacher's folder or hub id, safetensors alone; options
-        as of ``from_pretrained``.
+        """Take tokenizers and encoders from a teacher's folder or hub id, safetensors alone;
+        options as of ``from_pretrained``.
         """
         stock = getattr(diffusers, self._prompts()["pipeline"])
         wanted = [n for n in inspect.signature(stock.__init__).parameters if n != "self"]
