@@ -85,7 +85,7 @@ class Denoising(Trainable):
         """Times (n,) that the network knows."""
         place = torch.rand(n, device=device, generator=generator)
         if self.density is None:
-            return self.teacher.schedule.snap(place * self.teacher.schedule.train_steps)
+            return self.teacher.schedule.snap(self.teacher.schedule.reach(place))
         cells = torch.multinomial(self.density.to(device), n, True, generator=generator)
         return self.teacher.schedule.snap(cells + place)  # anywhere in its cell
 

@@ -29,6 +29,7 @@ from models.methods.prompt_encoding import TEXT_PARTS, PromptMixin
 from models.teachers.network_call import call_network, pixels_per_entry
 
 OUTPUT_TYPES = {"images": ("pil", "np", "pt", "latent"), "series": ("np", "pt", "latent")}
+ANY_TIME = ("flow", "edm", "edm_v")  # of the parametrizations; others know whole times
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OnStep = Callable[[], object]
 
@@ -175,7 +176,7 @@ class StudentPipeline(PromptMixin):
         ``level`` has ``t``, ``alpha`` and ``sigma``. The network works in its own dtype.
         """
         t = torch.full((len(x),), level.t, device=x.device)
-        t = t if self.config.prediction_type == "flow" else t.long()
+        t = t if self.config.prediction_type in ANY_TIME else t.long()
         output = call_network(network, inputs, t, condition, pixels_per_entry(self.vae)).to(x.dtype)
         output = output[:, : x.shape[1]]  # one that also predicts a variance has more channels
         return prediction_to_x0(self.config.prediction_type, output, x, level)
@@ -400,8 +401,10 @@ def prediction_to_x0(prediction: str, output: Tensor, x: Tensor, level: Any) -> 
     x0: Tensor = output
     if prediction == "epsilon":
         x0 = (x - level.sigma * output) / level.alpha
-    elif prediction == "v_prediction":
+    elif prediction in ("v_prediction", "edm_v"):
         x0 = level.alpha * x - level.sigma * output
+    elif prediction == "edm":
+        x0 = level.alpha * x + level.sigma * output
     elif prediction == "flow":
         x0 = x - level.sigma * output
     return x0

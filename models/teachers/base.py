@@ -7,6 +7,8 @@ prediction becomes x0 by
     v_prediction: x0 = alpha * x - sigma * v                    (Salimans and Ho 2022)
     sample:       x0 itself
     flow:         x0 = x - sigma * v,  v = eps - x0             (Lipman et al. 2023)
+    edm:          x0 = alpha * x + sigma * F                    (Karras et al. 2022, F = -v)
+    edm_v:        x0 = alpha * x - sigma * v, at EDM's times
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from models.teachers.codec import Codec
 from models.teachers.conditioning import Condition, ConditionTable, class_condition
 from models.teachers.schedule import NoiseSchedule
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow", "edm", "edm_v")
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj", "net.2")
 
 
@@ -38,8 +40,10 @@ def to_x0(prediction_type: str, output: Tensor, x: Tensor, alpha: Tensor, sigma:
     """
     if prediction_type == "epsilon":
         return (x - sigma * output) / alpha
-    if prediction_type == "v_prediction":
+    if prediction_type in ("v_prediction", "edm_v"):
         return alpha * x - sigma * output
+    if prediction_type == "edm":
+        return alpha * x + sigma * output
     if prediction_type == "flow":
         return x - sigma * output
     return output
@@ -52,6 +56,8 @@ def training_target(
     return {
         "epsilon": lambda: eps,
         "v_prediction": lambda: alpha * eps - sigma * x0,
+        "edm_v": lambda: alpha * eps - sigma * x0,
+        "edm": lambda: sigma * x0 - alpha * eps,
         "flow": lambda: eps - x0,
         "sample": lambda: x0,
     }[prediction_type]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,6 +140,16 @@ def _check_scaling(vae: Any) -> None:
             )
     if std is not None and not all(value > 0 for value in std):
         raise InputError(f"teacher's {kind}: latents_std {list(std)}; expected numbers above 0")
+
+
+def rescaled(vae: nn.Module, data_std: float) -> Any:
+    """The same autoencoder with latents of a ``data_std``-th of their size, by its config alone;
+    the one that is given stays as it is. InputError where that does not scale latents.
+    """
+    _check_scaling(vae)
+    other: Any = copy.copy(vae)
+    other.register_to_config(scaling_factor=float(other.config.scaling_factor) / data_std)
+    return other
 
 
 def _channels(values: list[float], like: Tensor) -> Tensor:

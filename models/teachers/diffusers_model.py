@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from models.common.errors import InputError
 from models.teachers.base import Denoiser
-from models.teachers.codec import Codec, VAECodec
+from models.teachers.codec import Codec, VAECodec, rescaled
 from models.teachers.conditioning import Condition
 from models.teachers.network_call import call_network, pixels_per_entry
-from models.teachers.schedule import read_schedule
+from models.teachers.reading import read_schedule
+from models.teachers.schedule import Preconditioned
 
 LEARNED_VARIANCE = ("learned", "learned_range")
 
@@ -42,6 +43,13 @@ class DiffusersDenoiser(Denoiser):
         shape = cls.sized(network, pixels_per_entry(vae), size)
         schedule, prediction_type, clip = read_schedule(scheduler, cls.tokens(config, shape))
         num_classes, null = cls.classes(config, null_class)
+        if isinstance(schedule, Preconditioned):
+            if vae is None and config.in_channels in (cls.data_channels or ()):
+                raise InputError(
+                    f"teacher {type(scheduler).__name__}: an EDM network over data themselves is "
+                    "not supported; expected one over latents, with its vae"
+                )
+            vae = None if vae is None else rescaled(vae, schedule.data)
         return cls(
             network,
             schedule,

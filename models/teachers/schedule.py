@@ -2,6 +2,7 @@
 
 variance preserving:  alpha_t^2 = alphas_cumprod[t],  sigma_t^2 = 1 - alpha_t^2
 flow matching:        alpha = 1 - t / T,  sigma = t / T
+EDM:                  x = x0 + s eps, scaled as the network sees it; t = log(s) / 4
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from models.common.errors import InputError
-from models.teachers.scheduler_options import EDM, FLOW_MATCHING, scheduler_options
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Levels:
 
 
 class NoiseSchedule(ABC):
-    """alpha and sigma as functions of the network's time, t in [0, ``train_steps``).
+    """alpha and sigma as functions of the network's time, t in [0, ``train_steps``), but for EDM.
 
     ``discrete``: whether the network knows whole times only.
     """
@@ -72,8 +72,12 @@ class NoiseSchedule(ABC):
         """``t`` as the network takes it: whole numbers where the schedule is discrete."""
         return t.round().long() if self.discrete else t
 
+    def reach(self, place: Any, part: float = 1.0) -> Any:
+        """The time at ``place``, 0 to 1 or a tensor of it, of the lower ``part`` of all times."""
+        return place * (part * self.train_steps)
+
     def snap(self, t: Tensor) -> Tensor:
-        """Times drawn uniformly from [0, T), reduced to those that the network knows."""
+        """Times drawn uniformly from those in reach, reduced to those that the network knows."""
         return t.floor() if self.discrete else t
 
     def _check_steps(self, steps: int) -> None:
@@ -147,84 +151,53 @@ class FlowMatching(NoiseSchedule):
         return self.train_steps / (1.0 + float(np.sqrt(snr)))
 
 
-def read_schedule(
-    scheduler: Any, tokens: int | None = None
-) -> tuple[NoiseSchedule, str, float | None]:
-    """(schedule, prediction type, bound on x0) of a diffusers scheduler.
+class Preconditioned(NoiseSchedule):
+    """EDM (Karras et al. 2022, arXiv 2206.00364): x = x0 + s eps with s from ``sigma_max`` down to
+    ``sigma_min``, the network's input scaled by 1 / sqrt(s^2 + d^2), d = ``sigma_data``.
 
-    ``tokens``: of one state, where the network has them; a shift may depend on it. Raises
-    InputError for a scheduler that is no teacher's, and for options that are not supported
-    (models/teachers/scheduler_options.py).
+    That input is the state here, so that alpha^2 + sigma^2 = 1 over data x0 / d:
+
+        alpha = d / sqrt(s^2 + d^2),   sigma = s / sqrt(s^2 + d^2),   t = log(s) / 4
+
+    The chain is spaced by their equation 5 with exponent ``rho``, evenly in log s for None.
     """
-    options, name = scheduler_options(scheduler, tokens), type(scheduler).__name__
-    steps = int(options["num_train_timesteps"])
-    if steps < 1:
-        raise InputError(f"teacher {name}: num_train_timesteps = {steps}: expected 1 or more")
-    if name in EDM:
-        raise InputError(f"teacher scheduler {name}: preconditioned networks are not supported")
-    if name in FLOW_MATCHING:
-        return FlowMatching(steps, _shift(options, tokens)), "flow", None
-    prediction = options["prediction_type"]
-    if options.get("use_flow_sigmas") or prediction == "flow_prediction":
-        if not (options.get("use_flow_sigmas") and prediction == "flow_prediction"):
-            raise InputError(
-                f"teacher {name}: prediction_type {prediction!r} with use_flow_sigmas = "
-                f"{options.get('use_flow_sigmas')}: expected flow_prediction and true together"
-            )
-        return FlowMatching(steps, options["flow_shift"]), "flow", None
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise InputError(
-            f"teacher scheduler {name} with prediction_type {prediction!r}: expected epsilon, "
-            "v_prediction or sample"
-        )
-    if prediction == "epsilon" and options.get("rescale_betas_zero_snr"):
-        raise InputError(
-            f"teacher {name}: rescale_betas_zero_snr with prediction_type epsilon: at zero "
-            "signal-to-noise ratio the noise says nothing about the image; expected v_prediction "
-            "or sample, or rescale_betas_zero_snr: false"
-        )
-    schedule = VariancePreserving(_alphas_cumprod(scheduler, steps))
-    clip = float(options["clip_sample_range"]) if options.get("clip_sample", False) else None
-    if clip is not None and not clip > 0:
-        raise InputError(
-            f"teacher {name}: clip_sample_range = {clip:g}: expected a number above 0, or "
-            "clip_sample: false"
-        )
-    return schedule, prediction, clip
 
+    discrete = False
 
-def _shift(options: dict[str, Any], tokens: int | None) -> float:
-    """The shift of a flow; with ``use_dynamic_shifting`` log shift, or the shift itself, grows
-    linearly with the number of tokens (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
-    """
-    if tokens is None or not options.get("use_dynamic_shifting"):
-        return float(options["shift"])
-    few, many = options["base_image_seq_len"], options["max_image_seq_len"]
-    slope = (options["max_shift"] - options["base_shift"]) / (many - few)
-    grown = options["base_shift"] + slope * (tokens - few)
-    return float(grown if options["time_shift_type"] == "linear" else np.exp(grown))
+    def __init__(
+        self, train_steps: int, sigma_min: float, sigma_max: float, sigma_data: float,
+        rho: float | None = 7.0,
+    ):  # fmt: skip
+        super().__init__(train_steps)
+        self.low, self.high, self.data, self.rho = sigma_min, sigma_max, sigma_data, rho
 
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = torch.exp(4.0 * t.double()) / self.data
+        alpha = (1.0 + ratio**2).rsqrt()
+        return alpha.float(), (ratio * alpha).float()
 
-def _alphas_cumprod(scheduler: Any, steps: int) -> np.ndarray:
-    """(T,) float64; InputError unless they are T decreasing numbers in [0, 1]."""
-    found = np.array(scheduler.alphas_cumprod.double())
-    if scheduler.config.get("rescale_betas_zero_snr"):
-        found[-1] = 0.0  # Euler, DPM-Solver and UniPC keep 2^-24 there, above the one before
-    if len(found) != steps:
-        raise InputError(
-            f"teacher {type(scheduler).__name__}: trained_betas has {len(found)} entries, "
-            f"num_train_timesteps is {steps}: expected as many"
-        )
-    if not (
-        np.isfinite(found).all() and (np.diff(found) < 0).all() and found[0] < 1 and found[-1] >= 0
-    ):
-        raise InputError(
-            f"teacher {type(scheduler).__name__}: betas that do not add noise at every time; "
-            "expected each in (0, 1)"
-        )
-    if found[-1] == 0 and scheduler.config.get("prediction_type", "epsilon") == "epsilon":
-        raise InputError(
-            f"teacher {type(scheduler).__name__}: the last beta is 1 (zero signal-to-noise ratio) "
-            "with prediction_type epsilon; expected v_prediction or sample"
-        )
-    return found
+    def level(self, t: float) -> tuple[float, float]:
+        ratio = float(np.exp(4.0 * t)) / self.data
+        alpha = 1.0 / float(np.hypot(1.0, ratio))
+        return alpha, ratio * alpha
+
+    def levels(self, steps: int) -> Levels:
+        self._check_steps(steps)
+        ramp = np.linspace(0.0, 1.0, steps)
+        if self.rho is None:
+            s = self.high * (self.low / self.high) ** ramp
+        else:
+            ends = self.high ** (1 / self.rho), self.low ** (1 / self.rho)
+            s = (ends[0] + ramp * (ends[1] - ends[0])) ** self.rho
+        alpha = self.data / np.hypot(s, self.data)
+        sigma = s / np.hypot(s, self.data)
+        return Levels(np.log(s) / 4, np.append(alpha, 1.0), np.append(sigma, 0.0))
+
+    def time_of_snr(self, snr: float) -> float:
+        s = self.high if snr == 0 else min(max(self.data / np.sqrt(snr), self.low), self.high)
+        return float(np.log(s) / 4)
+
+    def reach(self, place: Any, part: float = 1.0) -> Any:
+        """Evenly in log s."""
+        low, high = np.log(self.low) / 4, np.log(self.high) / 4
+        return float(low) + place * float(part * (high - low))

@@ -116,6 +116,9 @@ ROWS = (
     refused("DDPMScheduler", "`clip_sample_range: 0`",
             "teacher DDPMScheduler: clip_sample_range = 0: expected a number above 0, or clip_sample: false",
             clip_sample_range=0.0),
+    refused("EDMEulerScheduler", "an EDM scheduler with a network over pixels",
+            "teacher EDMEulerScheduler: an EDM network over data themselves is not supported; expected one over "
+            "latents, with its vae", sigma_max=20.0),
     refused("DDPMScheduler", "an unknown schedule of betas",
             "teacher in: no diffusers pipeline with safetensors weights opens there (cosine is not implemented for "
             "<class 'diffusers.schedulers.scheduling_ddpm.DDPMScheduler'>); give a folder written by "

@@ -215,12 +215,10 @@ class SigDEG(DistillationMethod):
 
         Paired images share their noise; real images, which have no partner, get noise of their own.
         """
-        level = (
-            torch.rand((), generator=generator, device=x0.device)
-            * 0.6
-            * self.teacher.schedule.train_steps
-        )
-        t = level.floor().expand(len(x0))
+        place = torch.rand((), generator=generator, device=x0.device)
+        schedule = self.teacher.schedule
+        level = schedule.snap(schedule.reach(place * 0.6))
+        t = level.expand(len(x0))
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
         student = self._features(x0, t, eps, batch.condition)
         with torch.no_grad():
@@ -229,7 +227,7 @@ class SigDEG(DistillationMethod):
             if self.config.loss.mmd and batch.real is not None:
                 noise = torch.randn(batch.real.shape, generator=generator, device=x0.device)
                 reference = self._features(
-                    batch.real, level.floor().expand(len(noise)), noise, batch.condition
+                    batch.real, level.expand(len(noise)), noise, batch.condition
                 )
         mmd = rbf_mmd(student.flatten(1), reference.flatten(1), self.config.loss.mmd_bandwidths)
         return mmd, feature_loss(student, teacher)

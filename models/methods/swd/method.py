@@ -260,7 +260,7 @@ class SwD(DistillationMethod):
         total = error.mean()
         terms = {f"mse_{step.size}": total}
         if self.critic is not None:
-            seen = t < self.config.dmd.levels * self.teacher.schedule.train_steps
+            seen = t < self.teacher.schedule.reach(1.0, self.config.dmd.levels)
             if seen.any():
                 real = self._pooled(
                     y_u[seen], t[seen], None if condition is None else condition[seen]
@@ -339,8 +339,7 @@ class SwD(DistillationMethod):
         t = torch.rand(1 if together else len(x0), generator=generator, device=x0.device).expand(
             len(x0)
         )
-        t = t * (part * self.teacher.schedule.train_steps)
-        t = self.teacher.schedule.snap(t)
+        t = self.teacher.schedule.snap(self.teacher.schedule.reach(t, part))
         alpha, sigma = (append_dims(v, x0) for v in self.teacher.schedule.alpha_sigma(t))
         eps = sigma * torch.randn(x0.shape, generator=generator, device=x0.device)
         return t, alpha * x0 + eps, eps if other is None else alpha * other + eps

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from models.teachers.base import Denoiser
-from models.teachers.schedule import read_schedule
+from models.teachers.reading import read_schedule
 
 MEAN, STD = 0.3, 0.5
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline
+from diffusers import DDPMPipeline, DiffusionPipeline, EDMEulerScheduler
 from pydantic import ValidationError
 
 from models.common.errors import InputError
@@ -16,9 +16,11 @@ from models.methods.export import open_student
 from models.methods.sigdeg.build import SamplerGains, build_pipeline
 from models.methods.sigdeg.config import SigDEGConfig
 from models.schedulers.export import export_scheduler, stock_pipeline
+from models.teachers.loading import build_denoiser
 from tests.models.schedulers.driving import close, run
+from tests.models.teachers.pipelines import vae
 from tests.models.tinypaths import spec_of, teacher_of
-from tests.tiny import perturbed
+from tests.tiny import perturbed, tiny_unet
 
 GAINS = {6: SamplerGains(0.3, 1.3, 0.4, 1.02), 3: SamplerGains(0.1, 1.6, 0.2)}
 
@@ -48,6 +50,28 @@ def test_the_scheduler_is_the_students_sampler(kind: str, nfe: int) -> None:
     with torch.no_grad():
         found = run(pipe.scheduler, noise, lambda x, t: student.unet(x, t).sample)
     close(found[-1], expected, 2e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_it_is_so_of_edm_models_too(prediction: str) -> None:
+    """Whose own states are not those of the student: x0 + s eps, not the network's input."""
+    scheduler = EDMEulerScheduler(prediction_type=prediction, sigma_max=20.0, sigma_data=0.7)
+    torch.manual_seed(0)
+    teacher = build_denoiser(tiny_unet(), scheduler, vae(1))
+    spec = spec_of(teacher, steps=24, intervals=6)
+    config = SigDEGConfig(nfe=(6, 3), inputs="none", conditioning_limit=None)
+    student = build_pipeline(teacher, spec, config, GAINS)
+    perturbed(student.unet)
+    pipe = stock_pipeline(student, DDPMPipeline(unet=None, scheduler=None))
+    noise = torch.randn(3, *teacher.shape, generator=torch.Generator().manual_seed(0))
+    xi = torch.randn(3, 3, 3, *teacher.shape, generator=torch.Generator().manual_seed(1))
+    expected, _ = student.rollout(noise, xi, nfe=3)
+    pipe.scheduler.set_timesteps(3)
+    pipe.scheduler.set_path(xi)
+    with torch.no_grad():
+        start = float(np.hypot(20.0, 0.7)) * noise
+        found = run(pipe.scheduler, start, lambda x, t: student.unet(x, t).sample)
+    close(found[-1], 0.7 * expected, 5e-5)
 
 
 def test_it_travels_as_a_stock_folder(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_flow_matching(tmp_path: Path) -> None:
     np.testing.assert_allclose(levels.t, 1000 * levels.sigma[:-1])
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
+@pytest.mark.parametrize(
+    "prediction", ["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
+)
 def test_training_target_is_the_inverse_of_to_x0(prediction: str) -> None:
     x0, eps = noise(2, 1, 4, 4), noise(2, 1, 4, 4, seed=1)
     sigma = torch.tensor(0.6)

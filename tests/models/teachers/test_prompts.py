@@ -6,15 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 from torch import Tensor
 
 from models.methods.multistep_pipeline import Level, MultistepPipeline
 from models.methods.student_network import student_network
 from models.sampling.solvers import ancestral
 from models.teachers.conditioning import ConditionTable
+from models.teachers.loading import denoiser_of_pipeline
+from tests.models.teachers.pipelines import build
 from tests.models.teachers.texts import PIXELS, prompt_teacher, sampled
 
-NAMES = ["sd", "sd2", "sdxl", "sd3", "flux", "pixart", "pixart_1024", "sana"]
+NAMES = ["sd", "sd2", "sdxl", "sd3", "flux", "pixart", "pixart_1024", "sana", "edm"]
+STEPWISE = [name for name in NAMES if name != "edm"]
 GUIDED = [name for name in NAMES if name != "flux"]
 STEPS = 5
 GUIDANCE = 3.0
@@ -40,7 +44,7 @@ def student_of(teacher: Any, network: Any) -> MultistepPipeline:
 
 
 @pytest.mark.parametrize("size", [PIXELS, 2 * PIXELS])
-@pytest.mark.parametrize("name", [*NAMES, "pixart_sigma"])
+@pytest.mark.parametrize("name", [*STEPWISE, "pixart_sigma"])
 def test_the_chain_is_the_stock_pipelines_own_sampling(name: str, size: int) -> None:
     """eta = 0, with guidance, from the same latents over the same steps; also at another size."""
     pipe, teacher = prompt_teacher(name, size)
@@ -56,6 +60,36 @@ def test_the_chain_is_the_stock_pipelines_own_sampling(name: str, size: int) -> 
         theirs = sampled(pipe, teacher, x, STEPS, guidance_scale=GUIDANCE)
     scale = float(theirs.abs().max())
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * max(1.0, scale))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+def test_edm_models_in_the_coordinates_of_their_input(spacing: str, prediction: str) -> None:
+    """Euler's steps of the stock pipeline, whose states are x0 + s eps, from the same noise."""
+    _, plain = prompt_teacher("sdxl")
+    pipe = build("edm")[0]
+    options = {"sigma_schedule": spacing, "prediction_type": prediction, "sigma_data": 0.7}
+    pipe.scheduler = EDMEulerScheduler(**options, sigma_max=30.0)
+    teacher: Any = denoiser_of_pipeline(pipe, size=PIXELS)
+    teacher.set_conditions(plain.conditions)
+    assert teacher.prediction_type == {"epsilon": "edm", "v_prediction": "edm_v"}[prediction]
+    rows, x = teacher.encode_condition(torch.tensor([0, 1])), noise(2, *teacher.shape)
+    levels = teacher.schedule.levels(STEPS)
+
+    def denoise(x: Tensor, k: int) -> Tensor:
+        return teacher.denoise(x, float(levels.t[k]), rows, GUIDANCE)  # type: ignore[no-any-return]
+
+    start = x * (30.0**2 + 0.7**2) ** 0.5 / pipe.scheduler.init_noise_sigma
+    with torch.no_grad():
+        mine = ancestral(denoise, levels, x, lambda: x, eta=0.0)
+        theirs = sampled(pipe, teacher, start, STEPS, guidance_scale=GUIDANCE)
+        images = pipe.vae.decode(theirs / pipe.vae.config.scaling_factor + 0.06).sample
+    scale = max(1.0, float(theirs.abs().max()))
+    torch.testing.assert_close(0.7 * mine, theirs, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(teacher.decode(mine), images.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        latents = (pipe.vae.encode(images).latent_dist.mode() - 0.06) * 1.5
+        torch.testing.assert_close(0.7 * teacher.encode(images), latents)
 
 
 @pytest.mark.parametrize("name", GUIDED)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.teachers.loading import build_denoiser
-from models.teachers.schedule import read_schedule
+from models.teachers.reading import read_schedule
 from models.teachers.scheduler_options import (
     DEPENDENT,
     EDM,
@@ -25,6 +25,7 @@ from models.teachers.scheduler_options import (
     VARIANCE_PRESERVING,
     scheduler_options,
 )
+from tests.models.teachers.pipelines import vae
 from tests.tiny import tiny_unet
 
 VP_OPTIONS: list[dict[str, Any]] = [
@@ -165,7 +166,11 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("DPMSolverMultistepInverseScheduler", {}, "not one"),
     ("RePaintScheduler", {}, "RePaintScheduler: not one"),
     ("FlowMatchLCMScheduler", {}, "FlowMatchLCMScheduler: not one"),
-    ("EDMEulerScheduler", {}, "preconditioned networks are not supported"),
+    ("EDMEulerScheduler", {}, "an EDM network over data themselves"),
+    ("EDMEulerScheduler", {"sigma_min": 90.0}, "sigma_min = 90, sigma_max = 80"),
+    ("EDMEulerScheduler", {"sigma_data": 0.0}, "sigma_data = 0: expected numbers above 0"),
+    ("EDMEulerScheduler", {"rho": -1.0}, "rho = -1: expected a number above 0"),
+    ("EDMDPMSolverMultistepScheduler", {"prediction_type": "sample"}, "prediction_type 'sample'"),
 ]
 
 
@@ -176,6 +181,13 @@ def test_what_would_change_x0_or_times_is_refused(
     with pytest.raises(InputError) as caught:
         build_denoiser(tiny_unet(), make(name, **options))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_edm_teachers_autoencoder_says_its_scale() -> None:
+    autoencoder = vae(1)
+    autoencoder.register_to_config(scaling_factor=None)
+    with pytest.raises(InputError, match="scaling_factor None; expected a number above 0"):
+        build_denoiser(tiny_unet(), make("EDMEulerScheduler"), autoencoder)
 
 
 def test_unknown_options_at_another_value_than_the_default() -> None:

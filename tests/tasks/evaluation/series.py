@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.evaluation.series.gaussian_laws import ar1_law
 from models.teachers.base import Denoiser
 from models.teachers.codec import ScaledCodec
-from models.teachers.schedule import read_schedule
+from models.teachers.reading import read_schedule
 from tasks.config.evaluation import Evaluation, NoFeatures
 from tasks.evaluation.samplers import Inputs, Paths
 
