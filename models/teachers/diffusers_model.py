@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,8 +85,9 @@ class DiffusersDenoiser(Denoiser):
 
     @staticmethod
     def state_shape(config: Any) -> tuple[int, ...]:
-        """The shape of one state."""
-        raise NotImplementedError
+        """The shape of one state: (C, H, W), square where ``sample_size`` is one number."""
+        height, width = np.broadcast_to(config.sample_size, 2)
+        return int(config.in_channels), int(height), int(width)
 
     @staticmethod
     def tokens(config: Any, shape: tuple[int, ...]) -> int | None:

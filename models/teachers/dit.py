@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from models.common.errors import InputError
@@ -17,11 +16,6 @@ class DiT(DiffusersDenoiser):
     """
 
     input_layer = "pos_embed.proj"
-
-    @staticmethod
-    def state_shape(config: Any) -> tuple[int, ...]:
-        height, width = np.broadcast_to(config.sample_size, 2)
-        return int(config.in_channels), int(height), int(width)
 
     @staticmethod
     def classes(config: Any, null_class: int | None) -> tuple[int | None, int | None]:

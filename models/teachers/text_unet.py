@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,11 +37,6 @@ class TextUNet(PromptDenoiser):
         expected: dict[str, tuple[Any, ...]] = dict.fromkeys(further, (None,))
         refuse_options(network, expected | {"addition_embed_type": (cls.addition_embed_type,)})
         UNetDenoiser.check_middle(network)
-
-    @staticmethod
-    def state_shape(config: Any) -> tuple[int, ...]:
-        height, width = np.broadcast_to(config.sample_size, 2)
-        return int(config.in_channels), int(height), int(width)
 
     @staticmethod
     def multiple(config: Any) -> int:

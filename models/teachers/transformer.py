@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from models.teachers.prompts import PromptDenoiser
@@ -14,11 +13,6 @@ class TransformerDenoiser(PromptDenoiser):
     """Features are those of the middle block, its tokens laid out as (n, F, H / p, W / p) for
     patches of p x p entries.
     """
-
-    @staticmethod
-    def state_shape(config: Any) -> tuple[int, ...]:
-        height, width = np.broadcast_to(config.sample_size, 2)
-        return int(config.in_channels), int(height), int(width)
 
     @staticmethod
     def multiple(config: Any) -> int:

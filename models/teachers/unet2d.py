@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.common.errors import InputError
@@ -18,11 +17,6 @@ class UNet2D(UNetDenoiser):
     first or last; :func:`null_class_last` moves it to the end, so that the real classes are always
     0 to ``num_classes - 1``.
     """
-
-    @staticmethod
-    def state_shape(config: Any) -> tuple[int, ...]:
-        height, width = np.broadcast_to(config.sample_size, 2)
-        return int(config.in_channels), int(height), int(width)
 
     @staticmethod
     def classes(config: Any, null_class: int | None) -> tuple[int | None, int | None]:
