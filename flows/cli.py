@@ -16,8 +16,8 @@ from flows.console import complain, refuse, say
 from models.common.errors import InputError
 from tasks.config.presets import DEFAULT, presets
 from tasks.utils.cli import INPUT_ERROR, overrides_parser
+from tasks.utils.stage_names import STAGES
 
-STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 SERVICES = "flows.services.services"
 # command: the module that does it, its first arguments, what it is for
 MODULES: dict[str, tuple[str, tuple[str, ...], str]] = {

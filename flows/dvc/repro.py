@@ -28,11 +28,10 @@ from tasks.utils.git import find_checkout
 from tasks.utils.os_errors import os_error_line
 from tasks.utils.parent_death import exit_with_parent
 from tasks.utils.redaction import redact
+from tasks.utils.stage_names import STAGES
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
-
-STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 
 WITH_PARENT = "--with-parent"
 

@@ -15,13 +15,12 @@ from models.common.errors import InputError
 from tasks.config.schema import Params
 from tasks.utils.git import find_checkout, run_git
 from tasks.utils.hashing import fingerprint
+from tasks.utils.stage_names import STAGES
 
 TRACKED = (".", *(f":(exclude){name}" for name in ("dvc.lock", "params.yaml")))  # pathspecs
 PROGRAM = ("models", "tasks", "flows")
 
 logger = logging.getLogger(__name__)
-
-STAGES = ("dataset", "teacher", "conditions", "trajectories", "student", "evaluation")
 
 
 def stage_hashes(root: Path) -> dict[str, str]:

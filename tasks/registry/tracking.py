@@ -26,6 +26,7 @@ from tasks.registry.store import local_folder, open_store
 from tasks.utils.failpoints import reach
 from tasks.utils.redaction import redact
 from tasks.utils.resource_usage import costs
+from tasks.utils.stage_names import STAGES
 
 OWNER, FINGERPRINT = "fewstep.owner", "fewstep.fingerprint"
 FIGURES = ("*.html", "*.csv", "metrics.json")
@@ -179,7 +180,7 @@ def _log_metrics(client: MlflowClient, run_id: str, root: Path) -> None:
         for name, value in flatten(read_metrics(root))
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-    entries += [Metric(name, value, now, 0) for name, value in costs(root, lineage.STAGES).items()]
+    entries += [Metric(name, value, now, 0) for name, value in costs(root, STAGES).items()]
     entries += _curve(root / "data/student/history.csv", now)
     for start in range(0, len(entries), BATCH):
         client.log_batch(run_id, metrics=entries[start : start + BATCH])
