@@ -143,8 +143,8 @@ def test_mistakes_are_told_by_the_params(kind: str) -> None:
     }
     for overrides, message in [*wrong, own[kind]]:
         with pytest.raises(InputError) as caught:
-            compose(PROJECT, "mnist-sigdeg", [f"method.kind={kind}", *overrides])
-        told = str(caught.value).removeprefix("preset mnist-sigdeg: ")
+            compose(PROJECT, "mnist-calibrated", [f"method.kind={kind}", *overrides])
+        told = str(caught.value).removeprefix("preset mnist-calibrated: ")
         assert told.startswith(message) and "\n" not in told
 
 
