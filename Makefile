@@ -28,7 +28,7 @@ export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run presets up down status doctor test test-slow chaos chaos-random team-test check bench benchmark repro rollback ui lock clean distclean
+.PHONY: help run presets up down status doctor test test-slow chaos chaos-random team-test check bench benchmark ablation repro rollback ui lock clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -103,6 +103,9 @@ bench: $(STAMP) ## speed of trajectories, training and sampling against bare loo
 
 benchmark: $(STAMP) ## every method and rival on every domain of conf/benchmark.yaml, hours, resumable; ARGS="--only paths --seeds 1"; writes docs/benchmark.md
 	@$(BIN)/python -m scripts.benchmark $(ARGS)
+
+ablation: $(STAMP) ## what each part of Sig-DEG is worth, by conf/ablation.yaml, an hour or two, resumable; writes docs/ablation.md
+	@$(BIN)/python -m scripts.benchmark --plan ablation $(ARGS)
 
 repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
 	@$(BIN)/python -m tasks.utils.environment dvc repro $(ARGS)

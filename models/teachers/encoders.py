@@ -34,6 +34,7 @@ def open_encoders(folder: Path) -> tuple[Any, type[PromptDenoiser]]:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = {name: value for name, value in index.items() if isinstance(value, list)}
     left_out = [name for name in parts if not name.startswith(KEPT)]
+    diffusers.utils.logging.disable_progress_bar()
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         str(folder), use_safetensors=True, local_files_only=True, **dict.fromkeys(left_out)
     )

@@ -1,4 +1,4 @@
-"""Measure every method and training-free rival, and write docs/benchmark.md (``make benchmark``).
+"""Measure what a plan asks for, and write its page: ``make benchmark``, ``make ablation``.
 
 Finished runs are not done again, interrupted ones go on. The page is made from what there is.
 """
@@ -22,13 +22,12 @@ if __name__ == "__main__":  # OpenMP reads its settings when torch is imported
 from flows.dvc.worktree import Workspace, resolve, uncommitted, workspace
 from models.common.errors import InputError
 from scripts.benchmark import page, timing
-from scripts.benchmark.plan import FILE, Plan, Run, check_alike, chosen, read_plan, runs_of
+from scripts.benchmark.plan import PLANS, Plan, Run, check_alike, chosen, read_plan, runs_of
 from scripts.benchmark.runs import RECORD, StageFailed, State, configure, make, state_of
 from tasks.utils.atomic import atomic_write_text
 from tasks.utils.cli import set_up_logging, user_errors
 from tasks.utils.hashing import fingerprint
 
-PAGE = Path("docs/benchmark.md")
 logger = logging.getLogger("scripts.benchmark")
 
 
@@ -36,21 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 1 if a run failed, which does not keep the others from running."""
     arguments = _arguments(argv)
     project = Path.cwd()
-    plan = read_plan(project / FILE)
+    plan = read_plan(PLANS / f"{arguments.plan}.yaml")
     runs = runs_of(plan)
     check_alike(project, plan, runs)
     wanted = [] if arguments.page_only else chosen(runs, arguments.only, arguments.seeds)
-    if left_out := [path for path in uncommitted(project) if path != str(PAGE)]:
+    if left_out := [path for path in uncommitted(project) if path != str(plan.page)]:
         logger.warning("not in this commit, so not measured: changes of %s", ", ".join(left_out))
     failed: dict[Run, str] = {}
     states: dict[Run, State] = {}
     for domain, own in groupby(runs, key=lambda run: run.domain):
         states |= _domain(project, plan, domain, list(own), wanted, failed)
     text = page.render(project, plan, states, failed)
-    atomic_write_text(project / PAGE, text)
-    print(
-        f"{PAGE}: {sum(state.record is not None for state in states.values())} of {len(runs)} runs"
-    )
+    atomic_write_text(project / plan.page, text)
+    done = sum(state.record is not None for state in states.values())
+    print(f"{plan.page}: {done} of {len(runs)} runs")
     for run, line in failed.items():
         print(f"error: {run.name}: {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -102,6 +100,9 @@ def _time(work: Workspace, plan: Plan, runs: list[Run], states: dict[Run, State]
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make benchmark", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--plan", default="benchmark", metavar="NAME", help="a file of conf/: benchmark, ablation"
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="domains or jobs: paths paths/sfd"

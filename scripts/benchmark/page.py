@@ -1,4 +1,4 @@
-"""docs/benchmark.md, from what has been measured; what has not been is said to be missing."""
+"""A plan's page, from what has been measured; what has not been is said to be missing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 
 from models.evaluation.registry import metric_class
 from scripts.benchmark.intervals import FORMULA, Combined
-from scripts.benchmark.plan import FILE, Domain, Plan, Run
+from scripts.benchmark.plan import Domain, Plan, Run
 from scripts.benchmark.rows import Row, rows_of, times_of
 from scripts.benchmark.runs import State
 
-HEAD = f"""\
-# Benchmark
+HEAD = """\
+# {title}
 
-Made by `make benchmark` from [{FILE}](../{FILE}); written by the program, not by hand.
-Every method and every training-free rival has the same teacher, the same start noise, the same
-held-out data. All settings, the time grids of the training-free samplers included, are chosen on
-training data; the held-out data are looked at once per run. Finished runs are not done again.
-`make benchmark ARGS="--only paths --seeds 1"` does a part.
+Made by `make {name}` from [conf/{name}.yaml](../conf/{name}.yaml).
+Written by the program, not by hand.
+{about}
+Finished runs are not done again. `make {name} ARGS="--only paths --seeds 1"` does a part.
 
 Lower is better in all tables; the best figure of a column that is no reference is bold.
 A dash: the sampler is not made for this number of calls. *not run*: nobody has measured it yet.
@@ -32,7 +31,8 @@ def render(
     project: Path, plan: Plan, states: Mapping[Run, State], failed: Mapping[Run, str]
 ) -> str:
     """The whole page. ``failed``: why runs that were asked for have no result."""
-    parts = [HEAD, "## The intervals\n\n", FORMULA, "\n"]
+    parts = [HEAD.format(title=plan.title, about=plan.about.strip(), name=plan.name)]
+    parts += ["## The intervals\n\n", FORMULA, "\n"]
     for name, domain in plan.domains.items():
         own = {run: state for run, state in states.items() if run.domain == name}
         parts += [f"\n## {domain.title}\n\n{domain.about}\n", *_missing(domain, own, failed)]

@@ -1,4 +1,6 @@
-"""What is measured: conf/benchmark.yaml as typed settings, and the runs that it asks for."""
+"""What is measured: conf/benchmark.yaml, or another plan, as typed settings, and the runs that it
+asks for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tasks.config.presets import compose
 from tasks.config.schema import Params
 from tasks.config.types import MetricName, Text
 
-FILE = Path("conf/benchmark.yaml")
+PLANS, PAGES = Path("conf"), Path("docs")
 RESULTS = Path("data/benchmark")  # not below .fewstep, which `make clean` removes
 
 # of trajectories: what decides start noise and the teacher's own samples, and
@@ -56,12 +58,26 @@ class Domain(Section):
 
 
 class Plan(Section):
-    """The whole of conf/benchmark.yaml."""
+    """The whole of a plan, conf/<name>.yaml."""
 
+    name: Name
+    title: Text
+    """Of the page."""
+    about: Text
+    """What the page says before its tables."""
     seeds: Seeds = (0, 1, 2)
     calls: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(distinct)]
     """Network calls that the tables show."""
     domains: Annotated[dict[Name, Domain], Field(min_length=1)]
+    """No two plans have a domain of the same name: results are kept by it."""
+
+    @property
+    def file(self) -> Path:
+        return PLANS / f"{self.name}.yaml"
+
+    @property
+    def page(self) -> Path:
+        return PAGES / f"{self.name}.md"
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,10 @@ class Run:
 
 def read_plan(path: Path) -> Plan:
     """The file's content; InputError, one line, for a mistake in it."""
-    return validated(Plan, read_mapping(path), source=str(path))
+    plan = validated(Plan, read_mapping(path), source=str(path))
+    if path.stem != plan.name:
+        raise InputError(f"{path}: name = {plan.name}: expected the file's own, {path.stem}")
+    return plan
 
 
 def check_alike(project: Path, plan: Plan, runs: Sequence[Run]) -> None:
@@ -97,18 +116,18 @@ def check_alike(project: Path, plan: Plan, runs: Sequence[Run]) -> None:
         try:
             own = _shared(compose(project, run.preset, run.overrides))
         except InputError as error:
-            raise InputError(f"{FILE}: {run.domain}/{run.job}: {error}") from None
+            raise InputError(f"{plan.file}: {run.domain}/{run.job}: {error}") from None
         other, known = first.setdefault(run.domain, (run, own))
         if differing := [key for key in own if own[key] != known[key]]:
             raise InputError(
-                f"{FILE}: {run.domain}/{run.job} has another {differing[0]} than "
+                f"{plan.file}: {run.domain}/{run.job} has another {differing[0]} than "
                 f"{run.domain}/{other.job}: expected the same for all jobs of a domain; set it in "
                 "the domain's overrides"
             )
         measured = own["evaluation.metrics"]
         if lacking := [m for m in plan.domains[run.domain].metrics if m not in measured]:
             raise InputError(
-                f"{FILE}: {run.domain}.metrics = {lacking[0]}: expected one that preset "
+                f"{plan.file}: {run.domain}.metrics = {lacking[0]}: expected one that preset "
                 f"{run.preset} measures, {', '.join(measured)}"
             )
 
@@ -143,7 +162,7 @@ def chosen(runs: Sequence[Run], only: Sequence[str], seeds: int | None) -> list[
     known = {name for run in runs for name in (run.domain, f"{run.domain}/{run.job}")}
     if unknown := [name for name in only if name not in known]:
         raise InputError(
-            f"--only {unknown[0]}: no such domain or job in {FILE}, expected one of "
+            f"--only {unknown[0]}: no such domain or job in the plan, expected one of "
             f"{', '.join(sorted(known))}"
         )
     if seeds is not None and seeds < 1:

@@ -104,7 +104,7 @@ def _metrics(folder: Path, run: Run, domain: Domain) -> dict[str, Any]:
     one: Mapping[str, Any] = next(iter(found["student"].values()))
     if lacking := [metric for metric in domain.metrics if metric not in one]:
         raise InputError(
-            f"{run.name}: measured without {lacking[0]}, which conf/benchmark.yaml shows: expected "
+            f"{run.name}: measured without {lacking[0]}, which the plan shows: expected "
             "it in evaluation.metrics of the preset; add it, or take it out of `metrics`"
         )
     return found

@@ -43,6 +43,8 @@ def settings(root: Path) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(state / "dvc"),
         "GIT_PYTHON_REFRESH": "quiet",
+        # Bars of a second between the stages' own lines.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_MODULES_CACHE": str(state / "hf_modules"),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -62,6 +64,8 @@ def settings(root: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # It warns of every processor that would be quicker with torchvision.
+        "TRANSFORMERS_VERBOSITY": "error",
     }
 
 

@@ -96,7 +96,8 @@ class StepSchedule:
 
 def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerGains) -> list[Step]:
     """The plan of ``nfe`` steps on the cached grid with these free numbers; with e among the
-    normals where the score is trained.
+    normals where the score is trained. With ``config.inputs`` width the steps' noise is the same,
+    and the network sees zeros in the place of the signature.
     """
     depth = spec.parts[0].Q.shape[1] - 1
     parts = bases(spec.chain, subgrid(spec.grid, nfe), depth)
@@ -113,6 +114,8 @@ def coarse_steps(spec: PathSpec, nfe: int, config: SigDEGConfig, gains: SamplerG
         gains.last_gain,
         gains.noise_gain,
     )
+    if config.inputs == "width":
+        steps = [replace(step, kept=(0.0,) * len(step.kept)) for step in steps]
     if not config.loss.score:
         return steps
     without = nfe - 1 if config.loss.score_noise == "inner" and nfe > 1 else nfe

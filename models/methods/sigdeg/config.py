@@ -82,9 +82,10 @@ class SigDEGConfig(Section):
     trainable: Literal["full", "lora", "input"] = "full"
     """input: the new input channels only."""
     lora_rank: fields.Rank = 16
-    inputs: Literal["signature", "none"] = "signature"
-    """What the network is given beside the state: the signature and the width of the step, or
-    none, for a network that any pipeline with a `SigDEGScheduler` takes.
+    inputs: Literal["signature", "width", "none"] = "signature"
+    """What the network is given beside the state: the signature and the width of the step; the
+    width alone, to see what the signature is worth; or none, for a network that any pipeline with
+    a `SigDEGScheduler` takes.
     """
 
     @model_validator(mode="after")

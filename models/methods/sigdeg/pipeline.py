@@ -145,8 +145,8 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
     ``mean_image``: nested list that broadcasts to (C, H, W); ``memory``: D_{i-1} is an input;
     ``clip``: bound on D or None. ``frozen`` is the teacher's network where steps with
     sigma / alpha above ``conditioning_limit`` damp the student's correction. ``inputs``: signature,
-    or none where the network is given the state alone; then ``scheduler_config`` is that of the
-    SigDEGScheduler that samples it in a stock pipeline. ``scaling``: of series.
+    width, or none where the network is given the state alone; then ``scheduler_config`` is that of
+    the SigDEGScheduler that samples it in a stock pipeline. ``scaling``: of series.
     """
 
     title = "Sig-DEG"
@@ -239,7 +239,7 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
     ) -> Tensor:
         """D_i: (n, C, H, W); the student's correction damped where x0 would amplify it."""
         inputs = X
-        if self.config.inputs == "signature":
+        if self.config.inputs != "none":
             inputs = network_input(step, X, xi, history, self._mean(X), self.config.memory)
         D = self.network_x0(self.unet, inputs, X, step, condition)
         if self._damped(step):

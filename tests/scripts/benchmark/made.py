@@ -22,7 +22,16 @@ DOMAIN = {
 
 
 def plan() -> Plan:
-    return Plan.model_validate({"seeds": [0, 1, 2], "calls": [1, 2], "domains": {"small": DOMAIN}})
+    return Plan.model_validate(
+        {
+            "name": "benchmark",
+            "title": "Benchmark",
+            "about": "All have the same teacher.",
+            "seeds": [0, 1, 2],
+            "calls": [1, 2],
+            "domains": {"small": DOMAIN},
+        }
+    )
 
 
 def run_of(job: str, seed: int) -> Run:

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from models.common.errors import InputError
-from scripts.benchmark.plan import FILE, check_alike, chosen, read_plan, runs_of
+from scripts.benchmark.plan import PLANS, check_alike, chosen, read_plan, runs_of
 from tests.paths import PROJECT
 
 SMALL = """\
+name: benchmark
+title: Benchmark
+about: Trying.
 seeds: [0, 3]
 calls: [1, 2]
 domains:
@@ -30,14 +33,22 @@ def write(folder: Path, text: str = SMALL) -> Path:
     return path
 
 
-def test_the_shipped_file_can_be_run() -> None:
+@pytest.mark.parametrize("name", ["benchmark", "ablation"])
+def test_the_shipped_files_can_be_run(name: str) -> None:
     """Every preset composes, and the jobs of a domain can be compared."""
-    plan = read_plan(PROJECT / FILE)
+    plan = read_plan(PROJECT / PLANS / f"{name}.yaml")
+    assert plan.page == Path(f"docs/{name}.md") and len(plan.seeds) >= 2
+    check_alike(PROJECT, plan, runs_of(plan))
+
+
+def test_the_shipped_benchmark_has_rivals_and_keeps_its_results_apart() -> None:
+    plan, other = (
+        read_plan(PROJECT / PLANS / f"{name}.yaml") for name in ("benchmark", "ablation")
+    )
     assert {"digits", "emoji", "paths"} <= set(plan.domains) and len(plan.seeds) >= 3
-    runs = runs_of(plan)
-    check_alike(PROJECT, plan, runs)
+    assert not set(plan.domains) & set(other.domains)
     for name, domain in plan.domains.items():
-        own = [run for run in runs if run.domain == name]
+        own = [run for run in runs_of(plan) if run.domain == name]
         assert [job.rows for job in domain.jobs.values()].count("rivals") == 1
         assert own[0].job == "rivals"  # first, so that a part of the page is of use
 
@@ -67,6 +78,7 @@ def test_a_part_can_be_chosen(tmp_path: Path) -> None:
     ("old", "new", "line"),
     [
         ("seeds: [0, 3]", "seeds: [0, 0]", r"seeds = \[0, 0\]: expected distinct entries"),
+        ("name: benchmark", "name: other", "name = other: expected the file's own, benchmark"),
         ("calls: [1, 2]", "calls: [0]", "calls.0 = 0: expected a number >= 1"),
         ("calls: [1, 2]\n", "", "calls: missing, expected a value"),
         ("metrics: [kid]", "metrics: [kidd]", "metrics.0 = \"kidd\": expected one of .*kid"),

@@ -16,7 +16,7 @@ from models.methods.export import open_student
 from models.methods.losses import path_loss
 from models.methods.scoring import energy_score
 from models.methods.sigdeg.method import SigDEG
-from models.methods.sigdeg.pipeline import SigDEGPipeline
+from models.methods.sigdeg.pipeline import SigDEGPipeline, next_state
 from models.training.loop import LoopConfig, TrainState, train
 from tests.models.methods.made import sigdeg, sigdeg_config
 from tests.models.tinypaths import batch_of, spec_of, teacher_of
@@ -53,6 +53,24 @@ def test_the_input_changes_nothing_before_training(kind: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     channels = [method.pipeline.unet.config.in_channels for method in (with_e, without)]
     assert channels[0] == channels[1] + with_e.teacher.shape[0]
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "dit"])
+def test_width_hides_the_signature_from_the_network_alone(kind: str) -> None:
+    """The network still sees e, and the signature still moves the state."""
+    method = method_of(kind, **SCORE, inputs="width")
+    perturbed(method.pipeline.unet)
+    batch = paths_of(method)
+    Y, step = batch.Y[:, 0], method.step_schedules[4].steps[0]
+    xi = torch.randn(4, len(step.n), *Y.shape[1:], generator=torch.Generator().manual_seed(0))
+    signature, e = xi.clone(), xi.clone()
+    signature[:, :-1] += 1.0
+    e[:, -1] += 1.0
+    D, same, other = (
+        method.pipeline.denoise(step, Y, z, [], batch.condition) for z in (xi, signature, e)
+    )
+    assert torch.equal(D, same) and not torch.allclose(D, other)
+    assert not torch.allclose(next_state(step, Y, D, xi), next_state(step, Y, D, signature))
 
 
 def test_without_the_score_there_is_no_e() -> None:
