@@ -19,7 +19,7 @@ HEAD = """\
 Made by `make {name}` from [conf/{name}.yaml](../conf/{name}.yaml).
 Written by the program, not by hand.
 {about}
-Finished runs are not done again. `make {name} ARGS="--only paths --seeds 1"` does a part.
+Finished runs are not done again. `make {name} ARGS="--only {domain} --seeds 1"` does a part.
 
 Lower is better in all tables; the best figure of a column that is no reference is bold.
 A dash: the sampler is not made for this number of calls. *not run*: nobody has measured it yet.
@@ -31,7 +31,8 @@ def render(
     project: Path, plan: Plan, states: Mapping[Run, State], failed: Mapping[Run, str]
 ) -> str:
     """The whole page. ``failed``: why runs that were asked for have no result."""
-    parts = [HEAD.format(title=plan.title, about=plan.about.strip(), name=plan.name)]
+    first, about = next(iter(plan.domains)), plan.about.strip()
+    parts = [HEAD.format(title=plan.title, about=about, name=plan.name, domain=first)]
     parts += ["## The intervals\n\n", FORMULA, "\n"]
     for name, domain in plan.domains.items():
         own = {run: state for run, state in states.items() if run.domain == name}
