@@ -55,11 +55,12 @@ def class_mmd(x: Tensor, y: Tensor, labels: Tensor | None, bandwidths: Sequence[
     """Unbiased RBF MMD^2 between batches x, y (n, d) within every class, mean weighted by the
     classes' counts.
 
-    Without labels, or where no class comes twice, between the whole batches.
+    Between the whole batches without labels, or where less than half of the batch is of a class
+    that comes twice: of hundreds of prompts a chance pair would stand for all.
     """
     groups = [] if labels is None else [labels == label for label in labels.unique()]
     groups = [group for group in groups if int(group.sum()) > 1]
-    if not groups:
+    if 2 * sum(int(group.sum()) for group in groups) < len(x) or not groups:
         return rbf_mmd(x, y, bandwidths)
     counts = torch.stack([group.sum() for group in groups]).to(x.dtype)
     parts = torch.stack([rbf_mmd(x[group], y[group], bandwidths) for group in groups])

@@ -23,7 +23,8 @@ with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of times for (13) and (
 student's samples), f F's middle block averaged over space, phi T's middle block, whose places are
 patches. (16) compares batches within each class, or an image with its own target (``compare``:
 image; its first term alone). The latter would regress to the mean where the input is pure noise, so
-the first step always compares batches; with few steps the others have much left to decide too.
+the first step compares batches, but for prompts; with few steps the others have much left to
+decide too.
 Batches may be compared with real images in the place of y (``ImageBatch.real``).
 
 Deviations: epsilon networks at high noise are damped (``ScaleStep.damping``) and weigh (14)
@@ -316,8 +317,14 @@ class SwD(DistillationMethod):
         return linear_mmd(seen, wanted, c.mmd.huber)
 
     def _batchwise(self, i: int) -> bool:
-        """Whether (16) compares batches at step i."""
-        return self.config.mmd.compare == "batch" or not self.paired(i)
+        """Whether (16) compares batches at step i.
+
+        With ``compare`` image a prompt's own image is the target at the first step too: a batch of
+        different prompts says nothing of what belongs to which.
+        """
+        if self.config.mmd.compare == "batch":
+            return True
+        return not self.paired(i) and self.teacher.condition_kind != "prompts"
 
     def paired(self, i: int) -> bool:
         """Whether the input of step i was made from its own target."""

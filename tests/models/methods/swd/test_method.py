@@ -29,6 +29,7 @@ from models.teachers.conditioning import class_condition
 from models.teachers.loading import build_denoiser
 from models.training.loop import LoopConfig, TrainState, train
 from tests.models.methods.made import swd
+from tests.models.teachers.texts import prompt_teacher
 from tests.tiny import tiny_dit, tiny_teacher, tiny_unet, weights
 
 SCHEDULE = make_schedule([(1.0, 4), (0.9, 4), (0.7, 6), (0.4, 8)], 8, 2)
@@ -173,6 +174,16 @@ def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> N
     four = shrink(method.teacher, batch().x0, 4)
     same = method._mmd(0, four, four, None, stream())
     assert torch.allclose(method._mmd(0, four.roll(1, 0), four, None, stream()), same, atol=0.2)
+
+
+def test_with_prompts_each_image_has_its_own_target_at_the_first_step_too() -> None:
+    _, teacher = prompt_teacher("sd", 32)
+    size = teacher.shape[1]
+    method = swd(teacher, make_schedule([(1.0, size), (0.5, size)], size, teacher.stride), **MMD_ONLY)
+    condition = teacher.encode_condition(torch.arange(2))
+    y = normals(2, *teacher.shape)
+    assert float(method._mmd(0, y, y, condition, stream())) == pytest.approx(0, abs=1e-7)
+    assert float(method._mmd(0, y.roll(1, 0), y, condition, stream())) > 1e-3
 
 
 def test_batch_mmd_compares_features_and_denoised_images_within_classes() -> None:
