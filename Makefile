@@ -16,6 +16,8 @@ MLFLOW_PORT ?= 5000
 BIN := .venv/bin
 FEWSTEP := $(BIN)/python -m flows.cli
 PYTEST := $(BIN)/python -m pytest
+# Processes of `make test`: one per core, four at most. Files stay whole, for their shared fixtures.
+TEST_WORKERS ?= auto
 STAMP := .venv/.installed
 # Of `make team-test`: the packages of .venv, those of deploy/requirements-team.txt and an S3 server.
 TEAM := .venv-team
@@ -69,8 +71,8 @@ status: $(STAMP) ## what `make up` started, its addresses and logs
 doctor: $(STAMP) ## check versions, pins, ports, disk, GPU, remote, databases, locks, and say how to fix each
 	@$(FEWSTEP) doctor --port "$(PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
-test: $(STAMP) ## the tests, 10 to 25 minutes by the machine; TEST_ARGS="-k name" chooses
-	@$(PYTEST) -m "not slow and not gpu" $(TEST_ARGS)
+test: $(STAMP) ## the tests, 10 to 25 minutes by the machine; TEST_ARGS="-k name" chooses, TEST_WORKERS=1 is one process
+	@$(PYTEST) -m "not slow and not gpu" --numprocesses $(TEST_WORKERS) --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
 test-slow: $(STAMP) ## the tests that are too long for every day
 	@$(PYTEST) -m "slow and not gpu and not chaos and not team" $(TEST_ARGS)
