@@ -12,6 +12,9 @@ SEED ?= 0
 LISTEN ?= 127.0.0.1
 PORT ?= 4200
 MLFLOW_PORT ?= 5000
+# Of `make publish-cache` and `make pull-cache`.
+DEST ?=
+FROM ?=
 
 BIN := .venv/bin
 FEWSTEP := $(BIN)/python -m flows.cli
@@ -30,7 +33,7 @@ export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run presets up down status doctor test test-slow chaos chaos-random team-test check bench benchmark ablation repro rollback ui lock clean distclean
+.PHONY: help run presets up down status doctor test test-slow chaos chaos-random team-test check bench benchmark ablation repro rollback publish-cache pull-cache ui lock sbom clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -115,6 +118,14 @@ repro: $(STAMP) ## the stages alone, by `dvc repro`, without Prefect and MLflow
 rollback: $(STAMP) ## make the previous champion of the registry champion again
 	@$(FEWSTEP) rollback $(ARGS)
 
+publish-cache: $(STAMP) ## copy the finished results to a folder that a web server shows: DEST=/var/www/fewstep
+	@test -n "$(DEST)" || { echo "error: DEST is not set: expected a folder of a web server; make publish-cache DEST=/var/www/fewstep" >&2; exit 2; }
+	@$(FEWSTEP) publish-cache "$(DEST)"
+
+pull-cache: $(STAMP) ## fetch finished results instead of making them: FROM=https://example.org/fewstep; PRESET=, ARGS= as for run
+	@test -n "$(FROM)" || { echo "error: FROM is not set: expected the address of published results; make pull-cache FROM=https://..." >&2; exit 2; }
+	@$(FEWSTEP) pull-cache --from "$(FROM)" --preset "$(PRESET)" $(ARGS)
+
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
 	@$(BIN)/python -m tasks.utils.environment mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db"
 
@@ -122,6 +133,9 @@ lock: $(STAMP) ## write requirements.lock anew from what .venv holds
 	@{ echo "# Every package of a working environment, pinned. Made by \`make lock\`; installed by \`make .venv\`."; \
 	   $(BIN)/python -m pip freeze --all | grep -viE '^pip==|^-e |^fewstep' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && touch $(STAMP)
+
+sbom: $(STAMP) ## write sbom.json (CycloneDX) and docs/licences.md from what .venv holds of requirements.lock
+	@$(BIN)/python -m scripts.sbom
 
 clean: ## end services, remove caches and scratch files; results, models and .venv stay
 	@test ! -d .fewstep/services || $(FEWSTEP) down

@@ -18,7 +18,7 @@ from tasks.config.presets import DEFAULT, presets
 from tasks.utils.cli import INPUT_ERROR, overrides_parser
 from tasks.utils.stage_names import STAGES
 
-SERVICES = "flows.services.services"
+SERVICES, PUBLISHED = "flows.services.services", "flows.published_cache"
 # command: the module that does it, its first arguments, what it is for
 MODULES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "run": ("flows.distill", (), "the whole job of a preset: --preset NAME key=value ..."),
@@ -30,6 +30,8 @@ MODULES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "register": ("flows.register", (), "record, register and promote what `dvc repro` made"),
     "rollback": ("flows.rollback", (), "make the previous champion champion again"),
     "push": ("flows.push", (), "send the student to a hub: OWNER/NAME; --dry-run shows what goes"),
+    "publish-cache": (PUBLISHED, ("publish",), "copy the results to a web server's FOLDER"),
+    "pull-cache": (PUBLISHED, ("pull",), "fetch them: --from URL --preset NAME key=value ..."),
 }
 OWN = {
     "presets": "list the presets of conf/preset",
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 def usage() -> str:
     """What the commands are for, one line each."""
     about = {name: text for name, (_, _, text) in MODULES.items()} | OWN
-    lines = [f"  {name:<10} {text}" for name, text in about.items()]
+    lines = [f"  {name:<13} {text}" for name, text in about.items()]
     return "\n".join(["usage: fewstep COMMAND [ARGUMENT ...]", "", *lines])
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from flows.services.reachable import unreached
 from tasks.utils.cli import MACHINE_ERROR, in_one_line
 from tasks.utils.redaction import redact
+from tasks.utils.streams import visible
 
 FILE_WIDTH = 110
 
@@ -20,12 +21,12 @@ def say(message: Any) -> None:
     console = Console(
         file=sys.stdout, width=width, highlight=False, soft_wrap=isinstance(message, str)
     )
-    console.print(redact(message) if isinstance(message, str) else message)
+    console.print(visible(redact(message)) if isinstance(message, str) else message)
 
 
 def complain(message: str) -> None:
     """Print `error: message` as one line to stderr."""
-    print(f"error: {redact(message)}", file=sys.stderr)
+    print(f"error: {visible(redact(message))}", file=sys.stderr)
 
 
 def refuse(error: Exception) -> int:

@@ -1,4 +1,4 @@
-"""DVC's side of the stages: is there anything to do, and do it. The only module that imports DVC.
+"""DVC's side of the stages: is there anything to do, and do it.
 
 As a program it reproduces one stage, like `dvc repro --single-item NAME` but quiet and with the
 stage's own exit status: `python -m flows.dvc.repro NAME`.
@@ -69,8 +69,8 @@ def _set_without_git(root: Path) -> None:
 
 
 @contextmanager
-def open_repository(root: Path) -> Iterator[Repo]:
-    """DVC's view of the project at `root`."""
+def open_repository(root: Path, settings: dict[str, Any] | None = None) -> Iterator[Repo]:
+    """DVC's view of the project at `root`, with `settings` added to those of its config files."""
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(
@@ -78,7 +78,7 @@ def open_repository(root: Path) -> Iterator[Repo]:
     )  # its hints are for people at its own command line
     prepare_repository(root)
     _mend_notes(root / ".dvc" / "tmp" / "rwlock")
-    repository = Repo(str(root))
+    repository = Repo(str(root), config=settings)
     try:
         yield repository
     finally:

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from tasks.utils.atomic import atomic_write_json
+from tasks.utils.environment import private_folder
 
 FOLDER = Path(".fewstep/services")
 MARK = "FEWSTEP_SERVICE"
@@ -59,7 +60,7 @@ def start(
     record it.
     """
     folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     log, mark = folder / f"{name}.log", f"{name}-{secrets.token_hex(8)}"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -56,6 +56,7 @@ def _composed(root: Path, preset: str, choices: list[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from tasks.config.defaults import store_defaults
 
@@ -65,7 +66,7 @@ def _composed(root: Path, preset: str, choices: list[str]) -> dict[str, Any]:
         with initialize_config_dir(str((root / CONF).resolve()), version_base=None):
             composed = hydra_compose("config", overrides=[f"preset={preset}", *choices])
         data = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"preset {preset}: Hydra cannot compose it: {reason}") from None
     assert isinstance(data, dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest
+from tasks.utils.streams import visible
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 TAGS = {"images": "unconditional-image-generation", "series": None}  # the hub has none for these
@@ -67,13 +69,14 @@ def _has(manifest: Mapping[str, Any]) -> bool:
 
 def licence_of(folder: Path) -> str | None:
     """The licence that a model folder's README.md states in its head; None where it states none."""
+    import yaml
     from huggingface_hub import ModelCard
 
     if not (folder / "README.md").is_file():
         return None
     try:
         stated = ModelCard.load(folder / "README.md").data.license
-    except ValueError:  # a head that is no YAML
+    except (ValueError, yaml.YAMLError):  # a head that is no YAML, or asks for objects
         return None
     return None if stated is None else str(stated)
 
@@ -105,13 +108,13 @@ def render(
     card = ModelCard.from_template(
         head,
         template_path=str(TEMPLATE),
-        title=f"{origin['title']} student of {origin['teacher']}",
+        title=_text(f"{origin['title']} student of {origin['teacher']}"),
         method=origin["title"],
         steps=" or ".join(map(str, record["nfe"])),
         teacher_steps=record["trajectories"]["steps"],
-        teacher=origin["teacher"],
+        teacher=_text(origin["teacher"]),
         fingerprint=record["teacher"],
-        data=origin["data"],
+        data=_text(origin["data"]),
         settings=[(name, method[name]) for name in SETTINGS if name in method],
         training_steps=record["steps"],
         best_step=record["best_step"],
@@ -122,7 +125,7 @@ def render(
         classes=origin["classes"],
         prompt=origin.get("prompt"),
         chosen_on=origin.get("chosen_on", f"training {makes}"),
-        licence=licence or UNKNOWN,
+        licence=_text(licence or UNKNOWN),
         repo=repo,
         columns=columns,
         figures=rows,
@@ -176,6 +179,11 @@ def _example(pipeline: Any) -> str | None:
     """A prompt to try; None for students that take none."""
     prompts = getattr(pipeline, "prompts", None)
     return None if prompts is None else str(prompts["examples"][0])
+
+
+def _text(told: str) -> str:
+    """What others have named, as plain text of a table's cell: a card is shown as a web page."""
+    return html.escape(visible(" ".join(told.split())), quote=False).replace("|", r"\|")
 
 
 def _name(place: str) -> str:

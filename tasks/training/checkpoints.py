@@ -37,10 +37,17 @@ class Checkpoint:
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors on the CPU, state) as they were saved; raises InputError if the files changed
-        since.
+        since, or are of another kind.
         """
         _check_seal(self.path)
-        return load_file(self.path / TENSORS), json.loads((self.path / STATE).read_text())
+        try:
+            tensors = load_file(self.path / TENSORS)
+        except SafetensorError as error:
+            raise InputError(
+                f"{self.path / TENSORS}: not readable as safetensors ({error}); delete the folder "
+                "and rerun"
+            ) from None
+        return tensors, json.loads((self.path / STATE).read_text())
 
 
 def save_checkpoint(

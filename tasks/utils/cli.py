@@ -20,7 +20,7 @@ from tasks.utils.os_errors import os_error_line
 from tasks.utils.parent_death import exit_with_parent
 from tasks.utils.redaction import redact
 from tasks.utils.resource_usage import measure_resources
-from tasks.utils.streams import tolerate_encodings
+from tasks.utils.streams import tolerate_encodings, visible
 
 MACHINE_ERROR, INPUT_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -66,7 +66,7 @@ def user_errors() -> Iterator[None]:
         if (told := in_one_line(error)) is None:
             raise
         line, status = told
-        print(f"error: {redact(line)}", file=sys.stderr)
+        print(f"error: {visible(redact(line))}", file=sys.stderr)
         raise SystemExit(status) from None
 
 
@@ -120,7 +120,7 @@ def set_up_logging() -> None:
 
 class _Discreet(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return visible(redact(super().format(record)))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -98,12 +99,23 @@ def prepare(root: Path) -> None:
         print(f"warning: {line}", file=sys.stderr)
     for name, value in (settings(root) | thread_settings(os.environ)).items():
         os.environ.setdefault(name, value)
-    Path(os.environ["PREFECT_HOME"]).mkdir(
-        parents=True, exist_ok=True
-    )  # Prefect makes no parent folders
+    private_folder(Path(os.environ["PREFECT_HOME"]))  # Prefect makes no parent folders
     here = str(Path(sys.executable).parent)
     others = [part for part in os.environ.get("PATH", os.defpath).split(os.pathsep) if part != here]
     os.environ["PATH"] = os.pathsep.join([here, *others])
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that other users of this machine cannot look into, and its parents as usual.
+
+    Databases, profiles and logs of services lie there, which may hold what a user has typed. What
+    its owner allows a group stays allowed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o007 and path.stat().st_uid == os.getuid():
+        path.chmod(mode & 0o770)
 
 
 def check_place(root: Path) -> None:
