@@ -86,7 +86,11 @@ def _pointed_at(params: Params) -> dict[str, list[str]]:
             getattr(params.teacher, key, None) for key in ("path", "config", "lora")
         ],
         "conditions.digest": [params.conditions.path],
-        "evaluation.digest": [getattr(evaluation.reference, "path", None), *evaluation.rivals],
+        "evaluation.digest": [
+            getattr(evaluation.reference, "path", None),
+            *evaluation.rivals,
+            *(getattr(evaluation.clip, key, None) for key in ("path", "aesthetic")),
+        ],
         "evaluation.features_digest": [getattr(each, "path", None) for each in extractors],
     }
     found = {key: [path for path in paths if path] for key, paths in named.items()}

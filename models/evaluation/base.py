@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -105,13 +106,16 @@ class MetricOptions:
     """`resamples` of the bootstrap and their `seed`; `neighbours` of precision and recall.
 
     `few`: how many samples of each set a metric takes whose value depends on their number; None
-    for all.
+    for all. `clip`: a folder with a CLIP model, `aesthetic`: a predictor's file, for the metrics
+    that look through them.
     """
 
     resamples: int = 0
     seed: int = 0
     neighbours: int = 3
     few: int | None = None
+    clip: Path | None = None
+    aesthetic: Path | None = None
 
 
 DEFAULT = MetricOptions()

@@ -21,6 +21,8 @@ METRICS: dict[str, str | type[Metric]] = {
     "pixel_mean": f"{_HERE}.pixels:PixelMean",
     "pixel_std": f"{_HERE}.pixels:PixelStd",
     "path_rmse": f"{_HERE}.paths:PathRMSE",
+    "clip_score": f"{_HERE}.clip:ClipScore",
+    "aesthetic": f"{_HERE}.clip:Aesthetic",
     "caption_retrieval": f"{_HERE}.caption_retrieval:CaptionRetrieval",
     "sig_w1": f"{_HERE}.series.signatures:SigW1",
     "sig_mmd": f"{_HERE}.series.sig_mmd:SigMMD",

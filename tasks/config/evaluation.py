@@ -66,11 +66,20 @@ class NpzReference(Section):
 Reference = Annotated[FolderReference | NpzReference, Field(discriminator="kind")]
 
 
+class ClipModel(Section):
+    path: LocalPath
+    """A transformers folder with a CLIP model, its image processor and its tokenizer."""
+    aesthetic: LocalPath | None = None
+    """A .safetensors of linear layers that rate its image embeddings."""
+
+
 class Evaluation(Section):
     features: Features = MnistFeatures()
     """The feature extractor of both criteria; of series {kind: none}."""
     more_features: tuple[Features, ...] = ()
     """Further extractors for the table, such as [{kind: efficientnet}]."""
+    clip: ClipModel | None = None
+    """For the metrics clip_score and aesthetic: {path: a transformers folder}."""
     metrics: Annotated[
         tuple[fields.MetricName, ...],
         BeforeValidator(fields.as_list),
@@ -102,7 +111,7 @@ class Evaluation(Section):
     batch_size: Count = 125
     seed: Seed = 1
     digest: fields.Digest | None = None
-    """Of the content of reference and rivals; runs fill it in."""
+    """Of the content of reference, rivals and clip; runs fill it in."""
     features_digest: fields.Digest | None = None
     """Of the content behind an extractor's path; runs fill it in."""
 
@@ -118,6 +127,21 @@ class Evaluation(Section):
         if self.criterion not in self.metrics:
             measured = ", ".join(self.metrics)
             raise ValueError(f"criterion = {self.criterion}: expected one of metrics: {measured}")
+        return self
+
+    @model_validator(mode="after")
+    def _models_are_there(self) -> Self:
+        lacking = {
+            "clip_score": "path" if self.clip is None else None,
+            "aesthetic": "aesthetic" if self.clip is None or not self.clip.aesthetic else None,
+        }
+        for metric, key in lacking.items():
+            if key and metric in self.metrics:
+                example = "" if key == "path" else ", aesthetic: a .safetensors of its predictor"
+                raise ValueError(
+                    f"metrics: {metric} needs evaluation.clip.{key}; set evaluation.clip="
+                    f"'{{path: a transformers folder{example}}}', or leave the metric out"
+                )
         return self
 
     @model_validator(mode="after")

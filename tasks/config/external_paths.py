@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.config.schema import Params, params_dict
 
-PATH_KEYS = {"path", "config", "lora", "packs", "exclude", "prompts", "rivals"}
+PATH_KEYS = {"path", "config", "lora", "packs", "exclude", "prompts", "rivals", "aesthetic"}
 
 
 def local_paths(params: Params) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -102,7 +103,16 @@ class Evaluator:
         """Intervals are computed where they are shown."""
         settings = self.settings
         resamples = settings.bootstrap if metric.shows_interval or deciding else 0
-        return MetricOptions(resamples, settings.seed, settings.neighbours, self.few)
+        clip = None if settings.clip is None else Path(settings.clip.path)
+        aesthetic = settings.clip.aesthetic if settings.clip else None
+        return MetricOptions(
+            resamples,
+            settings.seed,
+            settings.neighbours,
+            self.few,
+            clip,
+            None if aesthetic is None else Path(aesthetic),
+        )
 
     def measure(
         self, key: SamplerKey, images: Tensor, prompts: tuple[str, ...] | None = None

@@ -80,7 +80,7 @@ class ValidationScore:
             noise = torch.randn((n, *self.teacher.shape), generator=generator).to(
                 self.teacher.device
             )
-            x0 = sample(noise, self.teacher.default_condition(n), generator)
+            x0 = sample(noise, self.teacher.default_condition(n, first), generator)
             made.append(self.teacher.decode(x0).float().cpu())
         return torch.cat(made)
 

@@ -86,9 +86,10 @@ def _gate(context: MethodContext, schedule: Schedule, full: Tensor) -> list[dict
     """Per size: KID of the teacher's own samples made at that size, and of its full-size ones
     reduced to it.
 
-    Both against real images of the training split, reduced alike. The teacher passes (``dmd``)
-    where the first is at most `method.dmd.limit` times the second, or times its full-size images'
-    own KID: at small sizes all digits look alike, and the second alone is nearly 0.
+    Both against real images of the training split, reduced alike. ``full``: its full-size states;
+    of prompts they are made here, since cached ones have other prompts. The teacher passes
+    (``dmd``) where the first is at most `method.dmd.limit` times the second, or times its full-size
+    images' own KID: at small sizes all digits look alike, and the second alone is nearly 0.
     """
     assert context.tools is not None
     dmd, teacher, extractor = context.config.dmd, context.teacher, context.tools.extractor()
@@ -98,8 +99,11 @@ def _gate(context: MethodContext, schedule: Schedule, full: Tensor) -> list[dict
     found, sizes = [], sorted({scale.size for scale in schedule})
     total = len(sizes) * dmd.samples
     with context.tools.progress("teacher's samples at every size", total) as advance:
+        made = {size: _own_samples(context, size, advance) for size in reversed(sizes)}
+        if teacher.condition_kind == "prompts":
+            full = made[sizes[-1]].cpu()
         for size in sizes:
-            own = _own_samples(context, size, advance)
+            own = made[size]
             on_device = full[: len(own)].to(teacher.device)
             reduced = torch.cat([shrink(teacher, part, size) for part in on_device.split(BATCH)])
             side = real.shape[-1] * size // teacher.shape[1]

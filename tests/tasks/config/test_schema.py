@@ -119,6 +119,10 @@ BAD: list[tuple[str, str]] = [
         "student.precision=half",
         "student.precision = \"half\": expected 'float32', 'bfloat16' or 'float16'",
     ),
+    (
+        "evaluation.metrics=[kid,clip_score]",
+        "evaluation.metrics: clip_score needs evaluation.clip.path; set evaluation.clip=",
+    ),
     ("student=3", "student = 3: expected a mapping of keys to values"),
     ("student.stepz=3", "override student.stepz: unknown key, did you mean steps?"),
     ("studnt.steps=3", "override studnt: unknown key, did you mean student?"),

@@ -179,7 +179,9 @@ def test_paired_mmd_is_zero_at_the_target_and_first_step_compares_batches() -> N
 def test_with_prompts_each_image_has_its_own_target_at_the_first_step_too() -> None:
     _, teacher = prompt_teacher("sd", 32)
     size = teacher.shape[1]
-    method = swd(teacher, make_schedule([(1.0, size), (0.5, size)], size, teacher.stride), **MMD_ONLY)
+    method = swd(
+        teacher, make_schedule([(1.0, size), (0.5, size)], size, teacher.stride), **MMD_ONLY
+    )
     condition = teacher.encode_condition(torch.arange(2))
     y = normals(2, *teacher.shape)
     assert float(method._mmd(0, y, y, condition, stream())) == pytest.approx(0, abs=1e-7)
