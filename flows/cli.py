@@ -29,6 +29,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "doctor": ("flows.doctor.doctor", (), "check the installation and say how to fix it"),
     "register": ("flows.register", (), "record, register and promote what `dvc repro` made"),
     "rollback": ("flows.rollback", (), "make the previous champion champion again"),
+    "export": ("flows.export", (), "the student for its teacher's own pipeline, as a folder: DIR"),
     "push": ("flows.push", (), "send the student to a hub: OWNER/NAME; --dry-run shows what goes"),
     "publish-cache": (PUBLISHED, ("publish",), "copy the results to a web server's FOLDER"),
     "pull-cache": (PUBLISHED, ("pull",), "fetch them: --from URL --preset NAME key=value ..."),

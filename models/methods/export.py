@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.common.own_weights import load_own_weights, own_weights
 from models.methods.own_network import own_classes
 from models.methods.prompt_encoding import TEXT_PARTS
 from models.methods.registry import pipeline_class, pipeline_names
@@ -18,16 +19,17 @@ from models.methods.student_network import merged
 
 
 def export_pipeline(pipeline: Any, weights: dict[str, Tensor] | None = None) -> Any:
-    """A pipeline to save: ``weights`` (an EMA state dict, say) in place, LoRA folded in, a stock
-    diffusers network.
+    """A pipeline to save: ``weights`` (an EMA state dict, say, without its teacher's weights or
+    with them) in place, LoRA folded in, a stock diffusers network.
     """
     trained = pipeline.unet
     if weights is not None:
-        kept = {k: v.detach().clone() for k, v in trained.state_dict().items()}
-        trained.load_state_dict(weights)
+        own = own_weights(trained, trained.state_dict())
+        kept = {k: v.detach().clone() for k, v in own.items()}
+        load_own_weights(trained, own_weights(trained, weights))
     network = merged(trained)
     if weights is not None:
-        trained.load_state_dict(kept)
+        load_own_weights(trained, kept)
     return pipeline.with_network(network)
 
 

@@ -26,8 +26,10 @@ class PromptMixin:
     Every subclass's constructor also takes the parts of :data:`TEXT_PARTS` and ``prompts``: None
     for students without prompts, else a dict: ``pipeline``, diffusers' class that encodes, with its
     ``options``; ``keys`` of the condition; ``guidance`` and ``negative_prompt``, which are trained
-    in; ``examples``, some prompts; ``source``, where encoders are to be had that the folder does
-    not carry, else None; ``encoders``, their classes and digests.
+    in; ``embedded``, numbers that every image's condition has besides, where there are any: the
+    weight of guidance of networks that take it as an input; ``examples``, some prompts; ``source``,
+    where encoders are to be had that the folder does not carry, else None; ``encoders``, their
+    classes and digests.
     """
 
     config: Any
@@ -111,7 +113,10 @@ class PromptMixin:
         if rows not in ({1}, {n}):
             found_rows = ", ".join(map(str, sorted(rows)))
             raise ValueError(f"{found_rows} prompts for {n} images; expected one, or one for each")
-        return {k: v.to(device).expand(n, *v.shape[1:]) for k, v in found.items()}
+        condition = {k: v.to(device).expand(n, *v.shape[1:]) for k, v in found.items()}
+        for name, number in about.get("embedded", {}).items():
+            condition[name] = torch.full((n,), number, device=device)
+        return condition
 
     def _prompts(self) -> Mapping[str, Any]:
         if self.prompts is None:

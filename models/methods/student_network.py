@@ -9,6 +9,7 @@ import copy
 from torch import nn
 
 from models.common.errors import InputError
+from models.common.own_weights import copy_sharing_weights, mark_the_rest
 from models.teachers.base import Denoiser
 
 
@@ -18,19 +19,27 @@ def student_network(
     """A copy of the teacher's network whose first layer takes ``in_channels`` >= the teacher's.
 
     The added channels' weights are zero, so the copy computes the teacher until it is trained. It
-    is float32, whatever the teacher is: small steps of an optimizer are lost in less.
+    is float32, whatever the teacher is: small steps of an optimizer are lost in less. Weights that
+    it does not train are the teacher's own tensors, where those are float32.
     ``trainable``: "full", "lora" (Hu et al. 2022, rank ``rank``, on the layers that the teacher's
-    ``lora_targets`` name, plus the first layer), or "input" (the first layer alone). Raises
-    InputError on anything else.
+    ``lora_targets`` name, plus the first layer where that has more channels), or "input" (the first
+    layer alone). Raises InputError on anything else.
     """
-    student = copy.deepcopy(teacher.network).float().requires_grad_(False)
+    whole = trainable == "full"
+    student = (
+        copy.deepcopy(teacher.network).float() if whole else copy_sharing_weights(teacher.network)
+    )
+    student.requires_grad_(False)
     teacher.expand_input(student, in_channels)
-    if trainable == "full":
+    if whole:
         student.requires_grad_(True)
     elif trainable in ("lora", "input"):
         if trainable == "lora":
             _add_lora(teacher, student, rank)
-        student.get_submodule(teacher.input_layer).requires_grad_(True)
+        # without channels of its own a LoRA is all that a student has: it fits the stock network
+        if trainable == "input" or in_channels != teacher.shape[0]:
+            student.get_submodule(teacher.input_layer).requires_grad_(True)
+        mark_the_rest(student)
     else:
         raise InputError(f"method.trainable = {trainable!r}: expected full, lora or input")
     for module in student.modules():
@@ -46,7 +55,7 @@ def _add_lora(teacher: Denoiser, network: nn.Module, rank: int) -> None:
     targets, first = teacher.lora_targets, teacher.input_layer
     excluded = list(teacher.lora_excluded)
     if f".{first}".endswith(tuple(f".{t}" for t in targets)):
-        excluded.append(first)  # the first layer is trained itself
+        excluded.append(first)  # the first layer is trained itself, or not at all
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,

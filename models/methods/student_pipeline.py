@@ -90,6 +90,15 @@ class StudentPipeline(PromptMixin):
         """Rollouts that show what a part of the sampler is for: name -> (title, rollout)."""
         return {}
 
+    def stock_sampler(self) -> dict[str, Any]:
+        """How diffusers' own pipelines sample this student: ``scheduler``, the class, and its
+        ``config``; ``sigmas`` where the call has to name the levels, ``start``, (H, W) of the first
+        state, where that is not the last's.
+
+        Raises ValueError with the reason where none of their schedulers steps as it does.
+        """
+        raise ValueError(f"no scheduler of diffusers steps as a student of {self.title} does")
+
     def untrained(self, network: Any) -> Any:
         """The same sampler around the teacher's ``network``, before any tuning or training."""
         return self.with_network(network)
@@ -153,15 +162,28 @@ class StudentPipeline(PromptMixin):
             raise ValueError(f"output_type {output_type!r}: {expected}")
         n = self._count(batch_size, generator)
         device = self._execution_device  # type: ignore[attr-defined]
-        condition: Any = self._condition(class_labels, n, device)
-        if self.prompts is not None or prompt is not None or prompt_embeds is not None:
-            condition = self.prompt_condition(prompt, prompt_embeds, negative_prompt, n, device)
+        condition = self.conditions(n, class_labels, prompt, prompt_embeds, negative_prompt)
         noise = normals((n, *self.start_shape()), device, generator)
         with self.progress_bar(total=steps) if progress else nullcontext() as bar:  # type: ignore[attr-defined]
             on_step = None if bar is None else bar.update
             x0, _ = self.rollout(noise, None, condition, steps, generator, on_step)
         made = self._output(x0, output_type or known[0])
         return StudentOutput(**{self.makes: made}) if return_dict else (made,)
+
+    def conditions(
+        self,
+        n: int,
+        class_labels: Any = None,
+        prompt: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt: Any = None,
+    ) -> dict[str, Tensor] | None:
+        """The network's keyword arguments, n rows, for what the call takes."""
+        device = self._execution_device  # type: ignore[attr-defined]
+        condition = self._condition(class_labels, n, device)
+        if self.prompts is not None or prompt is not None or prompt_embeds is not None:
+            return self.prompt_condition(prompt, prompt_embeds, negative_prompt, n, device)
+        return condition
 
     def network_x0(
         self,

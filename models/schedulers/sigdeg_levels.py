@@ -126,7 +126,8 @@ def shifted(config: Any, sigma: np.ndarray, mu: float | None) -> np.ndarray:
         if mu is None:
             raise ValueError("mu: expected a number, since use_dynamic_shifting is on")
         scale = math.exp(mu) if config.time_shift_type == "exponential" else mu
-        sigma = scale / (scale + 1.0 / sigma - 1.0)
+        # these brackets keep pure noise at sigma = 1, where alpha = 0 has no log-SNR
+        sigma = scale / (scale + (1.0 / sigma - 1.0))
     else:
         sigma = config.shift * sigma / (1.0 + (config.shift - 1.0) * sigma)
     if config.shift_terminal:

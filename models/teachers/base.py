@@ -86,6 +86,8 @@ class Denoiser(nn.Module):
     """Name of the network's layer that sees the state."""
     conditions: ConditionTable | None = None
     """Of a teacher of prompts (models/teachers/prompts.py): labels are numbers of its rows."""
+    embedded_guidance: float | None = None
+    """The weight in every condition, of networks that take it as an input; see embed_guidance."""
 
     def __init__(
         self,
@@ -159,6 +161,12 @@ class Denoiser(nn.Module):
     def can_guide(self) -> bool:
         """Whether there is a null condition for classifier-free guidance."""
         return self.null_class is not None
+
+    def embed_guidance(self, weight: float) -> None:
+        """Let conditions carry the weight of guidance, where the network takes that as an input:
+        students are asked at the weight that their teacher's trajectories have. Nothing happens
+        where guidance is made from two predictions.
+        """
 
     def encode_condition(self, labels: Tensor | None) -> Condition | None:
         """The condition of labels (n,) int64; None for unconditional teachers."""

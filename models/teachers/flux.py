@@ -60,6 +60,17 @@ class Flux(TransformerDenoiser):
         """By its input, not by a null condition."""
         return bool(self.network.config.guidance_embeds)
 
+    def embed_guidance(self, weight: float) -> None:
+        self.embedded_guidance = float(weight) if self.can_guide else None
+
+    def encode_condition(self, labels: Tensor | None) -> Condition | None:
+        """The rows of the table, with the embedded weight of guidance where there is one."""
+        condition = super().encode_condition(labels)
+        if condition is None or self.embedded_guidance is None:
+            return condition
+        weight = torch.full((len(condition),), self.embedded_guidance, device=self.device)
+        return Condition({**dict(condition.items()), "guidance": weight})
+
     def predict(
         self,
         x: Tensor,
@@ -70,8 +81,11 @@ class Flux(TransformerDenoiser):
         """The prediction (n, C, H, W) at the weight ``guidance``, by one call; InputError where the
         network takes none, or where the condition has another one already.
         """
+        given = condition is not None and "guidance" in condition
+        if given and guidance == self.embedded_guidance:
+            guidance = 1.0  # it is in the condition already
         if condition is not None and guidance != 1.0:
-            if not self.can_guide or "guidance" in condition:
+            if given or not self.can_guide:
                 there = "the condition has one" if self.can_guide else "the network takes none"
                 raise InputError(f"guidance = {guidance}: {there}; use guidance 1.0")
             weight = torch.full((len(x),), guidance, device=x.device)

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.common.own_weights import load_own_weights, own_weights
 from models.common.precision import DTYPES
 from models.common.random import generator_for
 from models.methods.base import Trainable
@@ -119,10 +120,12 @@ class TrainState:
         return {**self.networks[role].state_dict(), **self.ema_weights[role]}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact continuation needs."""
+        """All that an exact continuation needs: of networks around their teacher's weights what is
+        their own.
+        """
         return {
             "step": self.step,
-            "networks": {k: v.state_dict() for k, v in self.networks.items()},
+            "networks": {k: own_weights(v, v.state_dict()) for k, v in self.networks.items()},
             "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
             "ema_weights": self.ema_weights,
             "scaler": self.scaler.state_dict(),
@@ -133,7 +136,7 @@ class TrainState:
         method.
         """
         for name, net in self.networks.items():
-            net.load_state_dict(state["networks"][name])
+            load_own_weights(net, state["networks"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         with torch.no_grad():

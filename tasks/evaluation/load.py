@@ -46,6 +46,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     """
     device = pick_device()
     teacher = load_teacher(root, device)
+    teacher.embed_guidance(params.trajectories.guidance)  # of students too; they learn it elsewhere
     check_teacher_fits_dataset(teacher, root)
     student = open_student(root, device)
     nfe = choose_nfe(params.evaluation.nfe, student.nfe)

@@ -4,9 +4,6 @@ makes the same images as this project does.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,10 +15,10 @@ from safetensors.torch import load_file
 
 from models.methods.export import open_student
 from models.methods.prompt_encoding import EMBEDS
+from tasks.evaluation.alone import run_alone
 
 IMAGES, SEED = 4, 0
 TOLERANCE = 1e-4  # of pixel values in [0, 1]: kernels may round differently in another process
-MINUTES = 10
 
 ALONE = """
 import sys
@@ -68,13 +65,14 @@ def prove_loadable(folder: Path) -> dict[str, Any]:
         reason = _make_alone(folder.resolve(), target)
         if reason is None:
             found, expected = np.load(target, allow_pickle=False), _make_here(folder)
-            reason = _compare(found, expected, record)
+            reason = compare(found, expected, record)
     record["ok"] = reason is None
     record["seconds"] = round(time.perf_counter() - start, 1)
     return record if reason is None else record | {"reason": reason}
 
 
-def _compare(found: np.ndarray, expected: np.ndarray, record: dict[str, Any]) -> str | None:
+def compare(found: np.ndarray, expected: np.ndarray, record: dict[str, Any]) -> str | None:
+    """The reason why two sets of samples are not the same; notes their difference in ``record``."""
     if found.shape != expected.shape:
         return f"samples of shape {found.shape}, expected {expected.shape}"
     # series (n, C, L) are in units of their own, channel by channel
@@ -89,14 +87,14 @@ def _make_here(folder: Path) -> np.ndarray:
     pipeline = open_student(folder)
     made: np.ndarray = pipeline(
         batch_size=IMAGES,
-        **_asked(pipeline, folder),
+        **asked(pipeline, folder),
         generator=torch.Generator().manual_seed(SEED),
         output_type="np",
     )[0]
     return made
 
 
-def _asked(pipeline: Any, folder: Path) -> dict[str, Any]:
+def asked(pipeline: Any, folder: Path) -> dict[str, Any]:
     """Classes or prompts in turn; as embeddings, where the folder does not carry the encoders."""
     classes, prompts, places = pipeline.config.num_classes, pipeline.prompts, range(IMAGES)
     if classes is not None:
@@ -111,25 +109,8 @@ def _asked(pipeline: Any, folder: Path) -> dict[str, Any]:
 
 def _make_alone(folder: Path, target: Path) -> str | None:
     """Write the images of a process of its own to ``target``; the reason if there are none."""
-    hidden = ("PYTHONPATH", "PYTHONHOME")
-    environment = {key: value for key, value in os.environ.items() if key not in hidden}
-    environment |= {"HF_HOME": str(target.parent / "hf"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"HF_MODULES_CACHE": str(target.parent / "modules"), "DO_NOT_TRACK": "1"}
     numbers = [str(number) for number in (IMAGES, SEED, torch.get_num_threads())]
-    command = [sys.executable, "-I", "-c", ALONE, str(folder), str(target), *numbers]
-    try:
-        ended = subprocess.run(
-            command,
-            cwd=target.parent,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60 * MINUTES,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no images after {MINUTES} minutes"
-    if ended.returncode == 0 and target.is_file():
-        return None
-    last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
-    return f"the folder does not open alone ({last.strip()})"
+    reason = run_alone(ALONE, [str(folder), str(target), *numbers], target.parent)
+    if reason is None and not target.is_file():
+        reason = "it wrote nothing"
+    return reason and f"the folder does not open alone ({reason})"

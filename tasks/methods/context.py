@@ -76,7 +76,10 @@ def make_context(
     shards: ShardSet,
     diagnostics: Mapping[str, Any] | None = None,
 ) -> MethodContext:
-    """What the method is made from. ``diagnostics``: what its ``prepare`` found."""
+    """What the method is made from. ``diagnostics``: what its ``prepare`` found. From here on the
+    teacher's conditions have the weight of guidance, where its network takes one.
+    """
+    teacher.embed_guidance(params.trajectories.guidance)
     return MethodContext(
         teacher=teacher,
         config=params.method,

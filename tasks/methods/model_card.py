@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.config.schema import Params
 from tasks.data.dataset import load_manifest
+from tasks.methods.stock_card import stock_section
 from tasks.utils.streams import visible
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
@@ -37,7 +38,7 @@ def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
     made = getattr(params.teacher, "factory", None)
     return {
         "title": pipeline.title,
-        "teacher": (made or ("trained on the same data" if source is None else _name(source))),
+        "teacher": (made or ("trained on the same data" if source is None else name_of(source))),
         "data": _data(manifest, pipeline),
         "makes": pipeline.makes,
         "channels": manifest.get("channels"),
@@ -52,7 +53,7 @@ def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
 def _data(manifest: Mapping[str, Any], pipeline: Any) -> str:
     """What the student learnt from."""
     count = manifest["counts"]["train"]
-    images = f"{_name(str(manifest['source']))}, {count} training {pipeline.makes}"
+    images = f"{name_of(str(manifest['source']))}, {count} training {pipeline.makes}"
     if not _has(manifest):
         images = f"the teacher's {pipeline.makes}"
     prompts = getattr(pipeline, "prompts", None)
@@ -87,10 +88,12 @@ def render(
     *,
     repo: str = "path/of/this/folder",
     licence: str | None = None,
+    taken: bool = False,
 ) -> str:
     """README.md of a student: ``record`` is student.json, ``metrics`` metrics.json or None.
 
-    ``repo``: the name that the example opens; ``licence`` overrides the teacher's.
+    ``repo``: the name that the example opens; ``licence`` overrides the teacher's. ``taken``: of
+    the form for a stock pipeline alone.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -127,12 +130,21 @@ def render(
         chosen_on=origin.get("chosen_on", f"training {makes}"),
         licence=_text(licence or UNKNOWN),
         repo=repo,
+        own=not taken,
+        stock=_stock(record, repo, taken),
         columns=columns,
         figures=rows,
         measured=_measured(metrics or {}, makes),
         load_back=loaded.get("max_abs_difference") if loaded.get("ok") else None,
     )
     return str(card.content)
+
+
+def _stock(record: Mapping[str, Any], repo: str, taken: bool) -> dict[str, Any] | None:
+    found = stock_section(record, repo, taken)
+    if found is None or "reason" not in found:
+        return found
+    return {"reason": _text(found["reason"])}
 
 
 def figures_of(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -186,6 +198,6 @@ def _text(told: str) -> str:
     return html.escape(visible(" ".join(told.split())), quote=False).replace("|", r"\|")
 
 
-def _name(place: str) -> str:
+def name_of(place: str) -> str:
     """A hub id or a title as it is; of a path of this machine the last part alone."""
     return Path(place).name if Path(place).is_absolute() else place

@@ -43,6 +43,11 @@ def with_prompts(pipeline: Any, teacher: Denoiser, params: Params, root: Path) -
         "keys": sorted(stored.keys()),
         "guidance": params.trajectories.guidance,
         "negative_prompt": meta["negative_prompt"] or "",
+        **(
+            {}
+            if teacher.embedded_guidance is None
+            else {"embedded": {"guidance": teacher.embedded_guidance}}
+        ),
         "examples": examples,
         "source": None if carried else teacher_source(root),
         "encoders": describe(pipe),

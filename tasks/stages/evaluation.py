@@ -25,6 +25,7 @@ from tasks.evaluation.load import load_inputs
 from tasks.evaluation.load_back import prove_loadable
 from tasks.evaluation.report import figures
 from tasks.evaluation.report import html as report
+from tasks.evaluation.stock_back import prove_stock
 from tasks.evaluation.tables import write_outputs
 from tasks.utils.atomic import atomic_dir
 from tasks.utils.cli import stage_main
@@ -52,12 +53,19 @@ def run(params: Params, root: Path) -> None:
 
 
 def _opened_elsewhere(root: Path) -> dict[str, Any]:
-    """The record of opening data/student in a process with diffusers alone; a failure is a warning
-    here, and stands in the report.
+    """The record of opening data/student in a process with diffusers alone, and of its form for its
+    teacher's own pipeline where it has one; a failure is a warning here, and stands in the report.
     """
-    record = prove_loadable(root / "data" / "student")
+    student = root / "data" / "student"
+    record = prove_loadable(student)
     if not record["ok"]:
         logger.warning("data/student does not work outside the project: %s", record.get("reason"))
+    if (student / "stock" / "stock.json").is_file():
+        record["stock"] = stock = prove_stock(student, root / "data" / "teacher")
+        if not stock["ok"]:
+            logger.warning(
+                "data/student/stock does not work in a %s: %s", stock["pipeline"], stock["reason"]
+            )
     return record
 
 

@@ -40,6 +40,7 @@ from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.validation import check_metrics
 from tasks.methods.context import make_context, method_of, real_states
 from tasks.methods.model_card import provenance, render
+from tasks.methods.take_away import form_of, write_stock
 from tasks.methods.text_parts import save_examples, with_prompts
 from tasks.training.selection import Selection
 from tasks.training.trainer import Training
@@ -266,10 +267,12 @@ def _publish(
         "teacher": teacher.fingerprint(),
         "trajectories": {key: shards.meta[key] for key in kept},
         "origin": provenance(params, root, student),
+        "stock": form_of(student, weights, root),
     }
     with atomic_dir(root / "data" / "student") as folder:
         student.save_pretrained(folder)
         save_examples(student, teacher, folder)
+        write_stock(record["stock"], weights, folder)
         reach("student.saved")
         atomic_write_json(folder / "student.json", record)
         (folder / "README.md").write_text(render(record), encoding="utf-8")

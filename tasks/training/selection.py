@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.common.own_weights import load_own_weights, own_weights
 from models.evaluation.registry import criterion_class
 from models.methods.base import DistillationMethod, PathBatch
 from models.training.loop import TrainState
@@ -51,14 +52,15 @@ class Selection:
         averaged weights.
         """
         network = self.method.pipeline.unet
-        live = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        averaged = state.ema_state("student")
-        network.load_state_dict(averaged)
+        own = own_weights(network, network.state_dict())
+        live = {name: value.detach().clone() for name, value in own.items()}
+        averaged = own_weights(network, state.ema_state("student"))
+        load_own_weights(network, averaged)
         network.eval()
         try:
             figures = self._figures()
         finally:
-            network.load_state_dict(live)
+            load_own_weights(network, live)
             network.train()
         self._keep(step, figures, averaged)
         return figures

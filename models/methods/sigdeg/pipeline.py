@@ -216,6 +216,18 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         plans = self.config.plain_plans or self.config.plans
         return self.with_network(network, plans=plans)
 
+    def stock_sampler(self) -> dict[str, Any]:
+        """SigDEGScheduler's, where the network takes the state alone."""
+        settings = self.config.scheduler_config
+        if self.config.inputs != "none":
+            raise ValueError(
+                f"its network takes more than the state (method.inputs: {self.config.inputs}), "
+                "which stock pipelines do not hand over; expected one trained with inputs: none"
+            )
+        if settings is None:
+            raise ValueError("its teacher has no scheduler of diffusers")
+        return {"scheduler": "SigDEGScheduler", "config": dict(settings)}
+
     def network_calls(self, steps: int) -> int:
         """Network evaluations of one sample with ``steps`` steps, the frozen network's included."""
         return steps + sum(self._damped(step) for step in self.plan(steps))

@@ -111,6 +111,30 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         wrong = partial(self.rollout, noise_first=True)
         return {"noise_first": ("Control: noise before upscaling", wrong)}
 
+    def stock_sampler(self) -> dict[str, Any]:
+        """FlowMatchLCMScheduler's step is (11) where levels are those of flow matching and latents
+        keep their rows and columns.
+        """
+        steps, flow = self.scale_schedule, self.config.prediction_type == "flow"
+        if not flow or self.config.clip is not None or any(s.damping != 1.0 for s in steps):
+            raise ValueError(
+                "FlowMatchLCMScheduler, whose steps are SwD's, knows flow-matching models alone"
+            )
+        if type(self.unet).__name__ == "FluxTransformer2DModel":
+            raise ValueError(
+                "FluxPipeline keeps latents as lists of tokens, which FlowMatchLCMScheduler cannot "
+                "enlarge"
+            )
+        first = steps[0]
+        config = {"num_train_timesteps": round(first.t / first.sigma), "shift": 1.0}
+        factors = [step.size / first.size for step in steps[1:]]
+        return {
+            "scheduler": "FlowMatchLCMScheduler",
+            "config": {**config, "scale_factors": factors or None, "upscale_mode": "bicubic"},
+            "sigmas": [step.sigma for step in steps],
+            "start": [first.size, first.size],
+        }
+
     def denoise(
         self, step: ScaleStep, x: Tensor, condition: Mapping[str, Tensor] | None = None
     ) -> Tensor:

@@ -20,6 +20,7 @@ from tasks.evaluation.law_errors import law_rows
 from tasks.evaluation.report import figures, pictures
 from tasks.evaluation.report import image_grids as grids
 from tasks.evaluation.report.by_prompt import by_prompt
+from tasks.evaluation.report.elsewhere import load_back, stock_back
 from tasks.evaluation.report.style import DARK, LIGHT, Theme
 from tasks.evaluation.report.style import render as theme_render
 from tasks.evaluation.report.text import fixed, number, png, shown, span
@@ -106,6 +107,7 @@ def render(
         paths=path_strip(result),
         law=law_rows(result),
         load_back=load_back(result),
+        stock_back=stock_back(result),
         lineage=[*lineage.items(), *content(result), *versions()],
         params=yaml.safe_dump(params_dict(params), sort_keys=False),
     )
@@ -288,23 +290,6 @@ def path_strip(result: Result) -> list[dict[str, str]]:
         {"title": titles[key], "image": png(pictures.same_paths_png(result, key))}
         for key in result.path_images
     ]
-
-
-def load_back(result: Result) -> dict[str, str] | None:
-    """What opening the student folder outside the project showed; None where it was not tried."""
-    record = result.load_back
-    if not record:
-        return None
-    if record.get("ok"):
-        difference = record.get("max_abs_difference") or 0.0
-        unit = "pixel in [0, 1]" if result.data == "images" else "value in units of its spread"
-        text = (
-            f"It makes the same {record.get('images')} {result.data} as here; the largest "
-            f"difference of a {unit} is {difference:.1g}."
-        )
-        return {"kind": "better", "title": "The student folder works on its own", "text": text}
-    title = "The student folder does not work on its own"
-    return {"kind": "worse", "title": title, "text": f"{record.get('reason', 'unknown reason')}."}
 
 
 def content(result: Result) -> list[tuple[str, str]]:

@@ -364,3 +364,11 @@ def test_the_travelling_files_import_each_other_and_libraries_only() -> None:
                 root = line.split()[1].split(".")[0]
                 own = f"{line.split()[1].lstrip('.')}.py" in FILES
                 assert own or root in {"numpy", "torch", "diffusers"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.459375, 0.7, 1.15])
+def test_a_dynamic_shift_keeps_pure_noise_pure(mu: float) -> None:
+    """FLUX at small sizes: 1 - 1e-16 in its place has a log-SNR, and other weights follow."""
+    scheduler = SigDEGScheduler(process="flow", use_dynamic_shifting=True, chain_steps=12)
+    scheduler.set_timesteps(2, mu=mu)
+    assert scheduler.plan[0].alpha == 0.0 and float(scheduler.timesteps[0]) == 1000.0
