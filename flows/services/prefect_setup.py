@@ -27,6 +27,9 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 
+from flows.console import refuse
+from models.common.errors import InputError
+
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
@@ -35,6 +38,7 @@ IN_ORDER = "in-order"  # as in prefect.yaml
 ZOMBIES = "crash zombie flows"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 SILENCE = timedelta(seconds=90)  # three heartbeats
+SILENCE_SECONDS = "FEWSTEP_SILENCE_SECONDS"  # a team's servers may be away for longer than that
 # After these events no heartbeat is to be expected. Events are named by the state's name: an end
 # with a name of its own
 # belongs here too. "Running" does not: it follows the first heartbeat, and a run killed soon after
@@ -52,12 +56,28 @@ RESTS = (
 OWN_ENDS = ("NothingChanged",)
 
 
-def zombie_automation() -> AutomationCore:
-    """A run that has sent a heartbeat and then neither another nor its end for 90 s is marked as
-    crashed.
-
-    That frees its turn. The server looks every 90 s, so it may take 180 s.
+def silence() -> timedelta:
+    """After how long without a heartbeat a run counts as dead: SILENCE, or what the environment's
+    FEWSTEP_SILENCE_SECONDS says, 60 or more. Raises InputError for anything else.
     """
+    given = os.environ.get(SILENCE_SECONDS)
+    if given is None:
+        return SILENCE
+    if not given.isdecimal() or int(given) < 60:
+        raise InputError(
+            f"{SILENCE_SECONDS} = {given}: expected a whole number of seconds, 60 or more (two "
+            "heartbeats)"
+        )
+    return timedelta(seconds=int(given))
+
+
+def zombie_automation() -> AutomationCore:
+    """A run that has sent a heartbeat and then neither another nor its end for 90 s (`silence`) is
+    marked as crashed.
+
+    That frees its turn. The server looks as often, so it may take twice as long.
+    """
+    within = silence()
     return AutomationCore(
         name=ZOMBIES,
         description="Marks runs whose process was killed as crashed, so that the next can start.",
@@ -68,14 +88,15 @@ def zombie_automation() -> AutomationCore:
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=SILENCE,
+            within=within,
         ),
         actions=[
             ChangeFlowRunState(
                 name=None,
                 state=StateType.CRASHED,
                 force=False,
-                message="No heartbeat for 90 s: the run's process has gone. Run it again.",
+                message=f"No heartbeat for {int(within.total_seconds())} s: the run's process has "
+                "gone. Run it again.",
             )
         ],
     )
@@ -131,6 +152,10 @@ def deploy(root: Path) -> int:
 
 def main() -> int:
     """Set the server up; returns the exit status."""
+    try:
+        silence()
+    except InputError as error:
+        return refuse(error)
     with get_client(sync_client=True) as client:
         create_pool(client)
         create_queue(client)

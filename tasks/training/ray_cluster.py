@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.common.errors import InputError
-from tasks.utils.environment import thread_settings
+from tasks.utils.environment import ray_settings, thread_settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # The path of a Unix socket holds 103 bytes on macOS, 107 on Linux; below the folder for temporary
@@ -30,12 +30,14 @@ def connect(workers: int | None = None) -> Iterator[int]:
 
     Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback, with room for ``workers``
     whatever the number of cores, and stops it at the end; another cluster on this machine is left
-    alone. Workers import this checkout: its folder goes first on their path. Raises InputError if
-    the cluster at ``RAY_ADDRESS`` does not answer.
+    alone. The local one asks for a token that this process alone has: Ray runs any code it is sent,
+    and loopback is open to every user of the machine. Workers import this checkout: its folder goes
+    first on their path. Raises InputError if the cluster at ``RAY_ADDRESS`` does not answer.
     """
-    import ray
+    for name, value in ray_settings(os.environ).items():
+        os.environ.setdefault(name, value)
+    import ray  # reads them
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     started = not ray.is_initialized()

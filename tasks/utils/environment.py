@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import stat
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from models.common.errors import InputError
@@ -63,7 +64,6 @@ def settings(root: Path) -> dict[str, str]:
         ),
         # A first start makes a database, which takes longer than the default 20 s on two cores.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         # It warns of every processor that would be quicker with torchvision.
         "TRANSFORMERS_VERBOSITY": "error",
@@ -85,6 +85,16 @@ def thread_settings(environ: MutableMapping[str, str]) -> dict[str, str]:
     return found if "OMP_WAIT_POLICY" in environ else found | {"GOMP_SPINCOUNT": SPINS}
 
 
+def ray_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Who may use Ray, read when it is imported: on a cluster of this project's own only those who
+    have its token, since Ray runs any code it is sent and loopback is open to every user of the
+    machine. A cluster at RAY_ADDRESS has settings of its own.
+    """
+    if environ.get("RAY_ADDRESS"):
+        return {"RAY_AUTH_MODE": "disabled"}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 def prepare(root: Path) -> None:
     """Set the variables that the user has not set, and put this interpreter's folder first on PATH.
 
@@ -97,7 +107,8 @@ def prepare(root: Path) -> None:
         os.environ.pop(name, None)
     for line in spare_loopback(os.environ):
         print(f"warning: {line}", file=sys.stderr)
-    for name, value in (settings(root) | thread_settings(os.environ)).items():
+    defaults = settings(root) | thread_settings(os.environ) | ray_settings(os.environ)
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     private_folder(Path(os.environ["PREFECT_HOME"]))  # Prefect makes no parent folders
     here = str(Path(sys.executable).parent)

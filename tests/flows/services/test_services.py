@@ -201,6 +201,21 @@ def test_dead_runs_are_watched_until_any_kind_of_end() -> None:
     assert own <= expected
 
 
+def test_how_long_a_run_may_be_silent_is_set_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.services import prefect_setup as server_setup
+
+    monkeypatch.setenv(server_setup.SILENCE_SECONDS, "300")
+    automation = server_setup.zombie_automation()
+    assert automation.trigger.within.total_seconds() == 300
+    assert "No heartbeat for 300 s" in str(automation.actions[0].message)
+    for wrong in ("59", "5 min", ""):
+        monkeypatch.setenv(server_setup.SILENCE_SECONDS, wrong)
+        assert server_setup.main() == 2  # before any server is asked
+        assert f"FEWSTEP_SILENCE_SECONDS = {wrong}: expected a" in capsys.readouterr().err
+
+
 def test_a_command_joins_the_running_server(
     root: Path, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,11 +22,40 @@ with connect(1):
 """
 
 
+STRANGER = """
+import os, subprocess, sys
+from tasks.training.ray_cluster import connect
+join = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print('in')"
+with connect(1):
+    import ray
+    address = ray.get_runtime_context().gcs_address
+    for left_out in (("RAY_AUTH_TOKEN",), ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"), ()):
+        env = {name: value for name, value in os.environ.items() if name not in left_out}
+        env |= {"RAY_AUTH_TOKEN": "f" * 64} if left_out == ("RAY_AUTH_TOKEN",) else {}
+        env |= {"RAY_AUTH_MODE": "disabled"} if len(left_out) == 2 else {}
+        told = subprocess.run(
+            [sys.executable, "-c", join, address], env=env, capture_output=True, text=True
+        )
+        print("asked", told.stdout.strip() == "in", "uthenticat" in told.stderr)
+    commands = subprocess.run(["ps", "-ax", "-o", "args"], capture_output=True, text=True).stdout
+    print("shown", os.environ["RAY_AUTH_TOKEN"] in commands)
+"""
+
+
 def use(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    left_out = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    left_out = (
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_TMPDIR",
+        "TMPDIR",
+        "GOMP_SPINCOUNT",
+        "OMP_WAIT_POLICY",
+    )
     env = {name: value for name, value in os.environ.items() if name not in left_out}
+    code = settings.pop("code", USE)
     env |= {"PYTHONPATH": str(PROJECT), **settings}
-    command = [sys.executable, "-c", USE]
+    command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
 
@@ -43,6 +72,15 @@ def test_a_cluster_of_its_own(kind: str, tmp_path_factory: pytest.TempPathFactor
     done = use(place, **settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-4:] == ["seen", "1000", "1", "1.0"]
+
+
+@pytest.mark.slow
+def test_its_own_cluster_lets_nobody_in_without_the_token(tmp_path: Path) -> None:
+    """Nobody with another token, nobody with none; whoever has it may; no process list shows it."""
+    done = use(tmp_path, code=STRANGER)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("asked", "shown"))]
+    assert lines == ["asked False True", "asked False True", "asked True False", "shown False"]
 
 
 def test_a_named_cluster_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
