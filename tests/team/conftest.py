@@ -13,9 +13,13 @@ from tests.team.site import VENV, Site, credentials, exported, make_site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them are slow; those of services and machines are `team`."""
+    """All of them are slow; those of services and machines are `team`. The page's come first: they
+    begin with a team that has nothing yet.
+    """
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent == here and item.path.stem != "test_page")
     for item in items:
-        if Path(__file__).parent in item.path.parents and {"services", "site"} & set(
+        if here in item.path.parents and {"services", "site"} & set(
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(pytest.mark.team)

@@ -46,16 +46,24 @@ class Site:
         found = self.team.registry(f"model-versions/search?filter=name%3D'{MODEL}'")
         return sorted(found.get("model_versions", []), key=lambda item: int(item["version"]))
 
-    def start_run(self, **student: Any) -> str:
-        """Start `distill/preset` with these settings of the student; returns the run's id once its
-        training is held.
-        """
-        for path in (self.mark, self.mark.with_name("mark.go")):
-            path.unlink(missing_ok=True)
+    @property
+    def held(self) -> dict[str, str]:
+        """The worker's environment, by which its first training is held."""
+        hold = {HOLD_AT: "training.step:3", MARK: str(self.mark)}
+        return hold | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # the default asks for two minutes
+
+    def submit(self, **student: Any) -> str:
+        """Ask for a run of `distill/preset` with these settings of the student; returns its id."""
         found = self.team.api("deployments/name/distill/preset")["id"]
         given = {"preset": "tiny", "overrides": {"student": student}}
         made = self.team.api(f"deployments/{found}/create_flow_run", {"parameters": given})
-        run = str(made["id"])
+        return str(made["id"])
+
+    def start_run(self, **student: Any) -> str:
+        """Start a run with these settings; returns its id once its training is held."""
+        for path in (self.mark, self.mark.with_name("mark.go")):
+            path.unlink(missing_ok=True)
+        run = self.submit(**student)
         wait(self.mark.exists, 900, lambda: self.told(run))
         return run
 
@@ -130,10 +138,10 @@ def make_site(folder: Path, team: Team) -> Site:
             worker.shell(page.here(line, places))
     mark = folder / "mark"
     mark.touch()
-    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # the default asks for two minutes
-    team.start_worker(worker.root, **{HOLD_AT: "training.step:3", MARK: str(mark)} | short)
     ana = clone(hub, folder / "ana", VENV, secrets_of(team))
-    return Site(team, worker, ana, places, mark)
+    site = Site(team, worker, ana, places, mark)
+    team.start_worker(worker.root, **site.held)
+    return site
 
 
 def secrets_of(team: Team) -> dict[str, str]:
