@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 WITH_PARENT = "--with-parent"
+PROBE_SECONDS = 20.0
 
 WITHOUT_GIT = "[core]\n    no_scm = true\n"  # .dvc/config.local
 
@@ -150,6 +151,7 @@ def _restore_from_remote(root: Path, name: str) -> None:
 
     # A repository of its own: DVC notes in its stages what it compares with.
     with open_repository(root) as repository:
+        known = False
         if not repository.config["core"].get("remote"):
             return
         speaker = logging.getLogger("dvc_objects")  # it would name every file that is not there
@@ -162,13 +164,20 @@ def _restore_from_remote(root: Path, name: str) -> None:
                     repository.stage_cache.restore(stage, pull=True)
                     print(f"{name}: made before; its result comes from the cache")
         except RunCacheNotFoundError:
-            return
+            # DVC says the same where nobody has made it and where its files could not be fetched.
+            known = repository.stage_cache._load(stage) is not None
         except (DvcException, OSError) as error:
             # An input may be missing, too; running the stage words that.
-            why = f"the DVC remote was not reached: {redact(reason(error))}; the stage runs here"
-            print(f"warning: {why}", file=sys.stderr)
+            _warn(f"was not reached: {redact(reason(error))}")
         finally:
             speaker.setLevel(level)
+    if known:
+        _, why = probe_remote(root, PROBE_SECONDS)
+        _warn(f"was not reached: {redact(why)}" if why else f"lacks files of {name}")
+
+
+def _warn(why: str) -> None:
+    print(f"warning: the DVC remote {why}; the stage runs here", file=sys.stderr)
 
 
 def probe_remote(root: Path, seconds: float) -> tuple[str | None, str]:

@@ -294,6 +294,26 @@ TEAM = (
         "node-lost-in-trajectories", "a Ray node", "its workers compute shards",
         "a warning: a Ray worker was lost", "(the same run) makes the shards again on another node",
     ),
+    Row(
+        "node-lost-in-training", "a Ray node", "its worker trains",
+        "a warning: a training worker was lost", "(the same run) goes on from the checkpoint on the other nodes",
+    ),
+    Row(
+        "s3-busy", "nothing; S3 answers 503 for a minute, or is slow", "results are pushed",
+        "nothing: it is asked again", "(the same push) succeeds",
+    ),
+    Row(
+        "s3-full", "nothing; S3 has no room", "results are pushed", "DVC's error",
+        "pushes what is missing",
+    ),
+    Row(
+        "s3-wrong-keys", "nothing; S3 refuses the keys", "a result of others could be fetched",
+        "a warning with S3's reason", "(the same run) computes it here",
+    ),
+    Row(
+        "postgres-restarted", "Postgres, for 20 s", "a deployment's run is at work", "nothing",
+        "(the same run) ends Completed, registers one version",
+    ),
 )  # fmt: skip
 
 CONDITIONS = (
