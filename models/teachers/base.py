@@ -139,6 +139,10 @@ class Denoiser(nn.Module):
             "DiffusersDenoiser, or a family with expand_input"
         )
 
+    def input_channels(self, network: Any) -> int:
+        """How many channels the states have that ``network``, one of this one's kind, takes."""
+        return int(network.config.in_channels)
+
     @classmethod
     def check_channels(cls, channels: int, vae: Any) -> None:
         """InputError unless states of ``channels`` are data, or latents of ``vae``."""

@@ -45,6 +45,9 @@ class Flux(TransformerDenoiser):
     def state_channels(config: Any) -> int:
         return int(config.in_channels) // 4
 
+    def input_channels(self, network: Any) -> int:
+        return self.state_channels(network.config)
+
     @staticmethod
     def multiple(config: Any) -> int:
         return 2

@@ -98,8 +98,9 @@ def untrained_form(student: Any, teacher: Denoiser) -> Any:
 
     Input channels that the student has beside the teacher's get zero weights.
     """
-    channels = int(student.unet.config.in_channels)
-    network = student_network(teacher, channels).requires_grad_(False).eval()
+    network = (
+        student_network(teacher, teacher.input_channels(student.unet)).requires_grad_(False).eval()
+    )
     return student.untrained(network)
 
 

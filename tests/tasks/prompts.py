@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tasks.config.schema import Params
-from tests.models.teachers.pipelines import build
+from tests.models.teachers.pipelines import as_published, build
 
 TEACHER = "in/teacher"
 PROMPTS = [
@@ -55,6 +55,6 @@ def settings(**sections: dict[str, Any]) -> Params:
 def write_inputs(root: Path, family: str = "sd") -> Path:
     """A stock pipeline folder with random weights, and a file of prompts."""
     torch.manual_seed(0)
-    build(family)[0].save_pretrained(root / TEACHER)
+    as_published(family, build(family)[0]).save_pretrained(root / TEACHER)
     (root / "in/prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     return root

@@ -364,7 +364,8 @@ def _denoise_with_features(
     """
     with denoiser.capture_middle() as seen:
         x0 = denoiser.denoise(x_u, t, condition)
-    return x0, seen[0]
+    # blocks of two streams, the text's and the image's, give both
+    return x0, denoiser.feature_map(seen[0], x_u) if isinstance(seen[0], tuple) else seen[0]
 
 
 def _tokens(middle: Tensor) -> Tensor:

@@ -48,9 +48,7 @@ class Made:
 def make(root: Path, name: str, method: str = "sigdeg", trainable: str = "lora") -> Made:
     """A student of the pipeline ``name`` that has moved away from its teacher, in folders."""
     pipe, call = pipelines.build(name)
-    if name not in ("ddpm", "sana", "sd3", "flux"):
-        pipe.vae.register_to_config(shift_factor=None)  # of no meaning for the other pipelines
-    pipe.save_pretrained(root / "teacher")
+    pipelines.as_published(name, pipe).save_pretrained(root / "teacher")
     size = call.get("height")
     if (name, method) == ("sana", "swd"):
         size = 2 * call["height"]  # its pipeline takes multiples of 32, for the first step too

@@ -11,6 +11,7 @@ from models.common.errors import InputError
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import ConditionTable
 from models.teachers.loading import denoiser_of_pipeline
+from tasks.evaluation.load import untrained_form
 from tests.models.takeaway.students import untrained, with_prompts
 from tests.models.teachers import pipelines
 from tests.models.tinypaths import teacher_of
@@ -72,3 +73,15 @@ def test_networks_without_such_an_input_keep_their_conditions(made: tuple[Any, A
     classes.embed_guidance(4.0)
     condition = classes.encode_condition(torch.tensor([1]))
     assert condition is not None and set(condition) == {"class_labels"}
+
+
+@pytest.mark.parametrize("inputs", ["none", "signature"])
+def test_a_student_s_untrained_form_takes_its_channels(made: tuple[Any, Any], inputs: str) -> None:
+    """Tokens have four times the channels of a state."""
+    pipe, teacher = made
+    student = with_prompts(untrained(teacher, "sigdeg", "lora", inputs=inputs), teacher, pipe)
+    plain = untrained_form(student, teacher)
+    assert plain.unet.config.in_channels == student.unet.config.in_channels
+    condition = student.conditions(2, prompt=PROMPTS)
+    x0, _ = plain.rollout(state(), None, condition, 2, torch.Generator().manual_seed(0))
+    assert x0.shape == (2, 4, 8, 8) and torch.isfinite(x0).all()
