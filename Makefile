@@ -33,7 +33,7 @@ export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run presets up down status doctor test test-slow chaos chaos-random team-test check bench benchmark ablation repro rollback publish-cache pull-cache ui lock sbom clean distclean
+.PHONY: help run estimate presets up down status doctor test test-slow chaos chaos-random team-test check bench benchmark ablation repro rollback publish-cache pull-cache ui lock sbom clean distclean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"key=value ...\"]"
@@ -58,6 +58,9 @@ $(STAMP): requirements.lock
 
 run: $(STAMP) ## distil the teacher: all stages, report, registered model; PRESET=mnist-swd for another experiment; ARGS="student.steps=500 ..." changes values
 	@$(FEWSTEP) run --preset "$(PRESET)" $(ARGS)
+
+estimate: $(STAMP) ## hours, memory and disk of a job before it starts; PRESET=sdxl ARGS="--device H100 student.batch_size=4 ..."
+	@$(FEWSTEP) estimate --preset "$(PRESET)" $(ARGS)
 
 presets: $(STAMP) ## list the presets, a line each
 	@$(FEWSTEP) presets

@@ -169,10 +169,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(
             "--preset", default=DEFAULT, metavar="NAME", help="see `fewstep presets`"
         )
+        parser.add_argument(
+            "--anyway", action="store_true", help="start although this machine looks too small"
+        )
         arguments = parser.parse_intermixed_args(argv)
         overrides = nested(arguments.overrides)
         params = compose(Path.cwd(), arguments.preset, as_list(overrides))
         environment.check_place(Path.cwd())  # before a server is started
+        if not arguments.anyway:
+            _check_machine(params)
         check_tracking(params)
         _leave_in_order()
         server = PREFECT_API_URL.value()
@@ -196,6 +201,19 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         return refuse(error)
     return 0
+
+
+def _check_machine(params: Params) -> None:
+    """InputError for a large teacher's job that this machine cannot do. A small job is not looked
+    at, so that it starts at once.
+    """
+    from tasks.estimate.parts import is_large
+
+    if is_large(params, Path.cwd()):
+        from tasks.estimate.fits import check_hardware
+
+        say("checking that the job fits this machine (some seconds) ...")
+        check_hardware(params, Path.cwd())
 
 
 def _leave_in_order() -> None:

@@ -22,6 +22,7 @@ from models.teachers.conditioning import Condition
 
 if TYPE_CHECKING:
     from models.evaluation.features import FeatureExtractor
+    from models.methods.costs import Costs
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 Needs = Literal["paths", "endpoints", "data"]
@@ -155,6 +156,14 @@ class DistillationMethod(Trainable):
         self.pipeline = self.untrained(context)
         self.pipeline.unet.to(self.teacher.device)
         self.networks = {"student": self.pipeline.unet}
+
+    @classmethod
+    def costs(cls, context: MethodContext, real: bool = False) -> Costs | None:
+        """What the method will ask of its networks, for `fewstep estimate`; None if it cannot tell.
+
+        ``context.teacher`` has no weights here; ``real``: whether batches have training images.
+        """
+        return None
 
     @classmethod
     def prepare(cls, context: MethodContext) -> dict[str, Any]:

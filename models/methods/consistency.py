@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ from models.methods.base import (
     without_dropout,
 )
 from models.methods.consistency_config import ConsistencyConfig
+from models.methods.costs import Call, Costs
 from models.methods.multistep_pipeline import MultistepPipeline
 from models.methods.ode_paths import grid_levels, multistep_student, ode_spec
 from models.teachers.base import Denoiser
@@ -77,6 +79,21 @@ def distance(u: Tensor, v: Tensor, kind: str) -> Tensor:
     return (error if kind == "l1" else error.square()).mean()
 
 
+class ConsistencyCosts(Costs):
+    """One pair of neighbours a path: the student's answer, and the target's."""
+
+    copies = ("target",)
+
+    def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
+        return [("student", [Call("student", 1, "weights"), Call("target")])]
+
+    def sampling(self, nfe: int) -> Sequence[Call]:
+        return [Call("student")] * nfe
+
+    def figures(self, nfe: int) -> Sequence[Call]:
+        return [Call("student")] if nfe == max(self.config.nfe) else ()
+
+
 class Consistency(DistillationMethod):
     """The method: roles ``student``, which is trained, and ``target``, its moving average.
 
@@ -100,6 +117,10 @@ class Consistency(DistillationMethod):
         device = self.teacher.device
         self._t = torch.tensor([t for t, *_ in levels], dtype=torch.float32, device=device)
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)  # (N, 2)
+
+    @classmethod
+    def costs(cls, context: MethodContext, real: bool = False) -> ConsistencyCosts:
+        return ConsistencyCosts(context, real)
 
     @classmethod
     def untrained(cls, context: MethodContext) -> MultistepPipeline:

@@ -17,6 +17,8 @@ channel (the paper's SFD-v), since the same time is asked for steps of different
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,29 @@ from models.methods.base import (
     PathBatch,
     without_dropout,
 )
+from models.methods.costs import Call, Costs
 from models.methods.multistep_pipeline import Level, MultistepPipeline, ddim_step
 from models.methods.ode_paths import grid_levels, multistep_student, ode_spec
 from models.methods.sfd_config import SFDConfig
 from models.teachers.conditioning import Condition
+
+
+class SFDCosts(Costs):
+    """A step of every schedule is one call; all of a rollout are held for the backward pass."""
+
+    def __init__(self, context: MethodContext, real: bool = False):
+        super().__init__(context, real)
+        self.channels += len(self.config.nfe) > 1  # 1 / N, where there are several
+
+    def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
+        nfe = self.config.nfe[step % len(self.config.nfe)]
+        return [("student", [Call("student", 1, "weights")] * nfe)]
+
+    def sampling(self, nfe: int) -> Sequence[Call]:
+        return [Call("student")] * nfe
+
+    def figures(self, nfe: int) -> Sequence[Call]:
+        return self.sampling(nfe)
 
 
 class SFD(DistillationMethod):
@@ -45,6 +66,10 @@ class SFD(DistillationMethod):
     def __init__(self, context: MethodContext):
         super().__init__(context)
         without_dropout(self.networks)
+
+    @classmethod
+    def costs(cls, context: MethodContext, real: bool = False) -> SFDCosts:
+        return SFDCosts(context, real)
 
     @classmethod
     def untrained(cls, context: MethodContext) -> MultistepPipeline:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from models.common.errors import InputError
-from models.common.shapes import append_dims
+from models.common.shapes import append_dims, rows_at_once
 from models.teachers.codec import Codec
 from models.teachers.conditioning import Condition, ConditionTable, class_condition
 from models.teachers.schedule import NoiseSchedule
@@ -296,6 +296,17 @@ class Denoiser(nn.Module):
                 array = np.ascontiguousarray(value.detach().cpu().float().numpy())
                 digest.update(name.encode() + array.tobytes())
         return digest.hexdigest()
+
+
+@torch.no_grad()
+def denoised_noise(teacher: Denoiser, noise: Tensor, t: float) -> Tensor:
+    """What a teacher sees in pure noise (n, *shape), on the CPU; classes or prompts in turn."""
+    size = rows_at_once(noise.shape[1:], len(noise))
+    parts = []
+    for low in range(0, len(noise), size):
+        part = noise[low : low + size].to(teacher.device)
+        parts.append(teacher.denoise(part, t, teacher.default_condition(len(part), low)).cpu())
+    return torch.cat(parts)
 
 
 def _public(part: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from models.common.errors import InputError
+from models.common.shapes import rows_at_once
+from models.teachers.network_call import pixels_per_entry
 
 
 class Codec(nn.Module):
@@ -82,7 +84,8 @@ class VAECodec(Codec):
     ``scale`` is the autoencoder's ``scaling_factor``; ``mean`` its ``shift_factor`` (SD3, FLUX) or
     ``latents_mean`` per channel, ``std`` its ``latents_std`` per channel, 0 and 1 where it has
     none. Takes AutoencoderKL, VQModel (LDMPipeline's ``vqvae``; states are latents before
-    quantisation) and others with the same ``encode`` and ``decode``.
+    quantisation) and others with the same ``encode`` and ``decode``. It is given as many images
+    at once as have 2^20 pixels together.
     """
 
     def __init__(self, vae: nn.Module):
@@ -105,20 +108,26 @@ class VAECodec(Codec):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """x0 of images in [-1, 1]: the mode of their encoding."""
-        encoded = self.vae.encode(images)
-        latents: Tensor
-        if hasattr(encoded, "latent_dist"):
-            latents = encoded.latent_dist.mode()
-        else:
-            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+        size = rows_at_once(images.shape[2:], len(images))
+        latents = torch.cat([self._latents(part) for part in images.split(size)])
         return (latents - _channels(self.mean, latents)) * self.scale / _channels(self.std, latents)
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Images in [-1, 1]."""
         latents = x0 * _channels(self.std, x0) / self.scale + _channels(self.mean, x0)
-        images: Tensor = self.vae.decode(latents).sample
-        return images.clamp(-1, 1)
+        sides = [side * pixels_per_entry(self.vae) for side in latents.shape[2:]]
+        parts = latents.split(rows_at_once(sides, len(latents)))
+        return torch.cat([self.vae.decode(part).sample.clamp(-1, 1) for part in parts])
+
+    def _latents(self, images: Tensor) -> Tensor:
+        encoded = self.vae.encode(images)
+        latents: Tensor
+        if hasattr(encoded, "latent_dist"):
+            latents = encoded.latent_dist.mode()
+        else:
+            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+        return latents
 
 
 def _check_scaling(vae: Any) -> None:

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.common.random import generator_for
+from models.common.shapes import rows_at_once
 from models.evaluation.base import Metric, Samples
 from models.evaluation.features import FeatureExtractor
 from models.evaluation.paths import path_rmse
 from models.evaluation.series.gaussian_laws import law_errors
 from models.sampling import baselines
+from models.teachers.conditioning import Condition
 from tasks.config.evaluation import Evaluation
 from tasks.evaluation.evaluator import Evaluator, column_of
 from tasks.evaluation.results import Column, Result, Row, SamplerKey
@@ -35,7 +37,7 @@ from tasks.evaluation.sample_generator import (
     flops,
     teacher_flops,
 )
-from tasks.evaluation.samplers import Inputs
+from tasks.evaluation.samplers import Inputs, Rollout
 from tasks.utils.progress import Advance, progress
 
 KEPT = {"images": 256, "series": 2000}  # of every sampler, for pictures and samples.npz
@@ -167,12 +169,11 @@ class _Run:
                 key, inner = SamplerKey(name, nfe), (paths.xi[nfe], paths.condition, nfe)
                 # students trained with the energy score draw an input beyond the path's features
                 generator = generator_for("cpu", settings.seed, 29, nfe)
-                with torch.inference_mode():
-                    x0, states = rollout(paths.noise, *inner, generator)
+                x0, states = _in_parts(rollout, paths.noise, *inner, generator)
                 result.path_error[key] = path_rmse(
-                    states.cpu(), reference, settings.bootstrap, settings.seed
+                    states, reference, settings.bootstrap, settings.seed
                 )
-                self._measure_paths(key, states.cpu(), reference)
+                self._measure_paths(key, states, reference)
                 result.path_images[key] = inputs.kept(inputs.decode(x0))
                 advance(len(paths) * nfe)
 
@@ -203,6 +204,26 @@ class _Run:
         score = f"{self.result.column.title} {self.result.score(row).value:.5f}"
         time = "" if ms is None else f", {ms:.1f} ms per {self.result.one}"
         logger.info("%s, %s calls: %s%s", title, nfe, score, time)
+
+
+@torch.inference_mode()
+def _in_parts(
+    rollout: Rollout,
+    noise: Tensor,
+    xi: Tensor,
+    condition: Condition | None,
+    nfe: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """(x0, states) of a rollout, states on the CPU; large states some at a time."""
+    size, parts = rows_at_once(noise.shape[1:], len(noise)), []
+    for low in range(0, len(noise), size):
+        rows = slice(low, low + size)
+        own = None if condition is None else condition[rows]
+        x0, states = rollout(noise[rows], xi[rows], own, nfe, generator)
+        parts.append((x0, states.cpu()))
+    ends, passed = zip(*parts, strict=True)
+    return torch.cat(ends), torch.cat(passed)
 
 
 def _columns(evaluator: Evaluator, against: str) -> dict[str, Column]:

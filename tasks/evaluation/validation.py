@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.common.random import generator_for
+from models.common.shapes import rows_at_once
 from models.evaluation.base import Metric, Samples
 from models.evaluation.features import extract
 from models.evaluation.registry import criterion_class, metric_class
@@ -74,9 +75,9 @@ class ValidationScore:
         """Images (high - low, C, H, W), or series, of samples ``low`` to ``high`` - 1, whose noise
         depends on ``low``.
         """
-        made = []
-        for first in range(low, high, BATCH):
-            n, generator = min(BATCH, high - first), generator_for("cpu", self.seed, 13, nfe, first)
+        made, batch = [], rows_at_once(self.teacher.shape, BATCH)
+        for first in range(low, high, batch):
+            n, generator = min(batch, high - first), generator_for("cpu", self.seed, 13, nfe, first)
             noise = torch.randn((n, *self.teacher.shape), generator=generator).to(
                 self.teacher.device
             )

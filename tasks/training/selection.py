@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.common.own_weights import load_own_weights, own_weights
+from models.common.shapes import rows_at_once
 from models.evaluation.registry import criterion_class
 from models.methods.base import DistillationMethod, PathBatch
 from models.training.loop import TrainState
@@ -106,7 +107,8 @@ class Selection:
         if self.method.needs != "paths":
             return None
         shards = open_trajectories(self.root)
-        count = min(PATHS, shards.rows("validation"))
+        most = rows_at_once(self.method.teacher.shape, PATHS)
+        count = min(most, shards.rows("validation"))
         Y, xi, labels = (
             torch.from_numpy(shards.array("validation", name)[:count]).to(self.device)
             for name in ("Y", "xi", "labels")

@@ -22,8 +22,10 @@ from models.sampling.grids import subgrid
 from models.sampling.signature import bases, join_maps, joined
 from models.sampling.trajectories import PathSpec
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
-from models.teachers.base import Denoiser
+from models.teachers.base import Denoiser, denoised_noise
 from models.teachers.conditioning import Condition
+
+MEAN_OF = 256  # samples of the mean image
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,13 @@ def make_step_schedule(
 
 
 @torch.no_grad()
-def mean_image(teacher: Denoiser, t: float, n: int = 256) -> Tensor:
+def mean_image(teacher: Denoiser, t: float, n: int = MEAN_OF) -> Tensor:
     """The teacher's mean image (C, H, W): what it sees in pure noise, averaged; classes in
     turn where it has them.
     """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn((n, *teacher.shape), generator=generator).to(teacher.device)
-    return teacher.denoise(noise, t, teacher.default_condition(n)).mean(0).cpu()
+    noise = torch.randn((n, *teacher.shape), generator=generator)
+    return denoised_noise(teacher, noise, t).mean(0)
 
 
 def build_pipeline(
@@ -177,20 +179,17 @@ def build_pipeline(
     plans = {
         n: coarse_steps(spec, n, config, gains_for(n, config, gains or {})) for n in config.nfe
     }
-    # input channels: X, the normals, the previous output where it is an input, the width
-    normals = len(plans[config.nfe[0]][0].n)
-    channels = teacher.shape[0] * (1 + normals + int(config.memory)) + 1
+    channels = input_channels(config, teacher.shape[0], len(plans[config.nfe[0]][0].n))
     scheduler_config = None
     if config.inputs == "none":
-        if _damps(teacher, config, plans, plain_plans):
+        if damps(teacher, config, plans, plain_plans):
             raise InputError(
                 "method.inputs = none: a network alone cannot damp its errors at high noise; set "
                 "method.conditioning_limit to null"
             )
-        channels = teacher.shape[0]
         if teacher.scheduler is not None:  # else there is no stock pipeline to put it into
             scheduler_config = dict(student_scheduler(teacher, spec, config, gains or {}).config)
-    frozen = teacher.network if _damps(teacher, config, plans, plain_plans) else None
+    frozen = teacher.network if damps(teacher, config, plans, plain_plans) else None
     mean = mean_image(teacher, float(spec.chain.levels.t[0]))
     return SigDEGPipeline(
         unet=student_network(teacher, channels, config.trainable, config.lora_rank),
@@ -209,6 +208,30 @@ def build_pipeline(
         vae=teacher.codec.vae,
         frozen=frozen,
     )
+
+
+def input_channels(config: SigDEGConfig, channels: int, normals: int) -> int:
+    """Of the student's network, for states of ``channels``: X, the normals, the previous output
+    where it is an input, the width of the step; or X alone.
+    """
+    if config.inputs == "none":
+        return channels
+    return channels * (1 + normals + int(config.memory)) + 1
+
+
+def window_length(config: SigDEGConfig, total_steps: int, step: int, nfe: int) -> int:
+    """Length of the training windows at a step: from ``window.start``, linearly, to the whole
+    path.
+    """
+    until = config.window.grow_until * total_steps
+    grown = 1.0 if until <= 0 else min(1.0, step / until)
+    start = min(config.window.start, nfe)
+    return round(start + grown * (nfe - start))
+
+
+def history_length(config: SigDEGConfig) -> int:
+    """How many earlier outputs a step may need."""
+    return max(config.order - 1, config.predict_order, int(config.memory))
 
 
 def student_scheduler(
@@ -231,7 +254,7 @@ def student_scheduler(
     return scheduler
 
 
-def _damps(teacher: Denoiser, config: SigDEGConfig, *plans: Mapping[int, Sequence[Step]]) -> bool:
+def damps(teacher: Denoiser, config: SigDEGConfig, *plans: Mapping[int, Sequence[Step]]) -> bool:
     """Whether some step amplifies an epsilon network's errors beyond the limit."""
     limit = config.conditioning_limit
     if teacher.prediction_type != "epsilon" or limit is None:

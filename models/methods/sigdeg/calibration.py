@@ -49,7 +49,7 @@ def calibrate(context: MethodContext, spec: PathSpec) -> dict[str, Any]:
         pipeline.unet.to(memory_format=torch.channels_last)
     plain = SamplerGains(config.look_ahead)
     candidates = settings(plain)
-    rounds = list(_rounds(validation.count, len(candidates)))
+    rounds = list(rounds_of(validation.count, len(candidates)))
     chosen: dict[str, Any] = {}
     trials: list[dict[str, Any]] = []
     with tools.progress("calibration", len(config.nfe) * sum(r[-1] for r in rounds)) as advance:
@@ -118,7 +118,7 @@ def settings(plain: SamplerGains) -> list[SamplerGains]:
     return [plain, *(gains for gains in others if gains != plain)]
 
 
-def _rounds(samples: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+def rounds_of(samples: int, count: int) -> Iterator[tuple[int, int, int, int]]:
     """First and last sample, settings kept, and samples drawn for all settings, round by round."""
     low = 0
     for share, keep in ROUNDS:

@@ -46,10 +46,13 @@ from models.methods.sigdeg.build import (
     build_pipeline,
     calibrated_gains,
     gains_for,
+    history_length,
     make_step_schedule,
+    window_length,
 )
 from models.methods.sigdeg.calibration import calibrate
 from models.methods.sigdeg.config import SigDEGConfig
+from models.methods.sigdeg.costs import SigDEGCosts
 from models.methods.sigdeg.pipeline import (
     SigDEGPipeline,
     Step,
@@ -91,6 +94,10 @@ class SigDEG(DistillationMethod):
         without_dropout(self.networks)
 
     @classmethod
+    def costs(cls, context: MethodContext, real: bool = False) -> SigDEGCosts:
+        return SigDEGCosts(context, real)
+
+    @classmethod
     def prepare(cls, context: MethodContext) -> dict[str, Any]:
         """The calibrated gains of every number of steps, and all trials."""
         config: SigDEGConfig = context.config
@@ -108,13 +115,8 @@ class SigDEG(DistillationMethod):
         return config.loss.mmd_target if config.loss.mmd else "teacher", "method.loss.mmd_target"
 
     def window(self, step: int, nfe: int) -> int:
-        """Length of the training windows at a step: from ``window.start``, linearly, to the whole
-        path.
-        """
-        until = self.config.window.grow_until * self.context.total_steps
-        grown = 1.0 if until <= 0 else min(1.0, step / until)
-        start = min(self.config.window.start, nfe)
-        return round(start + grown * (nfe - start))
+        """Length of the training windows at a step."""
+        return window_length(self.config, self.context.total_steps, step, nfe)
 
     def loss(self, role: str, batch: PathBatch, generator: torch.Generator) -> Losses:
         """(8) + (9) + (17) on one batch of cached paths; the numbers of steps take turns. (8) and
@@ -173,7 +175,7 @@ class SigDEG(DistillationMethod):
         mean = self.pipeline._mean(Y[:, 0])
         history: list[Tensor] = []
         with torch.no_grad():
-            for i in range(max(0, first - self._past()), first):
+            for i in range(max(0, first - history_length(self.config)), first):
                 history.insert(
                     0,
                     self._denoise(
@@ -188,9 +190,6 @@ class SigDEG(DistillationMethod):
             history = [D, *history]
             states.append(state)
         return torch.stack(states, 1)
-
-    def _past(self) -> int:
-        return max(self.config.order - 1, self.config.predict_order, int(self.config.memory))
 
     def _denoise(
         self,

@@ -18,7 +18,7 @@ from models.methods.student_network import student_network
 from models.methods.swd.config import SwDConfig
 from models.methods.swd.pipeline import ScaleStep, SwDPipeline
 from models.methods.swd.schedule import Schedule, level_of
-from models.teachers.base import Denoiser
+from models.teachers.base import Denoiser, denoised_noise
 
 MEAN_OF = 256
 
@@ -48,11 +48,8 @@ def make_scale_schedule(
 @torch.no_grad()
 def _mean_image(teacher: Denoiser, step: ScaleStep) -> Any:
     shape = (MEAN_OF, teacher.shape[0], step.size, step.size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(teacher.device)
-    condition = teacher.default_condition(MEAN_OF)
-    return (
-        teacher.denoise(noise, step.t, condition).mean(0).cpu().mul(1e4).round().div(1e4).tolist()
-    )
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return denoised_noise(teacher, noise, step.t).mean(0).mul(1e4).round().div(1e4).tolist()
 
 
 def build_swd_pipeline(teacher: Denoiser, schedule: Schedule, config: SwDConfig) -> SwDPipeline:

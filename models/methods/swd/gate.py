@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.common.errors import InputError
 from models.common.random import generator_for
+from models.common.shapes import rows_at_once
 from models.evaluation.features import FeatureExtractor, extract
 from models.evaluation.kid import kid
 from models.methods.base import MethodContext
@@ -129,11 +130,12 @@ def _passes(row: dict[str, Any], full_size: float, limit: float) -> bool:
 
 def _own_samples(context: MethodContext, size: int, advance: Callable[[int], None]) -> Tensor:
     teacher, dmd = context.teacher, context.config.dmd
-    parts = []
-    for low in range(0, dmd.samples, BATCH):
-        n = min(BATCH, dmd.samples - low)
+    parts, shape = [], (teacher.shape[0], size, size)
+    batch = rows_at_once(shape, BATCH)
+    for low in range(0, dmd.samples, batch):
+        n = min(batch, dmd.samples - low)
         generator = generator_for("cpu", context.seed, 17, size, low)
-        noise = torch.randn((n, teacher.shape[0], size, size), generator=generator)
+        noise = torch.randn((n, *shape), generator=generator)
         condition = teacher.default_condition(n, low)
         noise = noise.to(teacher.device)
         parts.append(short_run(teacher, noise, dmd.steps, condition, context.guidance))

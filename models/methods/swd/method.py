@@ -53,6 +53,7 @@ from models.methods.base import (
 from models.methods.student_network import student_network
 from models.methods.swd.build import Critic, build_swd_pipeline, frozen, pool, shrink
 from models.methods.swd.config import SwDConfig
+from models.methods.swd.costs import SwDCosts
 from models.methods.swd.gate import excluded_sizes, measure_scales, measured_schedule
 from models.methods.swd.losses import (
     class_mmd,
@@ -63,6 +64,7 @@ from models.methods.swd.losses import (
     linear_mmd,
 )
 from models.methods.swd.pipeline import ScaleStep, SwDPipeline, renoise, upscale
+from models.methods.swd.schedule import scale_index
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 
@@ -103,6 +105,10 @@ class SwD(DistillationMethod):
         if context.gradient_checkpointing:
             for name in networks.keys() & {"student", "fake"}:
                 networks[name].enable_gradient_checkpointing()  # type: ignore[operator]
+
+    @classmethod
+    def costs(cls, context: MethodContext, real: bool = False) -> SwDCosts:
+        return SwDCosts(context, real)
 
     @classmethod
     def prepare(cls, context: MethodContext) -> dict[str, Any]:
@@ -151,12 +157,8 @@ class SwD(DistillationMethod):
                 )
 
     def index(self, step: int) -> int:
-        """The scale of an optimizer step, the same for all its networks, micro-batches and workers.
-
-        Every N steps take each scale once, in an order that rotates, so that figures logged every
-        so many steps are not always those of the same scale.
-        """
-        return (step + step // len(self.scale_schedule)) % len(self.scale_schedule)
+        """The scale of an optimizer step."""
+        return scale_index(step, len(self.scale_schedule))
 
     def updates(self, step: int) -> Sequence[str]:
         i = self.index(step)

@@ -83,6 +83,15 @@ def preset(steps: int, full: int, stride: int, sigmas: Sequence[float] | None = 
     return make_schedule(list(zip(sigmas or SIGMAS[steps], sizes, strict=True)), full, stride)
 
 
+def scale_index(step: int, scales: int) -> int:
+    """The scale of an optimizer step, the same for all its networks, micro-batches and workers.
+
+    Every N steps take each scale once, in an order that rotates, so that figures logged every so
+    many steps are not always those of the same scale.
+    """
+    return (step + step // scales) % scales
+
+
 def radial_power(x0: Tensor) -> np.ndarray:
     """P(f), f = 0 .. S / sqrt 2 in cycles per image: mean |DFT|^2 (orthonormal) of x0 (n, C, S, S)
     by radius.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import shutil
 import subprocess
 import sys
@@ -42,7 +41,7 @@ def test_every_preset_says_in_one_line_what_it_is_for() -> None:
     assert all(10 < len(line) <= 120 for line in presets(PROJECT).values())
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(NAMES, 2)))
+@pytest.mark.parametrize(("first", "second"), [(NAMES[i - 1], NAMES[i]) for i in range(len(NAMES))])
 def test_what_ran_before_changes_nothing(root: Path, first: str, second: str) -> None:
     write_preset(root, second, [])
     fresh = (root / "params.yaml").read_text()

@@ -86,7 +86,7 @@ def test_no_schedule_gets_worse(which: str, request: pytest.FixtureRequest) -> N
     )
     pipeline.unet.eval()
     rounds = [
-        (low, high) for low, high, *_ in calibration._rounds(params.student.validation_samples, 1)
+        (low, high) for low, high, *_ in calibration.rounds_of(params.student.validation_samples, 1)
     ]
     for nfe in (4, 2):
         kids = {

@@ -1,0 +1,84 @@
+"""Write docs/recipes.md: the presets for large published teachers, with what they will cost.
+
+    python -m scripts.recipes
+
+The figures are estimates (docs/estimate.md); nothing of it has been run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.config.presets import CONF, compose, presets
+from tasks.estimate.devices import device_named
+from tasks.estimate.fits import misfits
+from tasks.estimate.report import estimate, lines
+
+PAGE = Path("docs/recipes.md")
+# the device that each is meant for; training is spread over as many as student.workers says
+RECIPES = {
+    "sd15": "A100-80GB",
+    "sdxl": "A100-80GB",
+    "sd35-medium": "A100-80GB",
+    "sd35-large": "H200",
+    "flux-dev": "H200",
+}
+HEAD = """# Recipes for published teachers
+
+Presets for large text-to-image models, each with the settings that its method was published with.
+**None of them has been run here**: this project's machines have no GPU. What they would cost is
+estimated ([estimate.md](estimate.md)), and every family is tested on tiny pipelines of its real
+classes ([teachers.md](teachers.md)).
+
+    make estimate PRESET=sdxl ARGS="--device H100"
+    make run PRESET=sdxl ARGS="teacher.path=/models/my-fine-tune conditions.prompts=prompts.txt"
+
+`teacher.path` is a hub id in the presets; a folder of a fine-tune takes its place. A run begins
+with a look at the machine: where there is no GPU, where its memory is too small, or where the disk
+is too full, it stops with one line that says what to change. `ARGS="--anyway ..."` starts all the
+same.
+
+A student is a float32 copy of the teacher's network, and so is a fake network, with LoRA too. That
+is most of the memory below; one base with adapters for all roles is not there yet.
+
+This page is written by `python -m scripts.recipes`. Memory is that of one device.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    root = Path.cwd()
+    parts = [HEAD]
+    for name, device in RECIPES.items():
+        parts += section(name, device, root)
+    PAGE.write_text("\n".join(parts), encoding="utf-8")
+    print(f"{PAGE}: {len(RECIPES)} recipes")
+
+
+def section(name: str, device: str, root: Path) -> Iterator[str]:
+    """One recipe: what it is, its settings' source, its estimate."""
+    params = compose(root, name)
+    about = presets(root)[name]
+    yield f"## {name}\n\n{about}\n"
+    yield f"{source_of(root / CONF / 'preset' / f'{name}.yaml')}\n"
+    found = estimate(params, root, device_named(device))
+    yield f"`fewstep estimate --preset {name} --device {device}`:\n"
+    yield "\n".join(f"    {line}".rstrip() for line in lines(found)) + "\n"
+    # the disk of the machine that writes the page says nothing
+    if told := misfits(found, float("inf")):
+        yield "Does not fit that device: " + "; ".join(told) + "\n"
+
+
+def source_of(file: Path) -> str:
+    """The comment of a preset beyond its first line, as one paragraph."""
+    comments = [
+        line.lstrip("# ")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#") and "@package" not in line
+    ]
+    return " ".join(line for line in comments[1:] if line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The costs of a job's networks: teacher, student, fake, and the autoencoder both ways."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.methods.costs import Gradient
+from models.methods.student_network import student_network
+from models.teachers.network_call import call_network, pixels_per_entry
+from tasks.estimate.blueprint import Blueprint
+from tasks.estimate.simulation import Cost, simulate
+
+LARGE = 3e8  # parameters from which sizes are told from one another by their forward passes
+
+
+class Networks:
+    """``channels``, ``trainable``, ``rank``: of the student; ``checkpointing``: what of the
+    networks that are trained is computed again in the backward pass, if anything.
+    """
+
+    def __init__(
+        self,
+        plan: Blueprint,
+        channels: int,
+        trainable: str = "full",
+        rank: int = 16,
+        checkpointing: Literal["call", "block"] | None = None,
+    ):
+        self.plan, self.channels, self.checkpointing = plan, channels, checkpointing
+        self.trainable, self.rank = trainable, rank
+        self.pixels = pixels_per_entry(plan.vae)
+        self.cost = lru_cache(None)(self._cost)
+
+    @cached_property
+    def student_weights(self) -> tuple[int, int]:
+        """(all parameters of the student's network, trained ones)."""
+        sizes = [(p.numel(), p.requires_grad) for p in self._student().parameters()]
+        return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What its costs depend on beside the plan."""
+        return (self.channels, self.trainable, self.rank, self.checkpointing)
+
+    @property
+    def again(self) -> bool:
+        """Whether whole calls are computed twice; where blocks are, their FLOPs say so."""
+        return self.checkpointing == "call"
+
+    def flops(self, network: str, gradient: Gradient = "none", size: int | None = None) -> float:
+        """Of one row."""
+        if size == self._full:
+            size = None
+        if gradient == "none" or size is None or self.plan.parameters < LARGE:
+            return self.cost(network, gradient, size).flops
+        factor = self.cost(network, gradient).flops / self.cost(network).flops
+        return factor * self.cost(network, "none", size).flops
+
+    @property
+    def _full(self) -> int:
+        return self.plan.teacher.shape[-1]
+
+    def _cost(
+        self,
+        network: str,
+        gradient: Gradient = "none",
+        size: int | None = None,
+        precision: str = "float32",
+    ) -> Cost:
+        number = getattr(torch, precision)
+        space = self.plan.teacher.shape[1:] if size is None else self._resized(size)
+        if network in ("encode", "decode"):
+            return self._codec(network, space)
+        own = network in ("student", "fake", "target")
+        make = (lambda: self._student(gradient)) if own else lambda: self._teacher(gradient)
+        channels = self.channels if own and network != "fake" else self.plan.teacher.shape[0]
+
+        def inputs(n: int) -> dict[str, Tensor]:
+            state = {"x": torch.zeros(n, channels, *space), "t": torch.full((n,), 500.0)}
+            return state | condition_of(self.plan, n)
+
+        def call(made: Any, given: dict[str, Tensor]) -> Tensor:
+            condition = {k: v for k, v in given.items() if k not in ("x", "t")}
+            return call_network(made, given["x"], given["t"], condition, self.pixels)
+
+        return simulate(make, inputs, call, gradient, number)
+
+    def _resized(self, size: int) -> tuple[int, ...]:
+        return (size,) * (len(self.plan.teacher.shape) - 1)
+
+    def _teacher(self, gradient: Gradient) -> Any:
+        network = copy.deepcopy(self.plan.teacher.network)
+        if self.plan.dtype != torch.float32:
+            nn.Module.to(network, self.plan.dtype)  # diffusers' own warns
+        return network.train().requires_grad_(gradient == "weights")
+
+    def _student(self, gradient: Gradient = "weights") -> Any:
+        network: Any = student_network(self.plan.teacher, self.channels, self.trainable, self.rank)
+        if gradient == "input":  # through a network that rests, without checkpointing
+            return network.requires_grad_(False)
+        if self.checkpointing == "block":
+            network.enable_gradient_checkpointing()
+        return network
+
+    def _codec(self, way: str, space: tuple[int, ...]) -> Cost:
+        vae, shape = self.plan.vae, self.plan.data_shape()
+        channels = self.plan.teacher.shape[0]
+        if way == "encode":
+            channels, space = shape[0], tuple(side * self.pixels for side in space)
+
+        def call(made: Any, given: dict[str, Tensor]) -> Tensor:
+            if way == "decode":
+                decoded: Tensor = made.decode(given["x"]).sample
+                return decoded
+            encoded = made.encode(given["x"])
+            if hasattr(encoded, "latent_dist"):
+                return encoded.latent_dist.mode()  # type: ignore[no-any-return]
+            return encoded.latents if hasattr(encoded, "latents") else encoded.latent  # type: ignore[no-any-return]
+
+        return simulate(
+            lambda: vae,
+            lambda n: {"x": torch.zeros(n, channels, *space)},
+            call,
+            "none",
+        )
+
+
+def condition_of(plan: Blueprint, n: int) -> dict[str, Tensor]:
+    """A condition of n rows without content."""
+    return {
+        name: torch.zeros((n, *shape), dtype=number)
+        if number.is_floating_point
+        else torch.ones((n, *shape), dtype=number)
+        for name, (shape, number) in plan.condition.items()
+    }

@@ -1,0 +1,157 @@
+"""Operations and memory of one network call, from tensors that have shapes and no content.
+
+The real network runs, forward and backward, under torch's FakeTensorMode. Its FLOPs are those of
+FlopCounterMode; its memory is that of all tensors that live at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.weak import WeakIdKeyDictionary
+
+from models.methods.costs import Gradient
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(made: Any, query: Any, key: Any, value: Any, *args: Any, **o: Any) -> int:
+    return int(sdpa_backward_flop_count(made, query, key, value))
+
+
+# attention on a CPU, which torch's own table leaves out; from shapes
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+ROWS = 16  # the peak bends where another moment becomes the largest: a chord over usual batches
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a call for n rows: ``flops`` n in all, its backward pass included; bytes that are held
+    until the backward pass, and at most at any moment, both as (constant, per row).
+    """
+
+    flops: float
+    held: tuple[float, float]
+    peak: tuple[float, float]
+
+    def held_by(self, rows: float) -> float:
+        return self.held[0] + self.held[1] * rows
+
+    def peak_of(self, rows: float) -> float:
+        return self.peak[0] + self.peak[1] * rows
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations have made and nobody has dropped yet, and the most of
+    them at once; ``known``: tensors that do not count.
+    """
+
+    def __init__(self, known: Any = ()) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: Any = WeakIdKeyDictionary()
+        for tensor in known:
+            self.seen[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        if storage in self.seen:
+            return
+        self.seen[storage] = True
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One simulated call: ``flops``, ``held`` and ``peak`` bytes."""
+
+    flops: int
+    held: int
+    peak: int
+
+
+def simulate(
+    make: Callable[[], Any],
+    inputs: Callable[[int], dict[str, Tensor]],
+    call: Callable[[Any, dict[str, Tensor]], Tensor],
+    gradient: Gradient,
+    precision: torch.dtype = torch.float32,
+) -> Cost:
+    """The cost of ``call(network, inputs(n))`` for the network that ``make`` builds, on any device,
+    the meta device too. ``precision``: of autocast.
+    """
+    made = make()
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = without_content(made)
+        one, many = (_once(network, inputs(n), call, gradient, precision) for n in (1, ROWS))
+    flops = (many.flops - one.flops) / (ROWS - 1)
+    held, peak = (many.held - one.held) / (ROWS - 1), (many.peak - one.peak) / (ROWS - 1)
+    return Cost(flops, (one.held - held, held), (one.peak - peak, peak))
+
+
+def without_content(network: Any) -> Any:
+    """A copy with the same structure, whose weights are fake tensors on the CPU."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+        memo[id(parameter)] = nn.Parameter(shape, requires_grad=parameter.requires_grad)
+    for buffer in network.buffers():
+        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+    return copy.deepcopy(network, memo)
+
+
+def _once(
+    network: Any,
+    given: dict[str, Tensor],
+    call: Callable[[Any, dict[str, Tensor]], Tensor],
+    gradient: Gradient,
+    precision: torch.dtype,
+) -> Measured:
+    known = [*network.parameters(), *network.buffers()] if isinstance(network, nn.Module) else []
+    if gradient == "input":
+        given = {**given, "x": given["x"].requires_grad_(True)}
+    live = LiveBytes([*known, *given.values()])
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    half = precision != torch.float32
+    with torch.set_grad_enabled(gradient != "none"), live, counter:
+        with torch.autocast("cpu", precision, enabled=half):
+            made = call(network, given)
+        held = live.live
+        if gradient != "none":
+            made.float().square().mean().backward()
+    if isinstance(network, nn.Module):
+        network.zero_grad(set_to_none=True)
+    return Measured(int(counter.get_total_flops()), held, live.peak)
