@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Job:
     work: dict[str, list[Work]]
     samplers: int
     notes: tuple[str, ...] = ()
+    tried: dict[Any, Networks] = field(default_factory=dict)
 
     def evaluations(self, stage: str) -> tuple[int, int]:
         """(network evaluations of one sample, those with gradients of weights)."""
@@ -94,11 +95,11 @@ class Job:
         """The same job with other sizes of batches, checkpointing, adapters or dtype: for memory
         alone, its calls are not counted anew.
         """
-        old, new = self.networks, _networks(params, self.plan, self.costs)
         dtype = getattr(torch, getattr(params.teacher, "dtype", "float32"))
         plan = replace(self.plan, dtype=dtype)
-        same = plan.dtype == self.plan.dtype and new.settings == old.settings
-        networks = old if same else _networks(params, plan, self.costs)
+        networks = _networks(params, plan, self.costs)
+        # simulated calls are kept, whatever was tried before
+        networks = self.tried.setdefault((*networks.settings, str(dtype)), networks)
         return replace(self, params=params, plan=plan, networks=networks)
 
     def updates(self) -> Sequence[Training]:

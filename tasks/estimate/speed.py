@@ -110,7 +110,9 @@ class Timed:
     @lru_cache(None)  # noqa: B019  (as long as the estimate)
     def _teacher(self) -> Any:
         network = self.networks.plan.teacher.network
-        made = type(network).from_config(network.config).to(self.networks.plan.dtype)
+        made = type(network).from_config(network.config)
+        if self.networks.plan.dtype != torch.float32:
+            torch.nn.Module.to(made, self.networks.plan.dtype)  # diffusers' own warns
         return made.to(memory_format=torch.channels_last).eval()
 
     @lru_cache(None)  # noqa: B019
