@@ -22,12 +22,12 @@ SERVICES, PUBLISHED = "flows.services.services", "flows.published_cache"
 # command: the module that does it, its first arguments, what it is for
 MODULES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "run": ("flows.distill", (), "the whole job of a preset: --preset NAME key=value ..."),
+    "stage": ("tasks.stages", (), f"one stage by itself: NAME key=value ...; {', '.join(STAGES)}"),
     "estimate": (
         "flows.estimate",
         (),
         "what a job will cost before it starts: --preset NAME --device H100 key=value ...",
     ),
-    "stage": ("tasks.stages", (), f"one stage by itself: NAME key=value ...; {', '.join(STAGES)}"),
     "up": (SERVICES, ("up",), "start Prefect's server and worker and MLflow's server"),
     "down": (SERVICES, ("down",), "end what `up` started"),
     "status": (SERVICES, ("status",), "what `up` started, its addresses and logs"),

@@ -52,6 +52,7 @@ def main() -> None:
     parts = [HEAD]
     for name, device in RECIPES.items():
         parts += section(name, device, root)
+        print(name)
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     print(f"{PAGE}: {len(RECIPES)} recipes")
 

@@ -18,7 +18,7 @@ from tasks.estimate import disk, memory
 from tasks.estimate.blueprint import Blueprint, blueprint
 from tasks.estimate.data import Facts, Prompts, dataset_facts, prompts_of
 from tasks.estimate.disk import Disk
-from tasks.estimate.memory import Memory, Training
+from tasks.estimate.memory import Memory, Training, largest_size
 from tasks.estimate.networks import Networks
 from tasks.estimate.parts import json_of
 from tasks.estimate.work import (
@@ -103,14 +103,18 @@ class Job:
         return replace(self, params=params, plan=plan, networks=networks)
 
     def updates(self) -> Sequence[Training]:
-        """The different updates that training makes."""
+        """The different updates that training makes, of each role those at its largest size."""
         steps = range(self.params.student.steps)
         # every kind of update comes among the first, the last and a hundred between
         chosen = [*steps[:16], *steps[:: max(1, len(steps) // 100)], *steps[-16:]]
         found = {
             (role, tuple(calls)) for step in chosen for role, calls in self.costs.updates(step)
         }
-        return [Training(*each) for each in sorted(found)] or [Training("student", ())]
+        largest: dict[str, int] = {}
+        for role, calls in found:
+            largest[role] = max(largest.get(role, 0), largest_size(calls))
+        kept = sorted(each for each in found if largest_size(each[1]) == largest[each[0]])
+        return [Training(*each) for each in kept] or [Training("student", ())]
 
 
 def take_apart(params: Params, root: Path) -> Job:
@@ -152,7 +156,8 @@ def take_apart(params: Params, root: Path) -> Job:
 def _networks(params: Params, plan: Blueprint, costs: Costs) -> Networks:
     again, method = params.student.gradient_checkpointing, params.method
     trainable, rank = getattr(method, "trainable", "full"), getattr(method, "lora_rank", 16)
-    return Networks(plan, costs.channels, trainable, rank, costs.recomputes if again else None)
+    recomputed, precision = costs.recomputes if again else None, params.student.precision
+    return Networks(plan, costs.channels, trainable, rank, recomputed, precision)
 
 
 def _facts(params: Params, root: Path, notes: list[str]) -> Facts | None:

@@ -116,14 +116,21 @@ def student_memory(
     return Memory(device, batch + pictures + cached + saved + 4 * parameters, phase)
 
 
+def largest_size(calls: Sequence[Call]) -> int:
+    """The largest that the calls name, 0 if they name none."""
+    return max((call.size or 0 for call in calls), default=0)
+
+
 def step_bytes(calls: Sequence[Call], networks: Networks, costs: Costs, params: Params) -> float:
     """What one update holds beyond weights and optimizers: what all calls keep for the backward
     pass, and the one that needs the most beside it.
     """
     student = params.student
     rows, again = student.batch_size, student.gradient_checkpointing
-    held, beside = 0.0, 0.0
+    held, beside, largest = 0.0, 0.0, largest_size(calls)
     for call in calls:
+        if call.gradient == "none" and call.size is not None and call.size < largest:
+            continue  # it holds nothing, and less than the others at any moment
         if call.network in ("encode", "decode"):
             beside = max(beside, _decoding(networks.plan, networks, rows))
             continue

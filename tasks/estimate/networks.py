@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.methods.costs import Gradient
+from models.methods.costs import CODEC, Gradient
 from models.methods.student_network import student_network
 from models.teachers.network_call import call_network, pixels_per_entry
 from tasks.estimate.blueprint import Blueprint
-from tasks.estimate.simulation import Cost, simulate
+from tasks.estimate.simulation import Cost, count_flops, simulate
 
 LARGE = 3e8  # parameters from which sizes are told from one another by their forward passes
 
 
 class Networks:
     """``channels``, ``trainable``, ``rank``: of the student; ``checkpointing``: what of the
-    networks that are trained is computed again in the backward pass, if anything.
+    networks that are trained is computed again in the backward pass, if anything; ``precision``:
+    of training.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Networks:
         trainable: str = "full",
         rank: int = 16,
         checkpointing: Literal["call", "block"] | None = None,
+        precision: str = "float32",
     ):
         self.plan, self.channels, self.checkpointing = plan, channels, checkpointing
-        self.trainable, self.rank = trainable, rank
+        self.trainable, self.rank, self.precision = trainable, rank, precision
         self.pixels = pixels_per_entry(plan.vae)
-        self.cost = lru_cache(None)(self._cost)
+        self._kept = lru_cache(None)(self._cost)
+        self.forward = lru_cache(None)(self._forward)
 
     @cached_property
     def student_weights(self) -> tuple[int, int]:
@@ -45,7 +49,7 @@ class Networks:
     @property
     def settings(self) -> tuple[Any, ...]:
         """What its costs depend on beside the plan."""
-        return (self.channels, self.trainable, self.rank, self.checkpointing)
+        return (self.channels, self.trainable, self.rank, self.checkpointing, self.precision)
 
     @property
     def again(self) -> bool:
@@ -53,42 +57,64 @@ class Networks:
         return self.checkpointing == "call"
 
     def flops(self, network: str, gradient: Gradient = "none", size: int | None = None) -> float:
-        """Of one row."""
-        if size == self._full:
-            size = None
-        if gradient == "none" or size is None or self.plan.parameters < LARGE:
+        """Of one row. Of a large network at another size: as many as its forward pass has there,
+        times what the gradient adds at full size; adapters add little to a forward pass.
+        """
+        size = None if size == self._full else size
+        if network in CODEC or self.plan.parameters < LARGE:
             return self.cost(network, gradient, size).flops
-        factor = self.cost(network, gradient).flops / self.cost(network).flops
-        return factor * self.cost(network, "none", size).flops
+        if gradient == "none":
+            return self.forward(size)
+        whole = self.cost(network, gradient, None, self.precision).flops
+        return whole * self.forward(size) / self.forward(None)
 
     @property
     def _full(self) -> int:
         return self.plan.teacher.shape[-1]
 
-    def _cost(
+    def cost(
         self,
         network: str,
         gradient: Gradient = "none",
         size: int | None = None,
         precision: str = "float32",
     ) -> Cost:
+        """Of a call; ``precision``: of autocast."""
+        return self._kept(network, gradient, None if size == self._full else size, precision)
+
+    def _forward(self, size: int | None) -> float:
+        """FLOPs of the teacher's forward pass for one row."""
+        space = self.plan.teacher.shape[1:] if size is None else self._resized(size)
+        inputs, call = self._inputs(self.plan.teacher.shape[0], space), self._call
+        return count_flops(lambda: self._teacher("none"), inputs, call)
+
+    def _cost(
+        self,
+        network: str,
+        gradient: Gradient,
+        size: int | None,
+        precision: str,
+    ) -> Cost:
         number = getattr(torch, precision)
         space = self.plan.teacher.shape[1:] if size is None else self._resized(size)
-        if network in ("encode", "decode"):
+        if network in CODEC:
             return self._codec(network, space)
         own = network in ("student", "fake", "target")
         make = (lambda: self._student(gradient)) if own else lambda: self._teacher(gradient)
         channels = self.channels if own and network != "fake" else self.plan.teacher.shape[0]
 
+        return simulate(make, self._inputs(channels, space), self._call, gradient, number)
+
+    def _inputs(self, channels: int, space: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
         def inputs(n: int) -> dict[str, Tensor]:
             state = {"x": torch.zeros(n, channels, *space), "t": torch.full((n,), 500.0)}
             return state | condition_of(self.plan, n)
 
-        def call(made: Any, given: dict[str, Tensor]) -> Tensor:
-            condition = {k: v for k, v in given.items() if k not in ("x", "t")}
-            return call_network(made, given["x"], given["t"], condition, self.pixels)
+        return inputs
 
-        return simulate(make, inputs, call, gradient, number)
+    def _call(self, made: Any, given: dict[str, Tensor]) -> Tensor:
+        condition = {k: v for k, v in given.items() if k not in ("x", "t")}
+        return call_network(made, given["x"], given["t"], condition, self.pixels)
 
     def _resized(self, size: int) -> tuple[int, ...]:
         return (size,) * (len(self.plan.teacher.shape) - 1)

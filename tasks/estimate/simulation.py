@@ -122,6 +122,21 @@ def simulate(
     return Cost(flops, (one.held - held, held), (one.peak - peak, peak))
 
 
+def count_flops(
+    make: Callable[[], Any],
+    inputs: Callable[[int], dict[str, Tensor]],
+    call: Callable[[Any, dict[str, Tensor]], Tensor],
+) -> float:
+    """FLOPs of a forward pass for one row."""
+    made = make()
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        network = without_content(made)
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+            call(network, inputs(1))
+    return float(counter.get_total_flops())
+
+
 def without_content(network: Any) -> Any:
     """A copy with the same structure, whose weights are fake tensors on the CPU."""
     memo: dict[int, Any] = {}
