@@ -1,12 +1,13 @@
 """Write docs/recipes.md: the presets for large published teachers, with what they will cost.
 
-    python -m scripts.recipes
+    python -m scripts.recipes [PRESET ...]
 
 The figures are estimates (docs/estimate.md); nothing of it has been run.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,24 +47,36 @@ This page is written by `python -m scripts.recipes`. Memory is that of one devic
 """
 
 
-def main() -> None:
-    """Write the page."""
-    root = Path.cwd()
-    parts = [HEAD]
-    for name, device in RECIPES.items():
-        parts += section(name, device, root)
-        print(name)
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
-    print(f"{PAGE}: {len(RECIPES)} recipes")
+def main(argv: list[str] | None = None) -> None:
+    """Write the page: the recipes that are named are estimated, the others stay as they are."""
+    parser = argparse.ArgumentParser("python -m scripts.recipes", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="PRESET", help="default: all")
+    names, root = parser.parse_args(argv).names or list(RECIPES), Path.cwd()
+    for name in names:
+        made = "\n".join(section(name, RECIPES[name], root))
+        told = written(root) | {name: made}
+        bare = {each: told.get(each) or "\n".join(heading(each, root)) for each in RECIPES}
+        PAGE.write_text("\n".join([HEAD, *bare.values()]), encoding="utf-8")
+        print(f"{PAGE}: {name}")
+
+
+def written(root: Path) -> dict[str, str]:
+    """The sections of the page as it is, by preset."""
+    text = (root / PAGE).read_text(encoding="utf-8") if (root / PAGE).is_file() else ""
+    parts = text.split("\n## ")[1:]
+    return {part.splitlines()[0]: f"## {part.rstrip()}\n" for part in parts}
+
+
+def heading(name: str, root: Path) -> Iterator[str]:
+    """What a recipe is, and where its settings are from."""
+    yield f"## {name}\n\n{presets(root)[name]}\n"
+    yield f"{source_of(root / CONF / 'preset' / f'{name}.yaml')}\n"
 
 
 def section(name: str, device: str, root: Path) -> Iterator[str]:
-    """One recipe: what it is, its settings' source, its estimate."""
-    params = compose(root, name)
-    about = presets(root)[name]
-    yield f"## {name}\n\n{about}\n"
-    yield f"{source_of(root / CONF / 'preset' / f'{name}.yaml')}\n"
-    found = estimate(params, root, device_named(device))
+    """One recipe with its estimate."""
+    yield from heading(name, root)
+    found = estimate(compose(root, name), root, device_named(device))
     yield f"`fewstep estimate --preset {name} --device {device}`:\n"
     yield "\n".join(f"    {line}".rstrip() for line in lines(found)) + "\n"
     # the disk of the machine that writes the page says nothing

@@ -25,5 +25,6 @@ PACKAGES = {
     "student": 760 * MIB,
     "evaluation": 1050 * MIB,
 }
+LIGHT = 65 * MIB  # of a stage that reads its params and little else
 # Of a CUDA context and its libraries on a GPU, beside all tensors.
 CUDA_CONTEXT = 600 * MIB

@@ -112,6 +112,8 @@ def resident(job: Job, name: str, device: Device | None) -> tuple[float, float, 
     packages = fixed.PACKAGES[name]
     if name == "conditions" and job.plan.encoders:
         packages = fixed.PACKAGES["teacher"]
+    if name == "dataset" and not makes_images(job):
+        packages = fixed.LIGHT
     if device is None:
         whole = packages + memory.device + memory.host
         return whole, whole, memory.phase
@@ -119,11 +121,16 @@ def resident(job: Job, name: str, device: Device | None) -> tuple[float, float, 
     return memory.device + context, packages + memory.host, memory.phase
 
 
+def makes_images(job: Job) -> bool:
+    """Whether there are images to read; series and no data at all are little work."""
+    return job.facts is not None and job.params.dataset.data_kind == "images"
+
+
 def beside(job: Job, name: str, speed: Speed, metrics: MetricTimes) -> float:
     """Seconds that are not those of networks."""
     params, seconds = job.params, fixed.SECONDS[name]
     if name == "dataset":
-        return 0.0 if job.facts is None else seconds
+        return seconds if makes_images(job) else 0.1
     if name == "conditions":
         return fixed.ENCODERS + encoding_seconds(job, speed) if job.plan.encoders else seconds
     if name == "teacher" and params.teacher.source == "train":
