@@ -22,7 +22,7 @@ RECIPES = {
     "sd15": "A100-80GB",
     "sdxl": "A100-80GB",
     "sd35-medium": "A100-80GB",
-    "sd35-large": "H200",
+    "sd35-large": "H100",
     "flux-dev": "H200",
 }
 HEAD = """# Recipes for published teachers
@@ -40,8 +40,8 @@ with a look at the machine: where there is no GPU, where its memory is too small
 is too full, it stops with one line that says what to change. `ARGS="--anyway ..."` starts all the
 same.
 
-A student is a float32 copy of the teacher's network, and so is a fake network, with LoRA too. That
-is most of the memory below; one base with adapters for all roles is not there yet.
+With LoRA the roles share one float32 copy of the teacher's weights (`teacher.dtype` stays float32);
+a student whose weights are all trained is a copy of its own.
 
 This page is written by `python -m scripts.recipes`. Memory is that of one device.
 """

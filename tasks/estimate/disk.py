@@ -82,17 +82,18 @@ def student_disk(params: Params, plan: Blueprint, networks: Networks, costs: Cos
     """The student's folder, in float32, with encoders up to 2 GiB; checkpoints of all networks,
     their optimizers and averages; the best weights so far.
     """
-    parameters, trained = networks.student_weights
+    whole, trained = networks.student_weights
+    adapters = networks.trainable != "full"
+    kept = trained if adapters else whole  # of a network around its teacher's weights its own
     vae = 0 if plan.vae is None else 4 * sum(p.numel() for p in plan.vae.parameters())
     text = 4 * sum(p.numel() for part in plan.encoders.values() for p in part.parameters())
-    plain = plan.parameters  # adapters are folded in
-    own = 4 * plain + vae + (text if text <= CARRIED else 0)
+    own = 4 * plan.parameters + vae + (text if text <= CARRIED else 0)  # adapters are folded in
+    own += 4 * trained if adapters else 0  # and beside it in a file of their own
     own += plan.parameters * plan.dtype.itemsize if "frozen" in costs.copies else 0
     roles = len(costs.optimized) + ("target" in costs.copies)
-    kept = params.student.keep_checkpoints
-    scratch = kept * (roles * 4 * parameters + len(costs.optimized) * 8 * trained + 4 * trained)
-    # two best ones at most; while one is written there is one more of each
-    return Disk(own, scratch + 2 * 4 * parameters + roles * 4 * parameters)
+    checkpoint = roles * 4 * kept + len(costs.optimized) * 8 * trained + 4 * trained
+    # while one is written there is one more; two best ones at most
+    return Disk(own, (params.student.keep_checkpoints + 1) * checkpoint + 2 * 4 * kept)
 
 
 def evaluation_disk(params: Params, plan: Blueprint, samplers: int) -> Disk:

@@ -92,9 +92,11 @@ def student_memory(
 ) -> Memory:
     """Weights of all roles, and the largest of: a training step, a validation."""
     student, spec = params.student, params.trajectories
-    parameters, trained = networks.student_weights
+    whole, trained = networks.student_weights
+    kept = trained if networks.trainable != "full" else whole
     roles = len(costs.optimized)
-    fixed = _bytes(plan) + 4 * parameters * (roles + ("target" in costs.copies))
+    own = networks.own_weights
+    fixed = _bytes(plan) + 4 * own * (roles + ("target" in costs.copies))
     fixed += 8 * trained * roles + 4 * trained
     step, phase = max(
         (step_bytes(each.calls, networks, costs, params), f"a step of the {each.role}")
@@ -103,17 +105,17 @@ def student_memory(
     # flattened and averaged between workers
     step += 8 * trained if student.workers > 1 else 0
     rows = rows_at_once(plan.teacher.shape, min(VALIDATION_BATCH, student.validation_samples))
-    sampling = 4 * parameters + networks.cost("student").peak_of(rows)
+    sampling = 4 * kept + networks.cost("student").peak_of(rows)
     if networks.plan.vae is not None:
-        sampling = max(sampling, 4 * parameters + _decoding(plan, networks, rows))
+        sampling = max(sampling, 4 * kept + _decoding(plan, networks, rows))
     device, phase = max((fixed + step, phase), (fixed + sampling, "a validation"))
     state, data = 4 * plan.state, 4 * int(np.prod(plan.data_shape()))
     batch = student.batch_size * (spec.intervals + 1) * (spec.depth + 2) * state
     real = min(REFERENCE, facts.train if facts is not None else spec.train)
     pictures = (real + student.validation_samples) * data * 1.5
     cached = 0 if costs.recomputes == "call" else spec.train * state // 2
-    saved = 4 * parameters * roles + 8 * trained * roles + 4 * trained
-    return Memory(device, batch + pictures + cached + saved + 4 * parameters, phase)
+    saved = 4 * kept * roles + 8 * trained * roles + 4 * trained
+    return Memory(device, batch + pictures + cached + saved + 4 * kept, phase)
 
 
 def largest_size(calls: Sequence[Call]) -> int:

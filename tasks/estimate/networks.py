@@ -56,6 +56,15 @@ class Networks:
         """Whether whole calls are computed twice; where blocks are, their FLOPs say so."""
         return self.checkpointing == "call"
 
+    @property
+    def own_weights(self) -> int:
+        """Of a role's network beside the teacher's tensors, which one that trains adapters shares
+        where they are float32.
+        """
+        whole, trained = self.student_weights
+        shares = self.trainable != "full" and self.plan.dtype == torch.float32
+        return trained if shares else whole
+
     def flops(self, network: str, gradient: Gradient = "none", size: int | None = None) -> float:
         """Of one row. Of a large network at another size: as many as its forward pass has there,
         times what the gradient adds at full size; adapters add little to a forward pass.
