@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,10 @@ from tasks.estimate.networks import Networks
 from tasks.methods.text_parts import CARRIED
 
 NPY_HEADER = 128  # of every .npy file of such arrays
-KEPT_IMAGES = 256  # of every sampler, in samples.npz
-REPORT = 1.5 * 2**20  # pages, tables and figures, as measured; pictures grow with the images' size
+KEPT = {"images": 256, "series": 2000}  # of every sampler, in samples.npz
+CODE = 80 * 2**10  # of a student's folder: code, card, history
+# pages, tables and figures, as measured; pictures grow with the images' size
+REPORT = {"images": 1.5 * 2**20, "series": 4 * 2**20}
 COMPRESSED = 0.5  # of what the pictures in samples.npz are, as measured
 
 
@@ -87,7 +88,9 @@ def student_disk(params: Params, plan: Blueprint, networks: Networks, costs: Cos
     kept = trained if adapters else whole  # of a network around its teacher's weights its own
     vae = 0 if plan.vae is None else 4 * sum(p.numel() for p in plan.vae.parameters())
     text = 4 * sum(p.numel() for part in plan.encoders.values() for p in part.parameters())
-    own = 4 * plan.parameters + vae + (text if text <= CARRIED else 0)  # adapters are folded in
+    own = (
+        CODE + 4 * plan.parameters + vae + (text if text <= CARRIED else 0)
+    )  # adapters are folded in
     own += 4 * trained if adapters else 0  # and beside it in a file of their own
     own += plan.parameters * plan.dtype.itemsize if "frozen" in costs.copies else 0
     roles = len(costs.optimized) + ("target" in costs.copies)
@@ -98,10 +101,10 @@ def student_disk(params: Params, plan: Blueprint, networks: Networks, costs: Cos
 
 def evaluation_disk(params: Params, plan: Blueprint, samplers: int) -> Disk:
     """Pictures, and the report."""
-    settings: Any = params.evaluation
-    kept = min(settings.samples, KEPT_IMAGES)
-    size = 4 if params.dataset.data_kind == "series" else 1
-    return Disk(REPORT + COMPRESSED * samplers * kept * int(np.prod(plan.data_shape())) * size)
+    settings, kind = params.evaluation, params.dataset.data_kind
+    kept = min(settings.samples, KEPT[kind])
+    each = int(np.prod(plan.data_shape())) * (4 if kind == "series" else COMPRESSED)
+    return Disk(REPORT[kind] + samplers * kept * each)
 
 
 def _checkpoints(count: int, parameters: int, trained: int, averages: int) -> float:

@@ -12,7 +12,7 @@ SECONDS = {
     "teacher": 0.2,
     "conditions": 0.1,
     "trajectories": 1.0,
-    "student": 3.0,
+    "student": 1.5,
     "evaluation": 11.0,
 }
 ENCODERS = 5.0  # of opening encoders and tokenizers, in the stage `conditions`
@@ -22,7 +22,7 @@ PACKAGES = {
     "teacher": 450 * MIB,
     "conditions": 60 * MIB,
     "trajectories": 470 * MIB,
-    "student": 760 * MIB,
+    "student": 730 * MIB,
     "evaluation": 1050 * MIB,
 }
 LIGHT = 65 * MIB  # of a stage that reads its params and little else

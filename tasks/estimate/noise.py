@@ -6,6 +6,7 @@ from tasks.config.trajectories import Trajectories
 
 # CPU seconds, as measured: of a standard normal, of a multiplication with its addition
 NORMAL, PRODUCT = 8e-9, 1e-10
+PATH = 0.012  # of a path's generators, joining and writing, whatever its size
 
 
 def noise_seconds(spec: Trajectories, entries: int) -> float:
@@ -14,5 +15,5 @@ def noise_seconds(spec: Trajectories, entries: int) -> float:
     drawn = spec.steps + 1 + features
     # the matrix of features is applied twice, by (5a) of models/sampling/trajectories.py
     joined = 2 * features * spec.steps
-    each = entries * (drawn * NORMAL + joined * PRODUCT)
+    each = PATH + entries * (drawn * NORMAL + joined * PRODUCT)
     return (spec.train + spec.validation) * each
