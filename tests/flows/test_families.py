@@ -89,11 +89,13 @@ def served(root: Path, size: int) -> None:
     port = free_port()
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlruns/mlflow.db'}"}
+    programs = Path(sys.executable).parent  # mlflow calls uvicorn by its name
+    environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     model = ["-m", "models:/fewstep-tiny-prompts@champion", "--env-manager", "local"]
     elsewhere = root.with_name("elsewhere")
     elsewhere.mkdir()
     server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("mlflow")), "models", "serve", *model,
+        [str(programs / "mlflow"), "models", "serve", *model,
          "-h", "127.0.0.1", "-p", str(port)],
         cwd=elsewhere,
         env=environ,
