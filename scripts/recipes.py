@@ -44,6 +44,7 @@ With LoRA the roles share one float32 copy of the teacher's weights (`teacher.dt
 a student whose weights are all trained is a copy of its own.
 
 This page is written by `python -m scripts.recipes`. Memory is that of one device.
+A recipe without a table has not been estimated for this page yet; the command above does it.
 """
 
 
