@@ -314,6 +314,10 @@ TEAM = (
         "postgres-restarted", "Postgres, for 20 s", "a deployment's run is at work", "nothing",
         "(the same run) ends Completed, registers one version",
     ),
+    Row(
+        "redis-gone", "Redis, for 20 s", "a deployment's run is at work", "nothing",
+        "(the same run) ends Completed, registers one version",
+    ),
 )  # fmt: skip
 
 CONDITIONS = (

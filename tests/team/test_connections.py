@@ -101,3 +101,11 @@ def test_postgres_restarted(site: Site) -> None:
     time.sleep(20)
     site.team.start_postgres()
     assert completed(site, run, steps=7, seed=1) == "COMPLETED"
+
+
+def test_redis_gone(site: Site) -> None:
+    run = site.start_run(steps=7, seed=2)
+    site.team.processes.end("redis", kill=True)
+    time.sleep(20)
+    site.team.start_redis()
+    assert completed(site, run, steps=7, seed=2) == "COMPLETED"
