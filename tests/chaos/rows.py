@@ -318,6 +318,11 @@ TEAM = (
         "redis-gone", "Redis, for 20 s", "a deployment's run is at work", "nothing",
         "(the same run) ends Completed, registers one version",
     ),
+    Row(
+        "worker-cut-off", "the network between worker and Prefect, for 2 minutes", "a run is at work",
+        "nothing",
+        "(the same run) ends Completed, registers one version",
+    ),
 )  # fmt: skip
 
 CONDITIONS = (

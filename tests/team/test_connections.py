@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.team.faulty import BUSY, FULL, PASS, SLOW, Faulty, for_seconds, in_front_of
+from tests.team.faulty import BUSY, CUT, FULL, PASS, SLOW, Faulty, for_seconds, in_front_of
 from tests.team.machine import Machine
 from tests.team.site import Site
 from tests.team.test_faults import another_student
@@ -109,3 +109,17 @@ def test_redis_gone(site: Site) -> None:
     time.sleep(20)
     site.team.start_redis()
     assert completed(site, run, steps=7, seed=2) == "COMPLETED"
+
+
+def test_worker_cut_off(site: Site) -> None:
+    """Nothing passes between the worker and Prefect's server, while its run trains."""
+    with in_front_of(site.team.ports["prefect"]) as place:
+        site.team.processes.end("worker")
+        api = {"PREFECT_API_URL": f"http://127.0.0.1:{place.port}/api"}
+        site.team.start_worker(site.worker.root, **site.held, **api)
+        run = site.start_run(steps=7, seed=3)
+        with for_seconds(place, CUT, 120):
+            pass
+        assert completed(site, run, steps=7, seed=3) == "COMPLETED"
+        site.team.processes.end("worker")
+    site.team.start_worker(site.worker.root, **site.held)
