@@ -147,7 +147,7 @@ class StudentPipeline(PromptMixin):
         ``negative_prompt``: None, or the one that was trained in.
         ``generator``: one for all, or a list with one each, that draws what it draws alone, up to
         rounding. ``output_type`` of images: "pil", their
-        default; "np" for (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [-1, 1].
+        default; "np" for (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [0, 1].
         Of series: "np", their default, or "pt", (n, C, L) float32 in the data's units. "latent"
         gives the clean states as they are. ``progress`` shows a bar over the steps. Raises
         ValueError for a number of steps the student was not made for, missing, unknown or
@@ -228,12 +228,12 @@ class StudentPipeline(PromptMixin):
         if output_type == "latent":
             return x0
         data = self.decode(x0).float()
-        data = data if self.makes == "series" else data.clamp(-1, 1)  # series have no bound
+        if self.makes == "series":  # no bound, no range of their own
+            return data if output_type == "pt" else np.asarray(data.cpu())
+        data = (data.clamp(-1, 1) + 1) / 2
         if output_type == "pt":
             return data
-        if self.makes == "series":
-            return np.asarray(data.cpu())
-        array = np.asarray(((data + 1) / 2).permute(0, 2, 3, 1).cpu())
+        array = np.asarray(data.permute(0, 2, 3, 1).cpu())
         return array if output_type == "np" else self.numpy_to_pil(array)  # type: ignore[attr-defined]
 
     def _count(self, batch_size: Any, generator: Generators) -> int:
