@@ -1,6 +1,7 @@
-"""Measure few-step students of the emoji teacher beside it and UniPC: same prompts, same noise.
+"""Measure few-step students of the emoji teacher beside it and samplers that need no training.
 
-`python -m scripts.measure_emoji_students emoji64.npz OUT --students data/student` writes
+`python -m scripts.measure_emoji_students emoji64.npz OUT --students data/student` gives all the
+same prompts and the same start noise, and writes
 OUT/figures.json (caption retrieval; KID and recall against the real emoji of the prompts) and
 OUT/grid.png: a row for each sampler, a column for each of the first prompts.
 """
@@ -25,6 +26,7 @@ from models.evaluation.caption_retrieval import CaptionRetrieval
 from models.evaluation.features import extract, load_features
 from models.evaluation.kid import KID
 from models.evaluation.precision_recall import Recall
+from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 from scripts.emoji.data import learnt, load_emoji, to_float
 from scripts.emoji.denoiser import draw
 from scripts.emoji.pictures import save_grid
@@ -114,10 +116,15 @@ def samplers(
     guidance, seed = arguments.guidance, arguments.seed
     images = draw(teacher, prompts, guidance, FULL_STEPS, seed)
     yield f"teacher, {FULL_STEPS} steps", twice * FULL_STEPS, images
-    teacher.scheduler = UniPCMultistepScheduler.from_config(teacher.scheduler.config)
+    config = teacher.scheduler.config
+    teacher.scheduler = UniPCMultistepScheduler.from_config(config)
     for calls in arguments.calls:
         images = draw(teacher, prompts, guidance, calls, seed)
         yield f"UniPC, {calls} steps", twice * calls, images
+    teacher.scheduler = SigDEGScheduler.from_config(config)
+    for calls in arguments.calls:  # without guidance: as many evaluations as a student makes
+        images = draw(teacher, prompts, 1.0, calls, seed)
+        yield f"Sig-DEG, untrained, {calls} steps", calls, images
     for folder in arguments.students:
         student = DiffusionPipeline.from_pretrained(
             folder, trust_remote_code=True, local_files_only=True
