@@ -274,6 +274,8 @@ def test_the_code_loads_no_pickle() -> None:
                 assert (node.module or "").split(".")[0] not in UNPICKLERS, path
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
+                if name == "AutoTokenizer.from_pretrained":
+                    continue  # JSON and text, no weights
                 for loader, keyword in wanted.items():
                     if name == loader or name.endswith(f".{loader}"):
                         given = {item.arg: ast.unparse(item.value) for item in node.keywords}
