@@ -78,7 +78,8 @@ class Clip:
             )
             parts.append(found if isinstance(found, Tensor) else found.pooler_output)
         rows = F.normalize(torch.cat(parts).float(), dim=-1)
-        return rows[[distinct.index(prompt) for prompt in prompts]]
+        place = {prompt: row for row, prompt in enumerate(distinct)}
+        return rows[[place[prompt] for prompt in prompts]]
 
 
 @lru_cache(maxsize=1)

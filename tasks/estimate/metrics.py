@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.common.errors import InputError
 from models.evaluation.features import extract
 from tasks.config.schema import Params
 from tasks.estimate.blueprint import Blueprint
@@ -43,15 +42,12 @@ def time_metrics(params: Params, root: Path, plan: Blueprint, facts: Facts | Non
     extractors = extractors_of(settings, root)
     images = [_random(n, shape) for n in counts]
     start = time.process_time()
-    try:
-        evaluator = Evaluator(
-            extractors, images[0], settings, min(counts), params.dataset.data_kind, images[0]
-        )
-        bound = time.process_time()
-        prompts = ("",) * counts[1] if plan.teacher.condition_kind == "prompts" else None
-        evaluator.measure(SamplerKey("estimate"), images[1], prompts)
-    except InputError:
-        raise
+    evaluator = Evaluator(
+        extractors, images[0], settings, min(counts), params.dataset.data_kind, images[0]
+    )
+    bound = time.process_time()
+    prompts = ("",) * counts[1] if plan.teacher.condition_kind == "prompts" else None
+    evaluator.measure(SamplerKey("estimate"), images[1], prompts)
     measured = time.process_time()
     few = images[1][: min(64, counts[1])]
     start_features = time.process_time()
