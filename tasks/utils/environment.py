@@ -72,8 +72,8 @@ def settings(root: Path) -> dict[str, str]:
 
 # A thread that waits for the others of its team spins this often and then sleeps. libgomp's own
 # 300,000 keeps a core from the thread that is waited for as soon as another program needs one:
-# training beside one busy core is 16 times slower then (docs/decisions.md).
-SPINS = "1000"
+# training beside one busy core was up to 16 times slower then (docs/decisions.md).
+SPINS = "6000"
 # Variables that make Python or git look elsewhere than in the project.
 MISLEADING = ("PYTHONSAFEPATH", *LOCAL_VARIABLES)
 
