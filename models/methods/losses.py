@@ -31,18 +31,23 @@ def feature_loss(features: Tensor, target: Tensor, epsilon: float = 1e-6) -> Ten
     return (unit(features) - unit(target)).square().sum(1).mean()
 
 
-def rbf_mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float]) -> Tensor:
+def rbf_mmd(
+    x: Tensor, y: Tensor, bandwidths: Sequence[float], width: float | None = None
+) -> Tensor:
     """Unbiased squared MMD (Gretton et al. 2012) of x (n, d) and y (m, d), n, m >= 2; may be
     negative.
 
     Kernel: mean over b of exp(-|u - v|^2 / (2 b^2 s)), with s the median squared distance within y,
-    not differentiated, so that bandwidths are in units of the data's own spread.
+    not differentiated, so that bandwidths are in units of the data's own spread; or the one kernel
+    exp(-|u - v|^2 / (2 width^2)).
     """
     if len(x) < 2 or len(y) < 2:
         raise ValueError(f"unbiased MMD needs two samples a side, got {len(x)} and {len(y)}")
     xx, yy, xy = (torch.cdist(u, v).square() for u, v in ((x, x), (y, y), (x, y)))
     off = ~torch.eye(len(y), dtype=torch.bool, device=y.device)
     scale = yy[off].median().detach().clamp_min(1e-12)
+    if width is not None:
+        bandwidths, scale = (1.0,), torch.full_like(scale, width**2)
     n, m = len(x), len(y)
 
     def kernel(d2: Tensor) -> Tensor:

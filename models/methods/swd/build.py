@@ -4,10 +4,11 @@ models/methods/swd/method.py.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,7 @@ def build_swd_pipeline(teacher: Denoiser, schedule: Schedule, config: SwDConfig)
         clip=teacher.clip,
         num_classes=teacher.num_classes,
         vae=teacher.codec.vae,
+        renoise=config.renoise,
     )
 
 
@@ -85,15 +87,23 @@ class Critic(nn.Module):
     resolution.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, kind: Literal["shallow", "deep"] = "shallow"):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.LayerNorm(width),
-            nn.Linear(width, 1),
-        )
+        if kind == "shallow":
+            self.net = nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, width),
+                nn.GELU(),
+                nn.LayerNorm(width),
+                nn.Linear(width, 1),
+            )
+        else:  # four layers whose widths fall evenly to 1
+            widths = torch.linspace(width, 1, 5).int().tolist()
+            layers = [
+                nn.Sequential(nn.LayerNorm(a), nn.GELU(), nn.Linear(a, b))
+                for a, b in itertools.pairwise(widths)
+            ]
+            self.net = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.net(features).squeeze(1)

@@ -11,6 +11,10 @@ from models.common.config import Count, Flag, Natural, Section, Size
 
 Level = fields.PositiveFraction
 Levels = Annotated[tuple[Level, ...], Field(min_length=1)]
+LevelRange = Level | Levels
+"""What a loss looks at: a part of the times, from the clean end, or a list of noise levels of flow
+matching, of which each is as likely.
+"""
 
 
 class PresetSchedule(Section):
@@ -58,8 +62,12 @@ class Dmd(Section):
     """Distribution matching, (13) of models/methods/swd/method.py."""
 
     weight: fields.Nonnegative = 1.0
-    levels: fields.PositiveFraction = 0.6
-    """The part of the times, from the clean end, that (13) and (15) look at (the paper: 0.79)."""
+    levels: LevelRange = 0.6
+    """What (13) and the student's (15) look at: the lower part of times, or a list of noise levels
+    of flow matching (the authors': 16 levels up to 0.79).
+    """
+    fake_levels: LevelRange = 1.0
+    """The same for (14), the fake network's own loss (the authors': 28 levels)."""
     gate: Literal["on", "off"] = "on"
     """Off at sizes where the teacher's own samples are too poor."""
     limit: fields.Positive = 3.0
@@ -77,6 +85,12 @@ class Gan(Section):
     """For the student (the paper: 0.005)."""
     features: fields.Nonnegative = 1e-2
     """For the fake network's features."""
+    levels: LevelRange | None = None
+    """What the discriminator looks at; null = dmd.levels (the authors': 28 levels)."""
+    updates: Count = 1
+    """Of the discriminator for one of the student (the authors': as many as of the fake)."""
+    critic: Literal["shallow", "deep"] = "shallow"
+    """shallow: two linear layers; deep: the authors' four of falling width."""
 
 
 class Mmd(Section):
@@ -87,17 +101,27 @@ class Mmd(Section):
     """batch: batches within each class; image: every image with its own target, but batches at
     the first step.
     """
+    first_step: Literal["auto", "batch", "image"] = "auto"
+    """What the first step compares with compare: image; auto: its own image for prompts, else
+    batches, since its input is pure noise (the authors': image).
+    """
     target: Literal["auto", "teacher", "data"] = "auto"
     """What to compare with; auto: the training split's images if the teacher is unconditional
     and makes images of their shape.
     """
-    levels: fields.PositiveFraction = 0.4
-    """The part of the times, from the clean end, that is looked at."""
+    features: Literal["teacher", "fake"] = "teacher"
+    """Whose middle block is compared (the authors': fake; the paper: teacher)."""
+    levels: LevelRange = 0.4
+    """What is looked at: the lower part of times, or a list of noise levels of flow matching (the
+    authors': 10 levels up to 0.602).
+    """
     kernel: Literal["linear", "rbf"] = "linear"
     huber: fields.Positive = 1e-3
     """Of the linear kernel."""
     bandwidths: Annotated[tuple[fields.Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
     """Of RBF kernels, batches' included: multiples of the median distance."""
+    width: fields.Positive | None = None
+    """One fixed width of the RBF kernel in their place, with compare: image (the paper: 100)."""
 
 
 class Rates(Section):
@@ -124,6 +148,14 @@ class SwDConfig(Section):
     rates: Rates = Rates()
     backward_simulation: Flag = True
     """Inputs from the student's own earlier steps; false: from teacher images."""
+    level_mapping: Literal["same", "matched"] = "same"
+    """The noise level of a step below full size; matched: `sigmas` hold at full size, and
+    sigma / alpha of a smaller step is divided by the reduction (RMD, arXiv 2603.06136).
+    """
+    renoise: Literal["fresh", "predicted"] = "fresh"
+    """The noise of later steps; predicted: the one that the step before has seen, with fresh noise
+    in what its size cannot hold (RMD).
+    """
     conditioning_limit: fields.Positive | None = 10.0
     """Bound on how far an output error is amplified at high noise; null = none."""
     trainable: Literal["full", "lora"] = "full"
@@ -157,4 +189,29 @@ class SwDConfig(Section):
                 "mmd.compare = image needs; set backward_simulation to false or mmd.compare to "
                 "batch"
             )
+        self._options_apply()
         return self
+
+    def _options_apply(self) -> None:
+        """ValueError for an option that would be without effect."""
+        mmd = self.mmd
+        if mmd.features == "fake" and (mmd.compare == "batch" or not mmd.weight):
+            raise ValueError(
+                "mmd.features = fake: batches are compared in the teacher's features; expected "
+                "mmd.compare = image and mmd.weight above 0, or mmd.features = teacher"
+            )
+        if mmd.features == "fake" and not (self.dmd.weight or self.gan.weight):
+            raise ValueError(
+                "mmd.features = fake: without DMD and GAN there is no fake network; set dmd.weight "
+                "above 0, or mmd.features to teacher"
+            )
+        if mmd.width is not None and (mmd.compare == "batch" or mmd.kernel == "linear"):
+            raise ValueError(
+                f"mmd.width = {mmd.width}: expected null, or mmd.compare = image and mmd.kernel = "
+                "rbf"
+            )
+        if self.renoise == "predicted" and not self.backward_simulation:
+            raise ValueError(
+                "renoise = predicted: inputs made from teacher images have no predicted noise; "
+                "set backward_simulation to true or renoise to fresh"
+            )

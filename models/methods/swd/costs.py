@@ -12,7 +12,16 @@ from models.methods.costs import Call, Costs, guided
 from models.methods.swd.build import MEAN_OF
 from models.methods.swd.config import AutoSchedule, GivenSchedule, SwDConfig
 from models.methods.swd.gate import REFERENCE
-from models.methods.swd.schedule import Schedule, level_of, make_schedule, preset, scale_index
+from models.methods.swd.levels import share_below
+from models.methods.swd.schedule import (
+    Schedule,
+    alternating,
+    level_of,
+    make_schedule,
+    matched_levels,
+    preset,
+    scale_index,
+)
 
 
 class SwDCosts(Costs):
@@ -33,11 +42,12 @@ class SwDCosts(Costs):
 
     def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
         i = scale_index(step, len(self.sizes))
-        turns: list[tuple[str, Sequence[Call]]] = []
-        if self.fake:
-            turns += [("fake", self._fake(i))] * self.config.fake_updates
-        if self.critic:
-            turns.append(("discriminator", self._discriminator(i)))
+        counts = {
+            "fake": self.config.fake_updates if self.fake else 0,
+            "discriminator": self.config.gan.updates if self.critic else 0,
+        }
+        calls = {"fake": self._fake, "discriminator": self._discriminator}
+        turns = [(role, calls[role](i)) for role in alternating(counts)]
         return [*turns, ("student", self._student(i))]
 
     def sampling(self, nfe: int) -> Sequence[Call]:
@@ -77,7 +87,8 @@ class SwDCosts(Costs):
             if config.dmd.weight:
                 calls.append(Call("teacher", guided(self.context), "none", size))
         if config.mmd.weight:
-            calls += [Call("teacher", 1, "input", size), Call("teacher", 1, "none", size)]
+            judge = config.mmd.features
+            calls += [Call(judge, 1, "input", size), Call(judge, 1, "none", size)]
         return calls
 
     def _fake(self, i: int) -> list[Call]:
@@ -85,7 +96,10 @@ class SwDCosts(Costs):
         size = self.sizes[i]
         calls = [*self._pair(i), Call("student", size=size), Call("fake", 1, "weights", size)]
         if self.critic:
-            calls.append(Call("fake", self.config.dmd.levels, "weights", size))
+            dmd, gan = self.config.dmd, self.config.gan
+            inner = dmd.levels if gan.levels is None else gan.levels
+            part = share_below(inner, dmd.fake_levels)
+            calls.append(Call("fake", part, "weights", size))
         return calls
 
     def _discriminator(self, i: int) -> list[Call]:
@@ -110,7 +124,9 @@ def assumed_schedule(config: SwDConfig, full: int, stride: int) -> Schedule:
     """The schedule of the settings; one of kind auto at full size throughout."""
     given = config.schedule
     if isinstance(given, GivenSchedule):
-        return make_schedule(given.pairs, full, stride)
-    if isinstance(given, AutoSchedule):
-        return make_schedule([(sigma, full) for sigma in given.sigmas], full, stride)
-    return preset(given.steps, full, stride, given.sigmas)
+        schedule = make_schedule(given.pairs, full, stride)
+    elif isinstance(given, AutoSchedule):
+        schedule = make_schedule([(sigma, full) for sigma in given.sigmas], full, stride)
+    else:
+        schedule = preset(given.steps, full, stride, given.sigmas)
+    return matched_levels(schedule) if config.level_mapping == "matched" else schedule

@@ -24,6 +24,7 @@ from models.methods.swd.schedule import (
     Schedule,
     auto_schedule,
     make_schedule,
+    matched_levels,
     preset,
     radial_power,
     short_run,
@@ -67,10 +68,12 @@ def schedule_of(config: SwDConfig, teacher: Denoiser, power: np.ndarray) -> Sche
     """
     given, full, stride = config.schedule, teacher.shape[1], teacher.stride
     if isinstance(given, GivenSchedule):
-        return make_schedule(given.pairs, full, stride)
-    if isinstance(given, AutoSchedule):
-        return auto_schedule(power, given.sigmas, full, stride, given.smallest)
-    return preset(given.steps, full, stride, given.sigmas)
+        schedule = make_schedule(given.pairs, full, stride)
+    elif isinstance(given, AutoSchedule):
+        schedule = auto_schedule(power, given.sigmas, full, stride, given.smallest)
+    else:
+        schedule = preset(given.steps, full, stride, given.sigmas)
+    return matched_levels(schedule) if config.level_mapping == "matched" else schedule
 
 
 def measured_schedule(diagnostics: Mapping[str, Any]) -> Schedule:

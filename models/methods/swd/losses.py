@@ -46,9 +46,15 @@ def linear_mmd(x: Tensor, y: Tensor, c: float = 1e-3) -> Tensor:
     return ((gap.square() + c**2).sqrt() - c).mean()
 
 
-def image_mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float]) -> Tensor:
-    """Unbiased RBF MMD^2 between the tokens (n, tokens, F) of paired images, mean over n."""
-    return torch.stack([rbf_mmd(a, b, bandwidths) for a, b in zip(x, y, strict=True)]).mean()
+def image_mmd(
+    x: Tensor, y: Tensor, bandwidths: Sequence[float], width: float | None = None
+) -> Tensor:
+    """Unbiased RBF MMD^2 between the tokens (n, tokens, F) of paired images, mean over n.
+
+    ``width``: one width of the kernel in the features' own units; None: ``bandwidths``, multiples
+    of each image's median distance.
+    """
+    return torch.stack([rbf_mmd(a, b, bandwidths, width) for a, b in zip(x, y, strict=True)]).mean()
 
 
 def class_mmd(x: Tensor, y: Tensor, labels: Tensor | None, bandwidths: Sequence[float]) -> Tensor:

@@ -18,13 +18,13 @@ reduced by area to s_i and y' the same to s_{i-1},
 
     L = mmd (16) + dmd (13) + gan (15)
 
-with x_u = alpha_u x0 + sigma_u eps, u in the lower 60 % of times for (13) and (15), in the lower
-``mmd.levels`` of them for (16), T the frozen teacher, F the fake network (a denoiser of the
-student's samples), f F's middle block averaged over space, phi T's middle block, whose places are
-patches. (16) compares batches within each class, or an image with its own target (``compare``:
-image; its first term alone). The latter would regress to the mean where the input is pure noise, so
-the first step compares batches, but for prompts; with few steps the others have much left to
-decide too.
+with x_u = alpha_u x0 + sigma_u eps at the levels of models/methods/swd/levels.py (``dmd.levels``
+for (13) and (15), ``mmd.levels`` for (16)), T the frozen teacher, F the fake network (a denoiser of
+the student's samples), f F's middle block averaged over space, phi T's middle block (or F's), whose
+places are patches. (16) compares batches within each class, or an image with its own target
+(``compare``: image; its first term alone). The latter would regress to the mean where the input is
+pure noise, so the first step compares batches, but for prompts; with few steps the others have much
+left to decide too.
 Batches may be compared with real images in the place of y (``ImageBatch.real``).
 
 Deviations: epsilon networks at high noise are damped (``ScaleStep.damping``) and weigh (14)
@@ -42,7 +42,6 @@ import torch
 from torch import Tensor, nn
 
 from models.common.errors import InputError
-from models.common.shapes import append_dims
 from models.methods.base import (
     DistillationMethod,
     ImageBatch,
@@ -55,6 +54,7 @@ from models.methods.swd.build import Critic, build_swd_pipeline, frozen, pool, s
 from models.methods.swd.config import SwDConfig
 from models.methods.swd.costs import SwDCosts
 from models.methods.swd.gate import excluded_sizes, measure_scales, measured_schedule
+from models.methods.swd.levels import NoiseLevels
 from models.methods.swd.losses import (
     class_mmd,
     discriminator_loss,
@@ -64,7 +64,7 @@ from models.methods.swd.losses import (
     linear_mmd,
 )
 from models.methods.swd.pipeline import ScaleStep, SwDPipeline, renoise, upscale
-from models.methods.swd.schedule import scale_index
+from models.methods.swd.schedule import alternating, scale_index
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
 
@@ -97,9 +97,14 @@ class SwD(DistillationMethod):
         if config.gan.weight > 0:
             probe = torch.zeros((1, *teacher.shape), device=teacher.device)
             features = teacher.features(probe, 0.0, teacher.default_condition(1))
-            self.critic = Critic(features.shape[1]).to(teacher.device)
+            self.critic = Critic(features.shape[1], config.gan.critic).to(teacher.device)
             networks["discriminator"] = self.critic
         self.networks: Mapping[str, nn.Module] = networks
+        critic_levels = config.dmd.levels if config.gan.levels is None else config.gan.levels
+        self.dmd_levels = NoiseLevels(teacher, config.dmd.levels)
+        self.fake_levels = NoiseLevels(teacher, config.dmd.fake_levels)
+        self.critic_levels = NoiseLevels(teacher, critic_levels)
+        self.mmd_levels = NoiseLevels(teacher, config.mmd.levels)
         self._check()
         without_dropout(networks)
         if context.gradient_checkpointing:
@@ -161,13 +166,13 @@ class SwD(DistillationMethod):
         return scale_index(step, len(self.scale_schedule))
 
     def updates(self, step: int) -> Sequence[str]:
-        i = self.index(step)
-        turns: list[str] = []
-        if self.fake is not None and (self.critic is not None or self.uses_dmd(i)):
-            turns += ["fake"] * self.config.fake_updates
-        if self.critic is not None:
-            turns.append("discriminator")
-        return (*turns, "student")
+        i, config = self.index(step), self.config
+        fake = self.fake is not None and (self.critic is not None or self.uses_dmd(i))
+        counts = {
+            "fake": config.fake_updates if fake else 0,
+            "discriminator": config.gan.updates if self.critic is not None else 0,
+        }
+        return (*alternating(counts), "student")
 
     def loss(self, role: str, batch: ImageBatch, generator: torch.Generator) -> Losses:
         """(13) + (15) + (16) for the student, (14) + (15) for the fake network, (15) for the
@@ -210,7 +215,7 @@ class SwD(DistillationMethod):
             return eps
         x = self._simulated(batch, i - 1, generator)
         previous = self.pipeline.denoise(self.scale_schedule[i - 1], x, batch.condition).float()
-        return renoise(step, upscale(previous, step.size), eps)
+        return self.pipeline.next_state(i, x, previous, eps)
 
     def _student_loss(
         self,
@@ -223,7 +228,7 @@ class SwD(DistillationMethod):
         c, size = self.config, self.scale_schedule[i].size
         total, terms = x0.new_zeros(()), {}
         if self.fake is not None and (self.uses_dmd(i) or self.critic is not None):
-            t, x_u, _ = self._renoised(x0, generator, c.dmd.levels)
+            t, x_u, _ = self.dmd_levels.renoised(x0, generator)
             with (
                 frozen(self.fake.network),
                 frozen(self.critic),
@@ -253,7 +258,7 @@ class SwD(DistillationMethod):
         generator: torch.Generator,
     ) -> Losses:
         assert self.fake is not None
-        t, x_u, y_u = self._renoised(x0, generator, 1.0, target)
+        t, x_u, y_u = self.fake_levels.renoised(x0, generator, target)
         fake_x0, middle = _denoise_with_features(self.fake, x_u, t, condition)
         error = (fake_x0.float() - x0).square().flatten(1).mean(1)
         limit = self.config.conditioning_limit
@@ -263,7 +268,7 @@ class SwD(DistillationMethod):
         total = error.mean()
         terms = {f"mse_{step.size}": total}
         if self.critic is not None:
-            seen = t < self.teacher.schedule.reach(1.0, self.config.dmd.levels)
+            seen = self.critic_levels.contains(t)
             if seen.any():
                 real = self._pooled(
                     y_u[seen], t[seen], None if condition is None else condition[seen]
@@ -284,7 +289,7 @@ class SwD(DistillationMethod):
         generator: torch.Generator,
     ) -> Losses:
         assert self.critic is not None
-        t, x_u, y_u = self._renoised(x0, generator, self.config.dmd.levels, target)
+        t, x_u, y_u = self.critic_levels.renoised(x0, generator, target)
         with torch.no_grad():
             real, fake = self._pooled(y_u, t, condition), self._pooled(x_u, t, condition)
         loss = discriminator_loss(self.critic(real), self.critic(fake))
@@ -303,10 +308,14 @@ class SwD(DistillationMethod):
         """
         c = self.config
         batches = self._batchwise(i)
-        t, x_u, y_u = self._renoised(x0, generator, c.mmd.levels, target, together=batches)
-        image, middle = _denoise_with_features(self.teacher, x_u, t, condition)
-        with torch.no_grad():
-            wanted_image, wanted_middle = _denoise_with_features(self.teacher, y_u, t, condition)
+        t, x_u, y_u = self.mmd_levels.renoised(x0, generator, target, together=batches)
+        judge = self.teacher
+        if c.mmd.features == "fake" and self.fake is not None and not batches:
+            judge = self.fake
+        with frozen(None if judge is self.teacher else judge.network):
+            image, middle = _denoise_with_features(judge, x_u, t, condition)
+            with torch.no_grad():
+                wanted_image, wanted_middle = _denoise_with_features(judge, y_u, t, condition)
         seen, wanted = _tokens(middle), _tokens(wanted_middle)
         if batches:
             groups = None if condition is None else condition.groups()
@@ -315,43 +324,26 @@ class SwD(DistillationMethod):
                 [class_mmd(x.flatten(1), y.flatten(1), groups, c.mmd.bandwidths) for x, y in pairs]
             ).sum()
         if c.mmd.kernel == "rbf":
-            return image_mmd(seen, wanted, c.mmd.bandwidths)
+            return image_mmd(seen, wanted, c.mmd.bandwidths, c.mmd.width)
         return linear_mmd(seen, wanted, c.mmd.huber)
 
     def _batchwise(self, i: int) -> bool:
         """Whether (16) compares batches at step i.
 
-        With ``compare`` image a prompt's own image is the target at the first step too: a batch of
-        different prompts says nothing of what belongs to which.
+        With ``compare`` image a prompt's own image is the target at the first step too, unless
+        ``first_step`` says otherwise: a batch of different prompts says nothing of what belongs to
+        which.
         """
-        if self.config.mmd.compare == "batch":
-            return True
-        return not self.paired(i) and self.teacher.condition_kind != "prompts"
+        mmd = self.config.mmd
+        if mmd.compare == "batch" or self.paired(i):
+            return mmd.compare == "batch"
+        if mmd.first_step == "auto":
+            return self.teacher.condition_kind != "prompts"
+        return mmd.first_step == "batch"
 
     def paired(self, i: int) -> bool:
         """Whether the input of step i was made from its own target."""
         return i > 0 and not self.config.backward_simulation
-
-    def _renoised(
-        self,
-        x0: Tensor,
-        generator: torch.Generator,
-        part: float,
-        other: Tensor | None = None,
-        together: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(t, x_u, y_u): x0 and ``other`` with the same noise; u uniform in the lower ``part`` of
-        times.
-
-        ``together``: one level for the batch, for losses that compare batches.
-        """
-        t = torch.rand(1 if together else len(x0), generator=generator, device=x0.device).expand(
-            len(x0)
-        )
-        t = self.teacher.schedule.snap(self.teacher.schedule.reach(t, part))
-        alpha, sigma = (append_dims(v, x0) for v in self.teacher.schedule.alpha_sigma(t))
-        eps = sigma * torch.randn(x0.shape, generator=generator, device=x0.device)
-        return t, alpha * x0 + eps, eps if other is None else alpha * other + eps
 
     def _pooled(self, x_u: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         assert self.fake is not None

@@ -5,13 +5,21 @@ Step i of N, at noise level (alpha_i, sigma_i) and size s_i, from x_1 ~ N(0, I) 
 
     x0      = to_x0(network(x_i, t_i))                        one network call
     x_{i+1} = alpha_{i+1} up(x0, s_{i+1}) + sigma_{i+1} eps   fresh noise, after upscaling  (11)
+
+``renoise: predicted`` (RMD, arXiv 2603.06136) carries the noise that the step has seen,
+e = (x_i - alpha_i x0) / sigma_i, on to the next size. With A the reduction by area from s_{i+1} to
+s_i, A^T its transpose and eps fresh, its noise is
+
+    eps + A^T (A A^T)^{-1} ((A A^T)^{1/2} e - A eps),
+
+white for white e: the part that A sees has covariance A A^T again, the rest is that of eps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -56,6 +64,30 @@ def renoise(step: ScaleStep, x0: Tensor, eps: Tensor) -> Tensor:
     return step.alpha * x0 + step.sigma * eps
 
 
+@lru_cache(maxsize=32)
+def area_weights(size: int, smaller: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the reduction A of one axis by area, ``size`` -> ``smaller``, float64: A (smaller, size),
+    (A A^T)^{1/2} and (A A^T)^{-1} (smaller, smaller).
+    """
+    unit = torch.eye(size, dtype=torch.float64)[:, None]
+    reduce = F.adaptive_avg_pool1d(unit, smaller)[:, 0].T.contiguous()
+    values, vectors = torch.linalg.eigh(reduce @ reduce.T)
+    root = vectors @ (values.sqrt()[:, None] * vectors.T)
+    return reduce, root, vectors @ (vectors.T / values[:, None])
+
+
+def carried_noise(noise: Tensor, fresh: Tensor) -> Tensor:
+    """``noise`` (n, C, s, s) at the size of ``fresh`` (n, C, S, S), S >= s, both white, so that the
+    result is white too; its part that size s can hold is that of ``noise``, the rest is fresh.
+    """
+    if noise.shape == fresh.shape:
+        return noise
+    reduce, root, inverse = (v.to(fresh) for v in area_weights(fresh.shape[-1], noise.shape[-1]))
+    gap = root @ noise @ root - reduce @ fresh @ reduce.T
+    back = reduce.T @ inverse
+    return fresh + back @ gap @ back.T
+
+
 def damped(step: ScaleStep, x0: Tensor) -> Tensor:
     """x0 pulled to the mean image where the step says so."""
     if step.damping == 1.0:
@@ -69,7 +101,7 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
 
     ``scale_schedule``: the steps as dicts; ``prediction_type``: the network's parametrization;
     ``shape``: (C, H, W) of the last step; ``clip``: bound on x0 or None; ``num_classes``: None for
-    unconditional students.
+    unconditional students; ``renoise``: fresh or predicted noise.
     """
 
     title = "SwD"
@@ -84,6 +116,7 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         clip: float | None = None,
         num_classes: int | None = None,
         vae: Any = None,
+        renoise: str = "fresh",
     ):
         super().__init__()
         self.register_modules(unet=unet, vae=vae)
@@ -93,6 +126,7 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
             shape=list(shape or (1, 16, 16)),
             clip=clip,
             num_classes=num_classes,
+            renoise=renoise,
         )
         self.scale_schedule = [ScaleStep.from_dict(step) for step in scale_schedule or []]
 
@@ -116,6 +150,8 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         keep their rows and columns.
         """
         steps, flow = self.scale_schedule, self.config.prediction_type == "flow"
+        if self.config.renoise != "fresh":
+            raise ValueError("FlowMatchLCMScheduler draws fresh noise, this student does not")
         if not flow or self.config.clip is not None or any(s.damping != 1.0 for s in steps):
             raise ValueError(
                 "FlowMatchLCMScheduler, whose steps are SwD's, knows flow-matching models alone"
@@ -141,6 +177,15 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         """x0 (n, C, s, s) from x at the level and size of ``step``."""
         return self.clipped(damped(step, self.network_x0(self.unet, x, x, step, condition)))
 
+    def next_state(self, i: int, x: Tensor, x0: Tensor, fresh: Tensor) -> Tensor:
+        """x_i of (11) from the step before: its input ``x``, its output ``x0`` (n, C, s, s) and
+        white noise ``fresh`` (n, C, s_i, s_i); i >= 1.
+        """
+        before, step, eps = self.scale_schedule[i - 1], self.scale_schedule[i], fresh
+        if self.config.renoise == "predicted":
+            eps = carried_noise((x - before.alpha * x0) / before.sigma, fresh)
+        return renoise(step, upscale(x0, step.size), eps)
+
     @torch.no_grad()
     def rollout(
         self,
@@ -161,13 +206,19 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         self.check_steps(nfe)
         on_step = on_step or (lambda: None)
         first = self.scale_schedule[0]
-        x0 = self.denoise(first, noise[..., : first.size, : first.size].contiguous(), condition)
+        x = noise[..., : first.size, : first.size].contiguous()
+        x0 = self.denoise(first, x, condition)
         seen = [x0]
         on_step()
-        for i, step in enumerate(self.scale_schedule[1:]):
-            x0 = x0 if noise_first else upscale(x0, step.size)
-            eps = normals(x0.shape, x0.device, generator) if xi is None else xi[i]
-            x0 = self.denoise(step, upscale(renoise(step, x0, eps), step.size), condition)
+        for i, step in enumerate(self.scale_schedule[1:], 1):
+            size = x0.shape[-1] if noise_first else step.size
+            shape = (*x0.shape[:2], size, size)
+            eps = normals(shape, x0.device, generator) if xi is None else xi[i - 1]
+            if noise_first:
+                x = upscale(renoise(step, x0, eps), step.size)
+            else:
+                x = self.next_state(i, x, x0, eps)
+            x0 = self.denoise(step, x, condition)
             seen.append(x0)
             on_step()
         return x0, seen

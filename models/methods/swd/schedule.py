@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +90,34 @@ def scale_index(step: int, scales: int) -> int:
     many steps are not always those of the same scale.
     """
     return (step + step // scales) % scales
+
+
+def alternating(counts: Mapping[str, int]) -> list[str]:
+    """Each name as often as its count, the most frequent first, then in turn: a, a, b, a, b."""
+    rounds = max(counts.values(), default=0)
+    return [name for k in range(rounds) for name, count in counts.items() if k >= rounds - count]
+
+
+def matched_levels(schedule: Schedule) -> Schedule:
+    """Levels that hold at the last step's size, for each step's own size.
+
+    Reduction by area from S to s pixels averages (S / s)^2 of them: independent noise becomes
+    S / s times weaker, the image keeps its low frequencies. So sigma / (1 - sigma) of the small
+    state is s / S times that of the large one it is the reduction of; pure noise stays.
+    """
+    full = schedule[-1].size
+    found = []
+    for sigma, size in schedule:
+        noise = sigma * size / full  # in the unit of signal (1 - sigma)
+        found.append(Scale(noise / (noise + 1.0 - sigma), size))
+    sigmas = [scale.sigma for scale in found]
+    if any(b >= a for a, b in itertools.pairwise(sigmas)):
+        told = ", ".join(f"{sigma:.4g} at {size}" for sigma, size in found)
+        raise InputError(
+            f"method.level_mapping = matched: the levels become {told}; expected falling ones: "
+            "let the sizes grow more slowly than sigma falls"
+        )
+    return tuple(found)
 
 
 def radial_power(x0: Tensor) -> np.ndarray:

@@ -43,7 +43,14 @@ SWD_KEYS = {
     "gan_features": "gan.features",
     "mmd": "mmd.weight",
     "mmd_levels": "mmd.levels",
-} | {key: f"mmd.{key}" for key in ("compare", "kernel", "huber", "bandwidths")}
+    "mmd_features": "mmd.features",
+    "fake_levels": "dmd.fake_levels",
+    "gan_levels": "gan.levels",
+    "gan_updates": "gan.updates",
+    "critic": "gan.critic",
+} | {
+    key: f"mmd.{key}" for key in ("compare", "first_step", "kernel", "huber", "bandwidths", "width")
+}
 
 
 def nested(choices: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:

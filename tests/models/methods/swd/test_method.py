@@ -195,7 +195,7 @@ def test_batch_mmd_compares_features_and_denoised_images_within_classes() -> Non
     method = swd(teacher, SCHEDULE, **MMD_ONLY | {"compare": "batch", "mmd_levels": 0.3})
     condition = class_condition(torch.tensor([0, 1, 0, 1, 0, 1, 0]))
     x0, target = normals(7, 1, 6, 6), normals(7, 1, 6, 6, seed=1)
-    t, x_u, y_u = method._renoised(x0, stream(2), 0.3, target, together=True)
+    t, x_u, y_u = method.mmd_levels.renoised(x0, stream(2), target, together=True)
     assert float(t.max()) < 300
     wanted = 0.0
     for look in (teacher.features, teacher.denoise):
@@ -372,58 +372,51 @@ def test_guidance_reaches_the_teacher_alone() -> None:
     assert terms[0] == pytest.approx(0, abs=1e-9) and terms[1] > 1e-4
 
 
-def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The student's losses look at the lower 60 % of levels, the fake network learns all; batches
-    share one level.
+def highest_levels(
+    method: SwD, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, float], dict[str, bool]]:
+    """Filled by each loss: the highest time that it has looked at, and whether its batch shared
+    one.
     """
-    method = swd(tiny_teacher(), SCHEDULE, **MMD_ONLY)
-    x0 = normals(512, 1, 4, 4)
-    for part in (0.6, 1.0):
-        t, x_u, _ = method._renoised(x0, stream(), part)
-        assert 990 * part < float(t.max()) < 1000 * part and float(t.min()) < 10
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in method.teacher.schedule.alpha_sigma(t))
-        assert torch.allclose(((x_u - alpha * x0) / sigma).std(), torch.tensor(1.0), atol=0.05)
-    asked: list[tuple[float, bool]] = []
-    kept = method._renoised
+    seen: dict[str, float] = {}
+    shared: dict[str, bool] = {}
+    for name in ("dmd", "fake", "critic", "mmd"):
+        levels = getattr(method, f"{name}_levels")
+        kept = levels.renoised
 
-    def renoised(
-        x0: Tensor, generator: torch.Generator, part: float, *more: Any, **options: Any
-    ) -> Any:
-        t, x_u, y_u = kept(x0, generator, part, *more, **options)
-        asked.append((part, len(t.unique()) == 1))
-        return t, x_u, y_u
+        def renoised(*given: Any, kept: Any = kept, name: str = name, **options: Any) -> Any:
+            found = kept(*given, **options)
+            seen[name] = max(float(found[0].max()), seen.get(name, 0.0))
+            shared[name] = len(found[0].unique()) == 1
+            return found
 
-    monkeypatch.setattr(method, "_renoised", renoised)
-    for i in range(4):
-        method.loss("student", batch(i, 16), stream(i))
-    assert asked == [(0.6, True)] + [(0.6, False)] * 3
-    uses_dmd = swd(tiny_teacher(), SCHEDULE, **CONFIG | {"gan": 0.0})
-    monkeypatch.setattr(uses_dmd, "_renoised", renoised)
-    asked.clear()
-    uses_dmd.loss("fake", batch(3, 16), stream())
-    assert asked == [(1.0, False)]
+        monkeypatch.setattr(levels, "renoised", renoised)
+    return seen, shared
 
 
-@pytest.mark.parametrize("part", [None, 0.79])
-def test_levels_of_dmd_and_gan_are_a_choice(
-    part: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """0.79 reaches the highest level of the paper's list, which 0.6 leaves out."""
-    chosen = {} if part is None else {"dmd_levels": part}
-    method = swd(tiny_teacher("flow"), SCHEDULE, **CONFIG | chosen)
-    kept, highest = method._renoised, []
-
-    def renoised(*given: Any, **options: Any) -> Any:
-        found = kept(*given, **options)
-        highest.append(float(found[0].max()) / 1000)
-        return found
-
-    monkeypatch.setattr(method, "_renoised", renoised)
-    wanted = part or 0.6
-    for role in ("discriminator", "student"):
-        highest.clear()
+def test_levels_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DMD and GAN look at the lower 60 % of levels, MMD at its own part, the fake network learns
+    all; batches share one level.
+    """
+    method = swd(tiny_teacher(), SCHEDULE, **CONFIG | {"mmd_levels": 0.3})
+    seen, shared = highest_levels(method, monkeypatch)
+    for role in ("fake", "discriminator", "student"):
         method.loss(role, batch(3, 256), stream())
-        assert 0.97 * wanted < highest[0] < wanted, role
+    for name, part in {"dmd": 0.6, "critic": 0.6, "fake": 1.0, "mmd": 0.3}.items():
+        assert 970 * part < seen[name] < 1000 * part, name
+    assert not any(shared.values())
+    method.loss("student", batch(0, 64), stream())
+    assert shared["mmd"] and not shared["dmd"]
+
+
+@pytest.mark.parametrize("part", [0.79, (0.79, 0.5, 0.01)])
+def test_levels_of_dmd_and_gan_are_a_choice(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = swd(tiny_teacher("flow"), SCHEDULE, **CONFIG | {"dmd_levels": part})
+    seen, _ = highest_levels(method, monkeypatch)
+    for role in ("discriminator", "student"):
+        method.loss(role, batch(3, 256), stream())
+    for name in ("dmd", "critic"):
+        assert 770 < seen[name] <= 790.001, name
 
 
 def test_fake_loss_of_epsilon_networks_is_bounded_at_high_noise() -> None:
