@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ from typing import Any
 from tasks.utils.failpoints import reach
 
 logger = logging.getLogger(__name__)
+MANY = 500
+# Of folders with more files: the time on the monotonic clock before which they are not listed.
+_next_listing: dict[Path, float] = {}
 
 
 def sha256_file(path: Path) -> str:
@@ -108,16 +112,29 @@ def atomic_dir(dest: Path) -> Iterator[Path]:
 
 
 def remove_stale(dest: Path) -> None:
-    """Remove temporary files and folders for `dest` whose process, on this machine, has ended."""
-    for path in dest.parent.glob(f".{dest.name}.tmp-*"):
-        _, _, tail = path.name.rpartition(".tmp-")
+    """Remove temporary files and folders beside `dest` whose process, on this machine, has ended.
+
+    A folder of many files is not listed at every call: its listings take at most a twentieth of a
+    process's time.
+    """
+    folder, start = dest.parent, time.monotonic()
+    if start < _next_listing.get(folder, start):
+        return
+    names = os.listdir(folder)
+    for name in names:
+        left, _, tail = name.rpartition(".tmp-")
         node, pid, *_ = [*tail.split("-"), "", ""]
-        if node != _node() or not pid.isdigit() or _alive(int(pid)):
+        ours = left.startswith(".") and node == _node() and pid.isdigit()
+        if not ours or _alive(int(pid)):
             continue
+        path = folder / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    if len(names) > MANY:
+        now = time.monotonic()
+        _next_listing[folder] = now + 20 * (now - start)
 
 
 def temporary_beside(dest: Path) -> Path:

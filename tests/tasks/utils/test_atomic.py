@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.utils import atomic
 from tasks.utils.atomic import (
     atomic_dir,
     atomic_write_bytes,
@@ -131,3 +132,27 @@ def test_half_a_file_of_notes_is_removed_with_a_warning(
     notes.write_text('{"a": [1,')
     assert read_json(notes) is None and not notes.exists()
     assert f"{notes} is damaged and will be made again" in caplog.text
+
+
+def test_a_folder_of_many_files_is_not_listed_at_every_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the cost of one file grows with the number of all."""
+    for number in range(atomic.MANY + 1):
+        (tmp_path / str(number)).touch()
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "dest")], cwd=PROJECT, check=False)
+    clock, listings, kept = [100.0], [], os.listdir
+
+    def listdir(folder: Path) -> list[str]:
+        listings.append(folder)
+        clock[0] += 0.03  # what a listing takes
+        return kept(folder)
+
+    monkeypatch.setattr(atomic.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(atomic.os, "listdir", listdir)
+    for number in range(40):
+        atomic_write_bytes(tmp_path / f"new{number}", b"x")
+        clock[0] += 0.02  # what a write takes
+    assert len(listings) == 2  # the first, and one after 20 x 0.03 s
+    names = kept(tmp_path)
+    assert len(names) == atomic.MANY + 1 + 40 and not [n for n in names if ".tmp-" in n]
