@@ -33,6 +33,7 @@ from models.methods.costs import Call, Costs
 from models.methods.multistep_pipeline import Level, MultistepPipeline, ddim_step
 from models.methods.ode_paths import grid_levels, multistep_student, ode_spec
 from models.methods.sfd_config import SFDConfig
+from models.sampling.grids import places
 from models.teachers.conditioning import Condition
 
 
@@ -111,8 +112,8 @@ class SFD(DistillationMethod):
         """The teacher's states Y_1 .. Y_N, (n, *shape) each, of cached ones (n, intervals + 1,
         *shape).
         """
-        every = (Y.shape[1] - 1) // nfe
-        return Y[:, every::every].unbind(1)
+        ends = places(Y.shape[1] - 1, nfe)[1:]
+        return Y[:, torch.as_tensor(ends, device=Y.device)].unbind(1)
 
     @torch.no_grad()
     def validation_figures(self, nfe: int, paths: PathBatch) -> dict[str, float]:

@@ -13,7 +13,7 @@ from models.common.config import Count, Section
 class SFDConfig(Section):
     """Choices of the method; equations: models/methods/sfd.py."""
 
-    on_cached_grid: ClassVar[bool] = True  # every nfe divides trajectories.intervals
+    on_cached_grid: ClassVar[bool] = True  # no nfe above trajectories.intervals
     deterministic_paths: ClassVar[bool] = True  # trajectories.eta is 0
 
     kind: Literal["sfd"] = "sfd"

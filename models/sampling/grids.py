@@ -83,14 +83,21 @@ def adaptive_grid(movement: np.ndarray, intervals: int, exponent: float = 0.25) 
     return _distinct(grid)
 
 
-def subgrid(grid: np.ndarray, intervals: int) -> np.ndarray:
-    """Every r-th point of a fine-enough grid, r = N / intervals. Raises InputError if ``intervals``
-    does not divide N.
+def places(total: int, intervals: int) -> np.ndarray:
+    """(n + 1,) increasing places from 0 to N in a grid of N = ``total`` intervals, where n =
+    ``intervals`` begin and end: every r-th if n divides N, else the nearest to i N / n.
+
+    Raises InputError for n < 1 or n > N.
     """
-    total = len(grid) - 1
-    if intervals < 1 or total % intervals:
+    if not 1 <= intervals <= total:
         raise InputError(
-            f"method.nfe {intervals}: must divide trajectories.intervals = {total} (the cached "
-            "grid)"
+            f"method.nfe {intervals}: expected 1 to {total}, the cached grid's "
+            "trajectories.intervals"
         )
-    return grid[:: total // intervals]
+    # i N / n are at least 1 apart, so that rounding halves up keeps them apart
+    return (2 * np.arange(intervals + 1) * total + intervals) // (2 * intervals)
+
+
+def subgrid(grid: np.ndarray, intervals: int) -> np.ndarray:
+    """The points of a fine-enough grid at :func:`places`."""
+    return grid[places(len(grid) - 1, intervals)]

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from models.sampling.chain import Chain, unroll
+from models.sampling.grids import places
 
 DEPENDENT = 1e-7
 
@@ -152,19 +153,30 @@ def chen_join(chain: Chain, parts: Sequence[Basis], depth: int) -> np.ndarray:
 
 
 def join_maps(chain: Chain, parts: Sequence[Basis], intervals: int) -> np.ndarray:
-    """(N, m + 1, r, m + 1) for N = ``intervals`` that each span r consecutive ``parts``: the maps
-    of :func:`chen_join`, for :func:`joined`.
+    """The maps of :func:`chen_join` for N = ``intervals`` between :func:`places` of the ``parts``,
+    for :func:`joined`.
+
+    (N, m + 1, r, m + 1) where each spans r consecutive parts; (N, m + 1, parts, m + 1), zero at
+    others' parts, where N does not divide their number.
     """
-    depth, every = parts[0].Q.shape[1] - 1, len(parts) // intervals
-    spans = [parts[i * every : (i + 1) * every] for i in range(intervals)]
-    return np.stack([chen_join(chain, span, depth) for span in spans])
+    total, depth = len(parts), parts[0].Q.shape[1] - 1
+    spans = list(itertools.pairwise(places(total, intervals).tolist()))
+    maps = [chen_join(chain, parts[lo:hi], depth) for lo, hi in spans]
+    if total % intervals == 0:
+        return np.stack(maps)
+    out = np.zeros((intervals, depth + 1, total, depth + 1))
+    for i, (lo, hi) in enumerate(spans):
+        out[i, :, lo:hi] = maps[i]
+    return out
 
 
 def joined(xi: Tensor, maps: Tensor) -> Tensor:
-    """Features (n, N r, m + 1, *shape) joined to (n, N, m + 1, *shape) by :func:`join_maps`."""
+    """Features (n, parts, m + 1, *shape) joined to (n, N, m + 1, *shape) by :func:`join_maps`."""
     intervals, _, every, _ = maps.shape
     if every == 1:
         return xi
+    if intervals * every != xi.shape[1]:  # spans of unequal length
+        return torch.einsum("iprq,nrq...->nip...", maps.to(xi), xi)
     parts = xi.reshape(len(xi), intervals, every, *xi.shape[2:])
     return torch.einsum("iprq,nirq...->nip...", maps.to(xi), parts)
 

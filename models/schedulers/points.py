@@ -19,7 +19,7 @@ def measure_points(
     denoised image moves along the chain (models.sampling.grids.adaptive_grid).
 
     Runs ``pipe(**call)`` once with ``chain_steps`` steps, so ``call`` names prompts, batch and
-    generator as usual; 16 to 64 images are enough. Points for N also serve every divisor of N.
+    generator as usual; 16 to 64 images are enough. Points for N also serve fewer steps.
     The pipeline's scheduler is put back.
     """
     before = pipe.scheduler

@@ -158,8 +158,8 @@ def coarse_grid(
     chain: FineChain, steps: int, kind: str, points: Sequence[int] | None = None
 ) -> list[int]:
     """N + 1 increasing fine indices from 0 to K. ``logsnr``: equal steps of log-SNR; ``index``:
-    equal numbers of fine steps; ``given``: every r-th of ``points``. ValueError where that is not
-    possible.
+    equal numbers of fine steps; ``given``: every r-th of ``points``, or those nearest to equal
+    parts of them. ValueError where that is not possible.
     """
     K = chain.steps
     if kind == "given":
@@ -168,11 +168,11 @@ def coarse_grid(
         sound = parts > 0 and points[0] == 0 and points[-1] == K
         if not sound or any(hi <= lo for lo, hi in itertools.pairwise(points)):
             raise ValueError(f"points = {points}: expected increasing fine indices from 0 to {K}")
-        if parts % steps:
+        if steps > parts:
             raise ValueError(
-                f"num_inference_steps = {steps}: must divide the {parts} intervals of points"
+                f"num_inference_steps = {steps}: expected at most {parts}, the intervals of points"
             )
-        return points[:: parts // steps]
+        return [points[(2 * i * parts + steps) // (2 * steps)] for i in range(steps + 1)]
     if kind == "index":
         return [int(p) for p in np.round(np.linspace(0, K, steps + 1))]
     if kind != "logsnr":

@@ -79,8 +79,8 @@ class Params(Section):
     def _sections_agree(self) -> Self:
         intervals = self.trajectories.intervals
         along_paths = self.method.nfe if getattr(self.method, "on_cached_grid", False) else ()
-        if bad := [nfe for nfe in along_paths if intervals % nfe]:
-            expected = f"expected a divisor of trajectories.intervals = {intervals}"
+        if bad := [nfe for nfe in along_paths if nfe > intervals]:
+            expected = f"expected at most trajectories.intervals = {intervals}"
             raise ValueError(f"method.nfe = {bad[0]}: {expected}")
         if getattr(self.method, "deterministic_paths", False) and self.trajectories.eta:
             follows = f"method.kind = {self.method.kind} follows the teacher's deterministic paths"

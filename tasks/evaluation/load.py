@@ -210,7 +210,7 @@ def load_paths(params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ..
     fine = _read(shards, "xi", min(count, PATH_SAMPLES)) if nfe else torch.zeros(0)
     spec = cached_spec(params.trajectories, teacher, shards)
     for n in nfe:
-        subgrid(spec.grid, n)  # refuses a number that does not divide the cached grid
+        subgrid(spec.grid, n)  # refuses more steps than the cached grid has
     maps = {n: torch.as_tensor(join_maps(spec.chain, spec.parts, n)) for n in nfe}
     xi = {n: joined(fine, own) for n, own in maps.items()}
     return Paths(states[:, 0].contiguous(), states, xi, teacher.encode_condition(labels))

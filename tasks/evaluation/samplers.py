@@ -16,6 +16,7 @@ from torch import Tensor
 from models.common.errors import InputError
 from models.evaluation.series.gaussian_laws import GaussianLaw
 from models.sampling import baselines
+from models.sampling.grids import places
 from models.teachers.conditioning import Condition
 from tasks.data.reference import to_bytes
 
@@ -72,13 +73,8 @@ class Paths:
         return Paths(self.noise.to(device), self.states.to(device), xi, condition)
 
     def coarse(self, nfe: int) -> Tensor:
-        """States (n, nfe + 1, C, H, W) at every (N / nfe)-th point."""
-        intervals = self.states.shape[1] - 1
-        if intervals % nfe:
-            raise InputError(
-                f"nfe = {nfe}: expected a divisor of the {intervals} intervals of data/trajectories"
-            )
-        return self.states[:, :: intervals // nfe]
+        """States (n, nfe + 1, C, H, W) where ``nfe`` steps begin and end."""
+        return self.states[:, torch.as_tensor(places(self.states.shape[1] - 1, nfe))]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from models.methods.sigdeg.config import SigDEGConfig
 from models.methods.sigdeg.integrator import make_plan
 from models.methods.sigdeg.pipeline import SigDEGPipeline, Step, rollout, steps_as_dicts
 from models.methods.student_network import student_network
-from models.sampling.grids import subgrid
+from models.sampling.grids import places, subgrid
 from models.sampling.signature import bases, join_maps, joined
 from models.sampling.trajectories import PathSpec
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
@@ -67,21 +67,23 @@ def gains_for(nfe: int, config: SigDEGConfig, gains: Gains) -> SamplerGains:
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """One number of steps: its plan, Chen's maps from the cached intervals (N, m + 1, r, m + 1),
-    and the weights (N,) of the path error.
+    """One number of steps: its plan, where the steps begin and end among the cached states,
+    (N + 1,), Chen's maps from the cached intervals, and the weights (N,) of the path error.
     """
 
     steps: list[Step]
+    places: Tensor
     joins: Tensor
     weights: Tensor
 
-    @property
-    def every(self) -> int:
-        """Cached intervals in one step."""
-        return int(self.joins.shape[2])
+    def states(self, Y: Tensor) -> Tensor:
+        """The cached states (n, intervals + 1, C, H, W) where steps begin and end: (n, N + 1, C, H,
+        W).
+        """
+        return Y[:, self.places.to(Y.device)]
 
     def features(self, xi: Tensor) -> Tensor:
-        """xi of the cache (n, N r, m + 1, C, H, W) joined to (n, N, m + 1, C, H, W)."""
+        """xi of the cache (n, intervals, m + 1, C, H, W) joined to (n, N, m + 1, C, H, W)."""
         return joined(xi, self.joins)
 
     def with_noise(self, xi: Tensor, generator: torch.Generator) -> Tensor:
@@ -139,7 +141,7 @@ def make_step_schedule(
     data_std: float = 0.5,
 ) -> StepSchedule:
     """Everything about ``nfe`` steps that follows from the cached grid; ``gains`` None: the plain
-    ones; ``data_std``: s of (8). Raises InputError if nfe does not divide the grid.
+    ones; ``data_std``: s of (8). Raises InputError if the grid has fewer intervals than nfe.
     """
     grid = subgrid(spec.grid, nfe)
     steps = coarse_steps(spec, nfe, config, gains or SamplerGains(config.look_ahead))
@@ -151,6 +153,7 @@ def make_step_schedule(
     }[config.loss.weighting]
     return StepSchedule(
         steps,
+        torch.as_tensor(places(len(spec.parts), nfe)),
         torch.as_tensor(join_maps(spec.chain, spec.parts, nfe)),
         torch.as_tensor(weights, dtype=torch.float32),
     )

@@ -57,7 +57,7 @@ class Loss(Section):
 class SigDEGConfig(Section):
     """Choices of the method; equations: models/methods/sigdeg/method.py."""
 
-    on_cached_grid: ClassVar[bool] = True  # every nfe divides trajectories.intervals
+    on_cached_grid: ClassVar[bool] = True  # no nfe above trajectories.intervals
 
     kind: Literal["sigdeg"] = "sigdeg"
     nfe: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(fields.distinct)] = (

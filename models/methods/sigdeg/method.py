@@ -124,7 +124,7 @@ class SigDEG(DistillationMethod):
         """
         nfe = self.config.nfe[batch.step % len(self.config.nfe)]
         step_schedule = self.step_schedules[nfe]
-        Y, xi = batch.Y[:, :: step_schedule.every], step_schedule.features(batch.xi)
+        Y, xi = step_schedule.states(batch.Y), step_schedule.features(batch.xi)
         length = self.window(batch.step, nfe)
         first = int(torch.randint(nfe - length + 1, (1,), generator=generator, device=Y.device))
         weight = self.config.loss

@@ -126,5 +126,5 @@ def test_paths_with_noise_are_refused() -> None:
     message = "trajectories.eta = 1.0: method.kind = sfd follows the teacher's deterministic paths"
     with pytest.raises(InputError, match=message):
         sfd(teacher, spec_of(teacher))
-    with pytest.raises(InputError, match=r"method\.nfe 3: must divide trajectories.intervals = 4"):
-        sfd(teacher, spec_of(teacher, eta=0.0), nfe=(3,))
+    with pytest.raises(InputError, match=r"method\.nfe 5: expected 1 to 4"):
+        sfd(teacher, spec_of(teacher, eta=0.0), nfe=(5,))

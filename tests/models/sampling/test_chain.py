@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from models.common.errors import InputError
 from models.sampling.chain import Chain, unroll
-from models.sampling.grids import adaptive_grid, coarse_grid, subgrid
+from models.sampling.grids import adaptive_grid, coarse_grid, places, subgrid
 from models.teachers.base import to_x0
 from models.teachers.loading import build_denoiser
 from models.teachers.schedule import Levels
@@ -157,8 +157,14 @@ def test_given_grid_and_subgrid() -> None:
     grid = coarse_grid(Chain(vp_levels(100)), 20)
     assert subgrid(grid, 5).tolist() == [0, 20, 40, 60, 80, 100]
     assert subgrid(grid, 20).tolist() == grid.tolist()
-    for wrong in (3, 40, 0):
-        with pytest.raises(InputError, match=f"method.nfe {wrong}: must divide"):
+    assert subgrid(grid, 3).tolist() == [0, 35, 65, 100]  # 6.67 and 13.33 of 20
+    for total in range(1, 30):
+        for n in range(1, total + 1):
+            found = places(total, n)
+            assert found[0] == 0 and found[-1] == total and (np.diff(found) >= 1).all()
+            assert np.abs(found - np.arange(n + 1) * total / n).max() <= 0.5
+    for wrong in (40, 21, 0):
+        with pytest.raises(InputError, match=f"method.nfe {wrong}: expected 1 to 20"):
             subgrid(grid, wrong)
 
 

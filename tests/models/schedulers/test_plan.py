@@ -61,13 +61,16 @@ def test_grids(kind: str, name: str, steps: int) -> None:
     assert coarse_grid(ours, steps, name) == grids.coarse_grid(theirs, steps, name).tolist()
 
 
-def test_given_points_serve_every_number_of_steps_that_divides_theirs() -> None:
+def test_given_points_serve_every_number_of_steps_up_to_theirs() -> None:
     chain, _ = both("vp", 40, 1.0)
     points = [0, 20, 28, 31, 33, 36, 40]
     assert coarse_grid(chain, 6, "given", points) == points
     assert coarse_grid(chain, 3, "given", points) == [0, 28, 33, 40]
+    for steps in range(1, 7):
+        expected = grids.subgrid(np.array(points), steps).tolist()
+        assert coarse_grid(chain, steps, "given", points) == expected
     for steps, given, message in [
-        (4, points, "must divide the 6 intervals"),
+        (7, points, "expected at most 6, the intervals of points"),
         (2, [0, 20, 39], "increasing fine indices from 0 to 40"),
         (2, [0, 41, 40], "increasing fine indices from 0 to 40"),
         (2, None, "increasing fine indices from 0 to 40"),

@@ -206,7 +206,7 @@ BAD: list[tuple[str, str]] = [
         "trajectories.grid={kind: given, points: [0, a]}",
         'trajectories.grid.points.1 = "a": expected a whole',
     ),
-    ("method.nfe=[10, 7]", "method.nfe = 7: expected a divisor of trajectories.intervals = 20"),
+    ("method.nfe=[10, 21]", "method.nfe = 21: expected at most trajectories.intervals = 20"),
     ("method.nfe=[5, 5]", "method.nfe = [5, 5]: expected distinct entries"),
     ("method.nfe=5", "method.nfe = 5: expected a list such as [1, 2]"),
     ("method.kind=other", "method.kind = other: expected one of 'sigdeg', 'swd'"),

@@ -268,12 +268,12 @@ def test_bytes_round_trip() -> None:
     assert np.array_equal(to_bytes(KINDS["images"].to_float(every)), every)
 
 
-def test_too_few_paths_or_a_grid_that_does_not_divide() -> None:
+def test_too_few_paths_or_a_grid_that_is_too_coarse() -> None:
     inputs = make_inputs()
     with pytest.raises(InputError, match=r"expected more than evaluation\.neighbours = 3"):
         evaluate(replace(inputs, real=inputs.real[:3]), [Flat()], SETTINGS)
-    with pytest.raises(InputError, match="nfe = 7: expected a divisor of the 20 intervals"):
-        inputs.paths.coarse(7)
+    with pytest.raises(InputError, match="method.nfe 21: expected 1 to 20"):
+        inputs.paths.coarse(21)
 
 
 def test_stage_writes_the_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def loss_of(method: SigDEG, batch: PathBatch) -> tuple[Tensor, dict[str, Tensor]
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("nfe", [8, 4, 2, 1])
+@pytest.mark.parametrize("nfe", [8, 7, 5, 4, 3, 2, 1])
 def test_course_joins_the_caches_features(nfe: int, depth: int) -> None:
     """By Chen's identity, they equal those computed from the noise on the coarse intervals
     themselves.
@@ -58,8 +58,11 @@ def test_course_joins_the_caches_features(nfe: int, depth: int) -> None:
     found = step_schedule.features(own)
     assert found.shape == (3, nfe, depth + 1, 1, 2, 2)
     torch.testing.assert_close(found, direct, rtol=1e-9, atol=1e-9)
-    with pytest.raises(InputError, match="method.nfe 3: must divide trajectories.intervals = 8"):
-        make_step_schedule(spec, 3, sigdeg_config())
+    assert step_schedule.states(torch.arange(9)[None]).tolist() == [
+        [int(np.floor(8 * i / nfe + 0.5)) for i in range(nfe + 1)]
+    ]
+    with pytest.raises(InputError, match="method.nfe 9: expected 1 to 8"):
+        make_step_schedule(spec, 9, sigdeg_config())
 
 
 def test_loss_weights() -> None:
@@ -94,7 +97,7 @@ def test_loss_is_the_weighted_error_of_the_rollout() -> None:
     method = method_of(window_until=0.0, mmd=0.0)
     for step, nfe in ((0, 4), (1, 2), (2, 4)):
         batch, step_schedule = paths_of(method, step=step), method.step_schedules[nfe]
-        xi, Y = step_schedule.features(batch.xi), batch.Y[:, :: step_schedule.every]
+        xi, Y = step_schedule.features(batch.xi), step_schedule.states(batch.Y)
         states = method.pipeline.rollout(Y[:, 0], xi, None, nfe)[1]
         error = (states - Y)[:, 1:].square().mean((0, 2, 3, 4))
         loss, terms = loss_of(method, batch)
