@@ -17,6 +17,7 @@ from models.methods.scoring import check_patches
 from models.methods.sigdeg.config import SigDEGConfig
 from models.methods.sigdeg.integrator import make_plan
 from models.methods.sigdeg.pipeline import SigDEGPipeline, Step, rollout, steps_as_dicts
+from models.methods.sigdeg.scales import at_scales
 from models.methods.student_network import student_network
 from models.sampling.grids import places, subgrid
 from models.sampling.signature import bases, join_maps, joined
@@ -139,12 +140,17 @@ def make_step_schedule(
     config: SigDEGConfig,
     gains: SamplerGains | None = None,
     data_std: float = 0.5,
+    teacher: Denoiser | None = None,
 ) -> StepSchedule:
     """Everything about ``nfe`` steps that follows from the cached grid; ``gains`` None: the plain
-    ones; ``data_std``: s of (8). Raises InputError if the grid has fewer intervals than nfe.
+    ones; ``data_std``: s of (8); ``teacher``: needed where steps have smaller sizes. Raises
+    InputError if the grid has fewer intervals than nfe.
     """
     grid = subgrid(spec.grid, nfe)
     steps = coarse_steps(spec, nfe, config, gains or SamplerGains(config.look_ahead))
+    if config.scales.pairs:
+        assert teacher is not None, "sizes are the teacher's"
+        steps = at_scales(steps, spec, config, teacher)
     alpha, sigma = spec.chain.levels.alpha[grid[1:]], spec.chain.levels.sigma[grid[1:]]
     weights = {
         "marginal": 1.0 / (alpha**2 * data_std**2 + sigma**2),
@@ -157,6 +163,17 @@ def make_step_schedule(
         torch.as_tensor(join_maps(spec.chain, spec.parts, nfe)),
         torch.as_tensor(weights, dtype=torch.float32),
     )
+
+
+def plans_of(
+    teacher: Denoiser, spec: PathSpec, config: SigDEGConfig, gains: Gains | None = None
+) -> dict[int, list[Step]]:
+    """The plans of all numbers of steps, at their sizes."""
+    chosen = {n: gains_for(n, config, gains or {}) for n in config.nfe}
+    return {
+        n: at_scales(coarse_steps(spec, n, config, chosen[n]), spec, config, teacher)
+        for n in config.nfe
+    }
 
 
 @torch.no_grad()
@@ -175,13 +192,13 @@ def build_pipeline(
     """The untrained student as a pipeline around a copy of the teacher's network; ``gains``: those
     that calibration chose.
     """
+    plain_plans = plans_of(teacher, spec, config)
+    plans = plans_of(teacher, spec, config, gains)
     if config.loss.score:
-        check_patches(config.loss.score_patches, teacher.shape)
-    plain = SamplerGains(config.look_ahead)
-    plain_plans = {n: coarse_steps(spec, n, config, plain) for n in config.nfe}
-    plans = {
-        n: coarse_steps(spec, n, config, gains_for(n, config, gains or {})) for n in config.nfe
-    }
+        factors = {step.reduction for steps in plans.values() for step in steps}
+        for factor in factors:
+            space = (side // factor for side in teacher.shape[1:])
+            check_patches(config.loss.score_patches, (teacher.shape[0], *space))
     channels = input_channels(config, teacher.shape[0], len(plans[config.nfe[0]][0].n))
     scheduler_config = None
     if config.inputs == "none":
@@ -190,7 +207,8 @@ def build_pipeline(
                 "method.inputs = none: a network alone cannot damp its errors at high noise; set "
                 "method.conditioning_limit to null"
             )
-        if teacher.scheduler is not None:  # else there is no stock pipeline to put it into
+        # else there is no stock pipeline to put it into
+        if teacher.scheduler is not None and not config.scales.pairs:
             scheduler_config = dict(student_scheduler(teacher, spec, config, gains or {}).config)
     frozen = teacher.network if damps(teacher, config, plans, plain_plans) else None
     mean = mean_image(teacher, float(spec.chain.levels.t[0]))
@@ -279,6 +297,6 @@ def untrained_rollout(
     mean = mean_image(teacher, float(teacher.schedule.levels(1).t[0])).to(Y)
 
     def denoise(step: Step, X: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
-        return teacher.denoise(X, step.t, condition)
+        return step.reduction * teacher.denoise(step.scale * X, step.t, condition)
 
     return rollout(denoise, step_schedule.steps, Y, xi, mean)

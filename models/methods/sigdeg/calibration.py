@@ -23,7 +23,9 @@ from models.methods.base import MethodContext, Validation
 from models.methods.sigdeg.build import SamplerGains, build_pipeline, coarse_steps
 from models.methods.sigdeg.config import SigDEGConfig
 from models.methods.sigdeg.pipeline import SigDEGPipeline
+from models.methods.sigdeg.scales import at_scales
 from models.sampling.trajectories import PathSpec
+from models.teachers.base import Denoiser
 
 LOOK_AHEAD = (0.0, 0.12, 0.25)
 GAIN = (1.0, 1.4, 1.8)
@@ -54,7 +56,7 @@ def calibrate(context: MethodContext, spec: PathSpec) -> dict[str, Any]:
     trials: list[dict[str, Any]] = []
     with tools.progress("calibration", len(config.nfe) * sum(r[-1] for r in rounds)) as advance:
         for nfe in config.nfe:
-            search = _Search(pipeline, spec, config, validation, nfe, candidates)
+            search = _Search(pipeline, spec, config, validation, nfe, candidates, teacher)
             for low, high, keep, _ in rounds:
                 for trial in search.round(low, high, keep, plain):
                     trials.append(trial)
@@ -76,7 +78,9 @@ class _Search:
         validation: Validation,
         nfe: int,
         candidates: Sequence[SamplerGains],
+        teacher: Denoiser,
     ):
+        self.teacher = teacher
         self.pipeline, self.spec, self.config = pipeline, spec, config
         self.validation, self.nfe = validation, nfe
         self.left = list(candidates)
@@ -101,7 +105,8 @@ class _Search:
 
     def _features(self, gains: SamplerGains, low: int, high: int) -> Tensor:
         nfe = self.nfe
-        self.pipeline.set_plan(nfe, coarse_steps(self.spec, nfe, self.config, gains))
+        steps = coarse_steps(self.spec, nfe, self.config, gains)
+        self.pipeline.set_plan(nfe, at_scales(steps, self.spec, self.config, self.teacher))
         return self.validation.features(
             lambda x, condition, g: self.pipeline.rollout(x, None, condition, nfe, g)[0],
             nfe,

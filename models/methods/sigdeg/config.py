@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -54,6 +55,30 @@ class Loss(Section):
     """Edge lengths of the patches that the energy score compares; 0 = the whole state."""
 
 
+class Scales(Section):
+    """The first steps at smaller sizes (models/methods/sigdeg/scales.py)."""
+
+    pairs: tuple[tuple[fields.PositiveFraction, Count], ...] = ()
+    """Noise level of flow matching and size: steps that start at this level or below it have this
+    size, such as [[1.0, 8], [0.6, 16]]; none = the full size throughout.
+    """
+    limit: fields.Positive = 2.0
+    """How many times its full-size answer's error the teacher's error may be at a small size."""
+    samples: Annotated[int, Field(strict=True, ge=8)] = 256
+    """Of the teacher's validation images, at most, that these errors are measured on."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        sigmas, sizes = [pair[0] for pair in self.pairs], [pair[1] for pair in self.pairs]
+        if sigmas and sigmas[0] != 1.0:
+            raise ValueError(f"pairs: first sigma is {sigmas[0]}; expected 1.0, pure noise")
+        if any(b >= a for a, b in pairwise(sigmas)):
+            raise ValueError(f"pairs: sigmas {sigmas}; expected strictly decreasing")
+        if any(b <= a for a, b in pairwise(sizes)):
+            raise ValueError(f"pairs: sizes {sizes}; expected strictly increasing")
+        return self
+
+
 class SigDEGConfig(Section):
     """Choices of the method; equations: models/methods/sigdeg/method.py."""
 
@@ -82,6 +107,7 @@ class SigDEGConfig(Section):
     trainable: Literal["full", "lora", "input"] = "full"
     """input: the new input channels only."""
     lora_rank: fields.Rank = 16
+    scales: Scales = Scales()
     inputs: Literal["signature", "width", "none"] = "signature"
     """What the network is given beside the state: the signature and the width of the step; the
     width alone, to see what the signature is worth; or none, for a network that any pipeline with
@@ -98,5 +124,18 @@ class SigDEGConfig(Section):
             raise ValueError(
                 "inputs none: the energy score needs an input of its own; set "
                 "loss.score to 0, or inputs to signature"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_rollouts(self) -> Self:
+        """A teacher's state in the middle knows the high frequencies' noise so far, which a student
+        draws without knowing it.
+        """
+        short = self.window.start < max(self.nfe) and self.window.grow_until > 0
+        if self.scales.pairs and short:
+            raise ValueError(
+                f"window.start = {self.window.start}: scale-wise students train on whole rollouts; "
+                f"set window.start to {max(self.nfe)}, or window.grow_until to 0"
             )
         return self

@@ -12,10 +12,10 @@ from models.methods.costs import Call, Costs, scaled
 from models.methods.sigdeg.build import (
     MEAN_OF,
     SamplerGains,
-    coarse_steps,
     damps,
     history_length,
     input_channels,
+    plans_of,
     window_length,
 )
 from models.methods.sigdeg.calibration import rounds_of, settings
@@ -33,13 +33,19 @@ class SigDEGCosts(Costs):
         super().__init__(context, real)
         assert context.spec is not None, "Sig-DEG follows cached paths"
         config, teacher = self.config, self.teacher
-        plain = SamplerGains(config.look_ahead)
-        plans = {n: coarse_steps(context.spec, n, config, plain) for n in config.nfe}
+        plans = plans_of(teacher, context.spec, config)
         limit = config.conditioning_limit if damps(teacher, config, plans) else None
         self.damped = {
             nfe: [limit is not None and step.sigma > limit * step.alpha for step in steps]
             for nfe, steps in plans.items()
         }
+        # smaller than the teacher's own, or None
+        self.sizes = {
+            nfe: [teacher.shape[1] // s.reduction if s.reduction > 1 else None for s in steps]
+            for nfe, steps in plans.items()
+        }
+        # levels where the teacher's errors at small sizes are measured
+        self.small = {(s.reduction, s.t): s for p in plans.values() for s in p if s.reduction > 1}
         self.copies = ("frozen",) if limit is not None else ()
         self.channels = input_channels(config, teacher.shape[0], len(plans[config.nfe[0]][0].n))
 
@@ -55,9 +61,10 @@ class SigDEGCosts(Costs):
             for i in range(max(0, first - history_length(config)), first):
                 calls += self._at(nfe, i)
             for i in range(first, first + length):
-                calls.append(Call("student", 1, "weights"))
+                size = self.sizes[nfe][i]
+                calls.append(Call("student", 1, "weights", size))
                 if self.damped[nfe][i]:  # the first state of a window needs no gradient
-                    calls.append(Call("frozen", 1, "none" if i == first else "input"))
+                    calls.append(Call("frozen", 1, "none" if i == first else "input", size))
         if (config.loss.mmd or config.loss.features) and first + length == nfe:
             calls += [Call("teacher", 1, "input"), Call("teacher")]
             calls += [Call("teacher")] if config.loss.mmd and self.real else []
@@ -73,13 +80,18 @@ class SigDEGCosts(Costs):
         return [Call("teacher", MEAN_OF)]
 
     def preparation(self, count: int) -> Sequence[Call]:
+        images = self.config.scales.samples
+        sizes = (self.teacher.shape[1] // factor for factor, _ in self.small)
+        checks = [Call("teacher", images, size=at) for size in sizes for at in (None, size)]
         if not self.config.calibrate:
-            return ()
+            return checks
         candidates = len(settings(SamplerGains(self.config.look_ahead)))
         drawn = sum(samples for *_, samples in rounds_of(count, candidates))
         trials = [scaled(self.sampling(nfe), drawn) for nfe in self.config.nfe]
-        return [*self.building(), *(call for each in trials for call in each)]
+        return [*checks, *self.building(), *(call for each in trials for call in each)]
 
     def _at(self, nfe: int, i: int) -> list[Call]:
         """Those of step i of a rollout without gradient."""
-        return [Call("student"), *([Call("frozen")] if self.damped[nfe][i] else [])]
+        size = self.sizes[nfe][i]
+        calls = [Call("student", size=size), Call("frozen", size=size)]
+        return calls if self.damped[nfe][i] else calls[:1]

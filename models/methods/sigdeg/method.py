@@ -25,6 +25,7 @@ Only the paper's abstract was at hand; the rest is derived here (docs/methods.md
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ from models.methods.sigdeg.build import (
     gains_for,
     history_length,
     make_step_schedule,
+    plans_of,
     window_length,
 )
 from models.methods.sigdeg.calibration import calibrate
@@ -56,11 +58,10 @@ from models.methods.sigdeg.costs import SigDEGCosts
 from models.methods.sigdeg.pipeline import (
     SigDEGPipeline,
     Step,
-    next_state,
-    path_average,
-    query_state,
+    coarse_step,
     rollout,
 )
+from models.methods.sigdeg.scales import over_sizes, small_size_errors
 from models.sampling.trajectories import PathSpec
 from models.teachers.conditioning import Condition
 
@@ -88,6 +89,7 @@ class SigDEG(DistillationMethod):
                 self.config,
                 gains_for(n, self.config, gains),
                 self.teacher.codec.data_std,
+                self.teacher,
             )
             for n in self.config.nfe
         }
@@ -99,9 +101,15 @@ class SigDEG(DistillationMethod):
 
     @classmethod
     def prepare(cls, context: MethodContext) -> dict[str, Any]:
-        """The calibrated gains of every number of steps, and all trials."""
-        config: SigDEGConfig = context.config
-        return calibrate(context, _spec(context)) if config.calibrate else {}
+        """The calibrated gains of every number of steps, and all trials; first the teacher's errors
+        at small sizes, where there are any.
+        """
+        config, spec = context.config, _spec(context)
+        found: dict[str, Any] = {}
+        if config.scales.pairs:
+            plans = plans_of(context.teacher, spec, config)
+            found["scales"] = small_size_errors(context, plans, spec)
+        return found | (calibrate(context, spec) if config.calibrate else {})
 
     @classmethod
     def untrained(cls, context: MethodContext) -> SigDEGPipeline:
@@ -134,14 +142,16 @@ class SigDEG(DistillationMethod):
         )
         target = Y[:, first + 1 : first + length + 1]
         weights = step_schedule.weights.to(Y.device)[first : first + length]
-        path = path_loss(states, target, weights, weight.power)
+        steps = step_schedule.steps[first : first + length]
+        path = over_sizes(
+            steps, weights, lambda p, y, w: path_loss(p, y, w, weight.power), states, target
+        )
         terms = {f"path_{nfe}": path}
         total = weight.path * path
         for other in others:
-            score = energy_score(
-                states, other, target, weights, weight.score_beta, weight.score_patches
-            )
-            spread = spread_ratio(states, other, target, weights)
+            draws = (states, other, target)
+            score = over_sizes(steps, weights, self._score, *draws)
+            spread = over_sizes(steps, weights, spread_ratio, *draws)
             terms |= {f"score_{nfe}": score, f"spread_{nfe}": spread}
             total = total + weight.score * score
         if (weight.mmd or weight.features) and first + length == nfe:
@@ -149,6 +159,10 @@ class SigDEG(DistillationMethod):
             terms |= {f"mmd_{nfe}": mmd, f"features_{nfe}": features}
             total = total + weight.mmd * mmd + weight.features * features
         return total, terms
+
+    def _score(self, p: Tensor, q: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        settings = self.config.loss
+        return energy_score(p, q, y, weights, settings.score_beta, settings.score_patches)
 
     def _draws(
         self, step_schedule: StepSchedule, xi: Tensor, generator: torch.Generator
@@ -172,39 +186,26 @@ class SigDEG(DistillationMethod):
         History that lies before the window is the student's own answer at teacher states, without
         gradient.
         """
-        mean = self.pipeline._mean(Y[:, 0])
+        mean, steps = self.pipeline._mean(Y[:, 0]), step_schedule.steps
         history: list[Tensor] = []
+
+        def denoise(step: Step, X: Tensor, z: Tensor, past: Sequence[Tensor]) -> Tensor:
+            def call(X: Tensor, z: Tensor) -> Tensor:
+                return self.pipeline.denoise(step, X, z, past, condition)
+
+            return self.checkpointed(call, X, z)
+
         with torch.no_grad():
             for i in range(max(0, first - history_length(self.config)), first):
-                history.insert(
-                    0,
-                    self._denoise(
-                        step_schedule.steps[i], Y[:, i], xi[:, i], history, mean, condition
-                    ),
-                )
+                at, z = Y[:, i], xi[:, i]
+                history.insert(0, coarse_step(denoise, steps[i], at, at, z, history, mean)[2])
         state, states = Y[:, first], []
+        noise = state
         for i in range(first, first + length):
-            step = step_schedule.steps[i]
-            D = self._denoise(step, state, xi[:, i], history, mean, condition)
-            state = next_state(step, state, path_average(step, D, history), xi[:, i])
+            state, noise, D = coarse_step(denoise, steps[i], state, noise, xi[:, i], history, mean)
             history = [D, *history]
             states.append(state)
         return torch.stack(states, 1)
-
-    def _denoise(
-        self,
-        step: Step,
-        state: Tensor,
-        xi: Tensor,
-        history: list[Tensor],
-        mean: Tensor,
-        condition: Condition | None,
-    ) -> Tensor:
-        def call(X: Tensor, z: Tensor) -> Tensor:
-            return self.pipeline.denoise(step, X, z, history, condition)
-
-        X = query_state(step, state, xi, history, mean)
-        return self.checkpointed(call, X, xi)
 
     def _distribution(
         self, x0: Tensor, target: Tensor, batch: PathBatch, generator: torch.Generator

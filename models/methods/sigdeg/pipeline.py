@@ -9,6 +9,11 @@ Brownian path) and the denoised images of earlier steps D_{i-1}, D_{i-2}, ..:
     Dbar  = D_i + sum_j q_ij (D_i - D_{i-j})                    path average, by extrapolation  (7)
     Y_i+1 = A_i Y_i + B_i Dbar + n_i . xi_i                     exact given Dbar                (3)
 
+Scale-wise students take their first steps at a smaller size, on the low-pass part L Y of the state,
+and simulate the high-pass part of the noise, N, along the same Brownian path beside it:
+
+    Y = L'y + H (alpha D + N),   N_0 = Y_0,   N_i+1 = A_i N_i + n_i . xi_i,   H = 1 - L'L       (6a)
+
 A student trained with the energy score has one more standard normal, e, in the last row of xi_i: an
 input of the network for what the path does beyond its partial signature.
 """
@@ -20,6 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -35,6 +41,10 @@ class Step:
     ``width``: half-log-SNR covered by the step, over 4; ``kept``: 1 for features that exist on this
     interval, 0 for dropped ones. A student trained with the energy score has one entry more, for e:
     0 in ``m`` and ``n``, 1 in ``kept``.
+
+    Of scale-wise students: ``reduction``, how many times smaller than the full size the step's
+    state is; ``t``, ``alpha`` and ``sigma`` are those of the small image then, whose network is
+    given ``scale`` times the state; ``signal``: alpha of the state where the step ends.
     """
 
     t: float
@@ -50,12 +60,17 @@ class Step:
     mix: tuple[float, ...]
     width: float
     kept: tuple[float, ...]
+    reduction: int = 1
+    scale: float = 1.0
+    signal: float = 1.0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Step:
         """Inverse of ``dataclasses.asdict`` after a trip through JSON."""
         plain: dict[str, Any] = {
-            f.name: tuple(v) if isinstance(v := values[f.name], list) else v for f in fields(cls)
+            f.name: tuple(v) if isinstance(v := values[f.name], list) else v
+            for f in fields(cls)
+            if f.name in values
         }
         return cls(**plain)
 
@@ -110,7 +125,61 @@ def next_state(step: Step, Y: Tensor, Dbar: Tensor, xi: Tensor) -> Tensor:
     return step.A * Y + step.B * Dbar + combine(step.n, xi)
 
 
+def reduced(x: Tensor, factor: int) -> Tensor:
+    """L x: sums over blocks of f x f, over f = ``factor``: (..., H, W) -> (..., H / f, W / f).
+
+    The rows of L are orthonormal, so white noise stays white; of images it is f times the mean.
+    """
+    if factor == 1:
+        return x
+    blocks = x.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))
+    return blocks.sum((-3, -1)) / factor
+
+
+def enlarged(x: Tensor, factor: int) -> Tensor:
+    """L' x, the inverse of :func:`reduced` without high frequencies."""
+    return x.repeat_interleave(factor, -1).repeat_interleave(factor, -2) / factor
+
+
+def details(x: Tensor, factor: int) -> Tensor:
+    """H x = x - L'L x: what :func:`reduced` does not see."""
+    return x - enlarged(reduced(x, factor), factor)
+
+
+def lifted(D: Tensor, factor: int) -> Tensor:
+    """A denoised image at full size: its own low-pass part, details by bicubic enlargement."""
+    if factor == 1:
+        return D
+    guess = F.interpolate(D, scale_factor=float(factor), mode="bicubic") / factor
+    return enlarged(D, factor) + details(guess, factor)
+
+
 Denoise = Callable[[Step, Tensor, Tensor, Sequence[Tensor]], Tensor]
+
+
+def coarse_step(
+    denoise: Denoise,
+    step: Step,
+    Y: Tensor,
+    noise: Tensor,
+    xi: Tensor,
+    history: Sequence[Tensor],
+    mean: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Y_{i+1}, N_{i+1}, D_i) at full size from Y_i, N_i of (6a), xi_i and earlier D, newest first.
+
+    ``denoise(step, X, xi_i, history)`` is the network call, with all of them at the step's size. N
+    is not moved where the step has the full size: nothing asks for it any more.
+    """
+    factor = step.reduction
+    z, past = reduced(xi, factor), [reduced(D, factor) for D in history]
+    y = reduced(Y, factor)
+    D = denoise(step, query_state(step, y, z, past, reduced(mean, factor)), z, past)
+    y = next_state(step, y, path_average(step, D, past), z)
+    if factor == 1:
+        return y, noise, D
+    D, noise = lifted(D, factor), step.A * noise + combine(step.n, xi)
+    return enlarged(y, factor) + details(step.signal * D + noise, factor), noise, D
 
 
 def rollout(
@@ -121,15 +190,14 @@ def rollout(
     mean: Tensor,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """All states (n, N + 1, C, H, W) from Y (n, C, H, W) along xi (n, N, m + 1, C, H, W).
-
-    ``denoise(step, X, xi_i, history)`` is the network call and returns D_i.
+    """All states (n, N + 1, C, H, W) from Y (n, C, H, W) along xi (n, N, m + 1, C, H, W), at full
+    size; ``denoise`` as in :func:`coarse_step`.
     """
     states: list[Tensor] = [Y]
     history: list[Tensor] = []
+    noise = Y
     for i, step in enumerate(steps):
-        D = denoise(step, query_state(step, Y, xi[:, i], history, mean), xi[:, i], history)
-        Y = next_state(step, Y, path_average(step, D, history), xi[:, i])
+        Y, noise, D = coarse_step(denoise, step, Y, noise, xi[:, i], history, mean)
         history.insert(0, D)
         states.append(Y)
         if on_step is not None:
@@ -225,7 +293,11 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
                 "which stock pipelines do not hand over; expected one trained with inputs: none"
             )
         if settings is None:
-            raise ValueError("its teacher has no scheduler of diffusers")
+            raise ValueError(
+                "it is scale-wise (method.scales), and SigDEGScheduler's steps keep their size"
+                if any(s.reduction > 1 for steps in self._plans.values() for s in steps)
+                else "its teacher has no scheduler of diffusers"
+            )
         return {"scheduler": "SigDEGScheduler", "config": dict(settings)}
 
     def network_calls(self, steps: int) -> int:
@@ -236,10 +308,9 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         limit = self.config.conditioning_limit
         return self.frozen is not None and limit is not None and step.sigma > limit * step.alpha
 
-    def _mean(self, like: Tensor) -> Tensor:
-        return torch.as_tensor(
-            self.config.mean_image, dtype=like.dtype, device=like.device
-        ).expand_as(like[:1])
+    def _mean(self, like: Tensor, factor: int = 1) -> Tensor:
+        mean = torch.as_tensor(self.config.mean_image, dtype=like.dtype, device=like.device)
+        return reduced(mean.expand(1, *self.config.shape), factor) / factor
 
     def denoise(
         self,
@@ -249,15 +320,20 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         history: Sequence[Tensor],
         condition: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """D_i: (n, C, H, W); the student's correction damped where x0 would amplify it."""
+        """D_i: (n, C, H, W) at the step's size; the student's correction damped where x0 would
+        amplify it. The network sees a small image at its own noise level and in its own units.
+        """
+        factor = step.reduction
+        X = X if factor == 1 else step.scale * X
         inputs = X
         if self.config.inputs != "none":
-            inputs = network_input(step, X, xi, history, self._mean(X), self.config.memory)
+            last, mean = [D / factor for D in history[:1]], self._mean(X, factor)
+            inputs = network_input(step, X, xi, last, mean, self.config.memory)
         D = self.network_x0(self.unet, inputs, X, step, condition)
         if self._damped(step):
             base = self.network_x0(self.frozen, X, X, step, condition)
             D = base + (self.config.conditioning_limit * step.alpha / step.sigma) * (D - base)
-        return self.clipped(D)
+        return factor * self.clipped(D)
 
     @torch.no_grad()
     def rollout(

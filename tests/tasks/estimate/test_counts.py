@@ -22,6 +22,11 @@ from tests.tasks.distillation import make_root, settings
 TEACHER = {"source": "pretrained", "path": "data/teacher"}
 SFD = {"kind": "sfd", "nfe": [4, 2]}
 SCORE = {"score": 1.0, "path": 0.0, "mmd": 0.0}
+SCALES = {
+    "pairs": [[1.0, 4], [0.9, 8]],
+    "limit": 1e9,
+    "samples": 8,
+}  # a teacher with random weights
 ODE = {"eta": 0.0, "depth": 1}
 DMD = {"steps": 3, "samples": 8}
 SWD_PAIRS = {"kind": "given", "pairs": [[1.0, 4], [0.6, 6], [0.3, 8]]}
@@ -68,8 +73,9 @@ def test_a_cache_of_paths_costs_and_takes_what_is_told(root: Path) -> None:
         ({"window": {"start": 1, "grow_until": 0.9}}, {"steps": 6}),
         ({"loss": SCORE, "calibrate": False, "memory": True}, {"accumulate": 2}),
         ({"loss": {"mmd": 1.0, "features": 1.0}, "calibrate": False}, {"validate_every": 3}),
+        ({"scales": SCALES, "calibrate": False}, {}),
     ],
-    ids=["calibrated", "score", "mmd"],
+    ids=["calibrated", "score", "mmd", "scales"],
 )
 def test_training_of_sigdeg(root: Path, method: dict[str, Any], training: dict[str, Any]) -> None:
     _compare(root, method={"nfe": [4, 2]} | method, student=training)
