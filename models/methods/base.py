@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.common.config import Section
+from models.common.errors import InputError
 from models.sampling.trajectories import PathSpec
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
@@ -185,6 +186,17 @@ class DistillationMethod(Trainable):
         images), "teacher", or "auto" (data where they have the shape of the teacher's states).
         """
         return "teacher", "method"
+
+    @classmethod
+    def check_sharding(cls, config: Any) -> None:
+        """InputError unless the losses call the networks alike, the same ones in the same order,
+        for all micro-batches of a step, whatever was drawn and whatever a batch holds: a call of a
+        sharded network is one of all workers. A method for which that holds says so here.
+        """
+        raise InputError(
+            f"student.sharding = full: method.kind = {cls.name} does not say that its losses call "
+            "the networks alike for all micro-batches; override check_sharding, or use none"
+        )
 
     @property
     def nfe(self) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,6 +122,10 @@ class Consistency(DistillationMethod):
     @classmethod
     def costs(cls, context: MethodContext, real: bool = False) -> ConsistencyCosts:
         return ConsistencyCosts(context, real)
+
+    @classmethod
+    def check_sharding(cls, config: Any) -> None:
+        """Nothing to refuse: what is called depends on the step alone."""
 
     @classmethod
     def untrained(cls, context: MethodContext) -> MultistepPipeline:

@@ -18,6 +18,7 @@ channel (the paper's SFD-v), since the same time is asked for steps of different
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,10 @@ class SFD(DistillationMethod):
     @classmethod
     def costs(cls, context: MethodContext, real: bool = False) -> SFDCosts:
         return SFDCosts(context, real)
+
+    @classmethod
+    def check_sharding(cls, config: Any) -> None:
+        """Nothing to refuse: what is called depends on the step alone."""
 
     @classmethod
     def untrained(cls, context: MethodContext) -> MultistepPipeline:

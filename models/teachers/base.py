@@ -139,6 +139,14 @@ class Denoiser(nn.Module):
             "DiffusersDenoiser, or a family with expand_input"
         )
 
+    def sharded_blocks(self, network: nn.Module) -> list[nn.Module]:
+        """The parts of ``network``, one of this one's kind, that are called as a whole, one after
+        the other; where weights are sharded, those of a block are on a device together.
+        """
+        lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
+        middle = getattr(network, "mid_block", None)
+        return [block for part in lists for block in part] + ([] if middle is None else [middle])
+
     def input_channels(self, network: Any) -> int:
         """How many channels the states have that ``network``, one of this one's kind, takes."""
         return int(network.config.in_channels)

@@ -35,6 +35,10 @@ class DiT(DiffusersDenoiser):
     def stride(self) -> int:
         return int(self.network.config.patch_size)
 
+    def sharded_blocks(self, network: nn.Module) -> list[nn.Module]:
+        # the output layer reads weights of the first as well
+        return super().sharded_blocks(network)[1:]
+
     def middle_block(self) -> nn.Module:
         blocks: Any = self.network.transformer_blocks
         block: nn.Module = blocks[len(blocks) // 2]

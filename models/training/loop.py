@@ -2,7 +2,9 @@
 
 The caller owns logging, validation and checkpoints. Randomness is stateless: batch and noise of a
 step are functions of (seed, step, micro-batch, role update, rank), so a run resumed from
-``state_dict`` continues bit for bit on a CPU.
+``state_dict`` continues bit for bit on a CPU. Workers either have a rank and a copy of the networks
+each, and average their gradients, or they share sharded networks and the micro-batches of a step
+(models/training/sharding.py).
 """
 
 from __future__ import annotations
@@ -17,11 +19,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from models.common.own_weights import load_own_weights, own_weights
 from models.common.precision import DTYPES
 from models.common.random import generator_for
 from models.methods.base import Trainable
+from models.training.optimizers import (
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    set_rate,
+)
+from models.training.sharding import Share, left_behind, local, whole
 
 Batches = Callable[[int, int, int], Any]  # (step, micro, update) -> batch
 
@@ -51,6 +61,7 @@ class LoopConfig:
     clip: float = 1.0
     accumulate: int = 1
     precision: str = "float32"
+    optimizer: str = "adamw"
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -90,7 +101,7 @@ class TrainState:
             "cuda", enabled=config.precision == "float16" and torch.cuda.is_available()
         )
 
-    def _optimizer(self, name: str, net: nn.Module) -> torch.optim.AdamW:
+    def _optimizer(self, name: str, net: nn.Module) -> torch.optim.Optimizer:
         groups: dict[float, list[Tensor]] = defaultdict(list)
         for parameter in _trained(net).values():
             groups[getattr(parameter, "rate_scale", 1.0)].append(parameter)
@@ -99,8 +110,8 @@ class TrainState:
             {"params": ps, "lr": base * scale, "base": base * scale}
             for scale, ps in sorted(groups.items())
         ]
-        return torch.optim.AdamW(
-            param_groups, betas=self.config.betas, weight_decay=self.config.weight_decay
+        return make_optimizer(
+            self.config.optimizer, param_groups, self.config.betas, self.config.weight_decay
         )
 
     @torch.no_grad()
@@ -112,7 +123,7 @@ class TrainState:
         for name, average in self.ema_weights.items():
             live = _trained(self.networks[name])
             torch._foreach_lerp_(
-                list(average.values()), [live[k].detach() for k in average], 1.0 - decay
+                [local(v) for v in average.values()], [local(live[k]) for k in average], 1.0 - decay
             )
 
     def ema_state(self, role: str) -> dict[str, Tensor]:
@@ -126,10 +137,23 @@ class TrainState:
         return {
             "step": self.step,
             "networks": {k: own_weights(v, v.state_dict()) for k, v in self.networks.items()},
-            "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
+            "optimizers": {k: optimizer_state(v) for k, v in self.optimizers.items()},
             "ema_weights": self.ema_weights,
             "scaler": self.scaler.state_dict(),
         }
+
+    def blank(self) -> dict[str, Any]:
+        """What a full :meth:`state_dict` of this state looks like, to be filled in place: these
+        networks and averages themselves, and moments of Adam for all weights.
+        """
+        blank = self.state_dict()
+        for role, optimizer in self.optimizers.items():
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            blank["optimizers"][role]["state"] = {
+                i: {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                for i, p in enumerate(trained)
+            }
+        return blank
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; KeyError or RuntimeError if it belongs to another
@@ -138,7 +162,7 @@ class TrainState:
         for name, net in self.networks.items():
             load_own_weights(net, state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            load_optimizer_state(optimizer, state["optimizers"][name])
         with torch.no_grad():
             for name, average in self.ema_weights.items():
                 for key, value in average.items():
@@ -153,11 +177,14 @@ def _trained(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean over the workers, in one collective. A recurrent rollout uses every weight many times,
-    so gradients are final only when the whole backward pass is: overlapping buckets, as DDP's hooks
-    do, would have nothing to overlap with.
+    """Mean over the workers, in one collective; gradients of sharded weights are means already.
+
+    A recurrent rollout uses every weight many times, so gradients are final only when the whole
+    backward pass is: overlapping buckets, as DDP's hooks do, would have nothing to overlap with.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    if isinstance(parameters[0], DTensor):
         return
     flat = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
@@ -186,14 +213,16 @@ def _update(
     batches: Batches,
     device: torch.device,
     rank: int,
+    share: Share,
 ) -> dict[str, float]:
     """One optimizer update of one role; returns its logged terms."""
     config, optimizer = state.config, state.optimizers[role]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
-    terms: dict[str, float] = defaultdict(float)
+    seen: dict[str, list[Tensor]] = defaultdict(list)
     half = config.precision != "float32"
-    for micro in range(config.accumulate):
+    mine = share.of(config.accumulate)
+    for micro in mine:
         noise = generator_for(device, config.seed, state.step, micro, update, rank)
         dropout = (config.seed, state.step, micro, update, rank, 1)
         with (
@@ -202,20 +231,38 @@ def _update(
         ):
             loss, logged = method.loss(role, batches(state.step, micro, update), noise)
         for key, value in {"loss": loss, **logged}.items():
-            terms[f"{role}/{key}"] += float(value.detach()) / config.accumulate
-        torch.autograd.backward(state.scaler.scale(loss / config.accumulate))
+            seen[f"{role}/{key}"].append(value.detach())
+        torch.autograd.backward(state.scaler.scale(loss / len(mine)))
+    if share.world > 1:
+        _check_gathered(method.networks[role], role)
     _average_gradients(parameters)
     state.scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
+    norm = whole(nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
+    # read here alone, so that a device need not be waited for after each micro-batch
+    terms = share.mean({k: sum(_numbers(v, len(mine))) for k, v in seen.items()}, device)
     scaled = state.scaler.is_enabled()
     if not math.isfinite(terms[f"{role}/loss"]) or not (scaled or math.isfinite(float(norm))):
         raise NonFiniteError(state.step + 1, role, "loss or gradient")
     terms[f"{role}/grad_norm"] = float(norm)
     for group in optimizer.param_groups:
-        group["lr"] = group["base"] * config.rate(state.step)
+        set_rate(group, group["base"] * config.rate(state.step))
     state.scaler.step(optimizer)
     state.scaler.update()
     return terms
+
+
+def _numbers(values: list[Tensor], count: int) -> list[float]:
+    """The values over ``count``, as numbers."""
+    return [value / count for value in torch.stack(values).tolist()]
+
+
+def _check_gathered(network: nn.Module, role: str) -> None:
+    """RuntimeError if gradients of a sharded network were not summed over the workers."""
+    if lost := next(left_behind(network), None):
+        raise RuntimeError(
+            f"gradients of {role}{f'.{lost}' if lost else ''} were not summed over the workers; "
+            "set student.sharding to none, and report this"
+        )
 
 
 def train(
@@ -225,17 +272,19 @@ def train(
     *,
     device: torch.device | str = "cpu",
     rank: int = 0,
+    share: Share | None = None,
 ) -> Iterator[StepReport]:
     """Run ``state`` to ``config.steps``, yielding a report after every step.
 
-    ``batches(step, micro, update)`` returns this rank's batch. Raises NonFiniteError before a bad
+    ``batches(step, micro, update)`` returns this rank's batch. ``share``: of the micro-batches of a
+    step, where workers share them; then all workers have rank 0. Raises NonFiniteError before a bad
     step is applied.
     """
-    device = torch.device(device)
+    device, share = torch.device(device), share or Share()
     while state.step < state.config.steps:
         terms: dict[str, float] = {}
         for update, role in enumerate(method.updates(state.step)):
-            terms.update(_update(method, state, role, update, batches, device, rank))
+            terms.update(_update(method, state, role, update, batches, device, rank, share))
         rate = state.config.learning_rate * state.config.rate(state.step)
         state.step += 1
         state.update_ema()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.common import config as common
 from models.common.config import Count, Flag, Natural, Precision, Section, Seed, Workers
@@ -29,6 +29,12 @@ class Student(Section):
     gradient_checkpointing: Flag = False
     workers: Workers = 0
     """Ray Train workers; 0 = in this process."""
+    sharding: Literal["none", "full"] = "none"
+    """full: each worker holds a part of all networks, not a copy, and a step's `accumulate` batches
+    are shared out among the workers.
+    """
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit: moments of 8 bits, a quarter of the memory; needs the package torchao."""
     validate_every: Count = 20
     """Steps between validations; the best weights are kept."""
     validation_samples: Annotated[int, Field(strict=True, ge=2)] = 500
@@ -40,3 +46,24 @@ class Student(Section):
     max_failures: Natural = 2
     """Restarts of failed workers."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _sharding_agrees(self) -> Self:
+        if self.sharding == "none":
+            return self
+        if self.accumulate % max(1, self.workers):
+            raise ValueError(
+                f"accumulate = {self.accumulate}: sharding = full shares the batches of a step out "
+                f"among workers = {self.workers}; expected a multiple of it"
+            )
+        if self.precision == "float16":
+            raise ValueError(
+                "precision = float16: its scaling of the loss is not tried with sharding = full; "
+                "expected bfloat16 or float32"
+            )
+        if self.optimizer != "adamw":
+            raise ValueError(
+                f"optimizer = {self.optimizer}: its moments cannot be divided among other numbers "
+                "of workers; expected adamw with sharding = full"
+            )
+        return self

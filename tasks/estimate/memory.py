@@ -96,26 +96,50 @@ def student_memory(
     kept = trained if networks.trainable != "full" else whole
     roles = len(costs.optimized)
     own = networks.own_weights
-    fixed = _bytes(plan) + 4 * own * (roles + ("target" in costs.copies))
-    fixed += 8 * trained * roles + 4 * trained
+    parts = sharing(params)
+    weights = _network(plan) + 4 * own * (roles + ("target" in costs.copies))
+    averages = 8 * trained * roles + 4 * trained
+    fixed = (weights + averages) / parts + _autoencoder(plan)
+    fixed += _gathered(params, plan, roles) if parts > 1 else 0
     step, phase = max(
         (step_bytes(each.calls, networks, costs, params), f"a step of the {each.role}")
         for each in updates
     )
     # flattened and averaged between workers
-    step += 8 * trained if student.workers > 1 else 0
+    step += 8 * trained if student.workers > parts else 0
     rows = rows_at_once(plan.teacher.shape, min(VALIDATION_BATCH, student.validation_samples))
-    sampling = 4 * kept + networks.cost("student").peak_of(rows)
+    sampling = 4 * kept / parts + networks.cost("student").peak_of(rows)
     if networks.plan.vae is not None:
-        sampling = max(sampling, 4 * kept + _decoding(plan, networks, rows))
+        sampling = max(sampling, 4 * kept / parts + _decoding(plan, networks, rows))
     device, phase = max((fixed + step, phase), (fixed + sampling, "a validation"))
     state, data = 4 * plan.state, 4 * int(np.prod(plan.data_shape()))
     batch = student.batch_size * (spec.intervals + 1) * (spec.depth + 2) * state
     real = min(REFERENCE, facts.train if facts is not None else spec.train)
     pictures = (real + student.validation_samples) * data * 1.5
     cached = 0 if costs.recomputes == "call" else spec.train * state // 2
-    saved = 4 * kept * roles + 8 * trained * roles + 4 * trained
-    return Memory(device, batch + pictures + cached + saved + 4 * kept, phase)
+    saved = (4 * kept * roles + averages) / parts
+    host = batch + pictures + cached + saved + 4 * kept
+    # a worker opens what is divided whole, before it has anything to save
+    return Memory(device, max(host, weights) if parts > 1 else host, phase)
+
+
+def sharing(params: Params) -> int:
+    """Among how many workers the student stage's networks are divided."""
+    student = params.student
+    return max(1, student.workers) if student.sharding == "full" else 1
+
+
+def _gathered(params: Params, plan: Blueprint, roles: int) -> float:
+    """Whole weights at one moment beside a worker's parts: a block, the next one, the rest of each
+    network outside its blocks; and the gradient of a block in float32, twice: of it, and to be
+    summed.
+    """
+    network = plan.teacher.network
+    blocks = [sum(p.numel() for p in b.parameters()) for b in plan.teacher.sharded_blocks(network)]
+    rest = sum(p.numel() for p in network.parameters()) - sum(blocks)
+    largest = max([*blocks, rest])
+    itemsize = 4 if params.student.precision == "float32" else 2
+    return itemsize * (2 * largest + (roles + 1) * rest) + 8 * largest
 
 
 def largest_size(calls: Sequence[Call]) -> int:
@@ -180,5 +204,12 @@ def _decoding(plan: Blueprint, networks: Networks, rows: int) -> float:
 
 def _bytes(plan: Blueprint) -> float:
     """Of the teacher and its autoencoder."""
-    vae = 0 if plan.vae is None else 4 * sum(p.numel() for p in plan.vae.parameters())
-    return plan.parameters * plan.dtype.itemsize + vae
+    return _network(plan) + _autoencoder(plan)
+
+
+def _network(plan: Blueprint) -> float:
+    return plan.parameters * plan.dtype.itemsize
+
+
+def _autoencoder(plan: Blueprint) -> float:
+    return 0 if plan.vae is None else 4 * sum(p.numel() for p in plan.vae.parameters())

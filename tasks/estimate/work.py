@@ -130,8 +130,10 @@ def student_work(params: Params, costs: Costs, needs: str) -> list[Work]:
                 key = call._replace(rows=1.0)
                 tally[key] = tally.get(key, 0.0) + call.rows
     workers, size = max(1, student.workers), student.batch_size
+    # each has batches of its own, or a share of the same ones
+    times = 1 if student.sharding == "full" else workers
     work += [
-        Work(c.network, n * size * workers, size, c.gradient, c.size, student.precision, workers)
+        Work(c.network, n * size * times, size, c.gradient, c.size, student.precision, workers)
         for c, n in tally.items()
     ]
     times = validations(params)

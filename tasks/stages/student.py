@@ -26,9 +26,12 @@ import pandas as pd
 import torch
 
 from models.common.errors import InputError
+from models.methods.base import DistillationMethod
 from models.methods.export import export_pipeline
 from models.teachers.base import Denoiser
 from models.training.loop import LoopConfig, TrainState
+from models.training.optimizers import check_optimizer
+from models.training.sharding import Share, shard_method, worker_mesh
 from tasks.config.schema import Params, params_from_dict
 from tasks.data.agreement import check_teacher_fits_dataset
 from tasks.data.batches import BatchPlan, batches_for
@@ -82,16 +85,33 @@ def _prepare(params: Params, root: Path, teacher: Denoiser, shards: ShardSet) ->
     method = method_of(params)
     # a mistake there should show before the long work
     check_metrics(params, root)
+    check_optimizer(params.student.optimizer)
+    _check_sharding(params, method)
     real_states(method, params.method, root, teacher)
     return method.prepare(make_context(params, root, teacher.to(pick_device()), shards))
 
 
+def _check_sharding(params: Params, method: type[DistillationMethod]) -> None:
+    if params.student.sharding == "none":
+        return
+    method.check_sharding(params.method)
+    if params.student.workers < 2:
+        logger.warning(
+            "student.sharding = full with student.workers = %d: one worker holds all; "
+            "give several a part each",
+            params.student.workers,
+        )
+
+
 def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
-    """The place of unfinished work, named by all that the result depends on."""
+    """The place of unfinished work, named by all that the result depends on: of sharded networks
+    not the number of workers, any of which go on from the same checkpoints.
+    """
     student = params.student.model_dump(mode="json", exclude={"workers", "max_failures"})
     rows = {split: shards.rows(split) for split in shards.splits}
     images, features = load_manifest(root)["sha256"], params.evaluation.features
-    inputs = (params.method, student, shards.meta, rows, images, features, params.student.workers)
+    workers = params.student.workers if params.student.sharding == "none" else 0
+    inputs = (params.method, student, shards.meta, rows, images, features, workers)
     return scratch_for(root, "student", *inputs)
 
 
@@ -211,12 +231,19 @@ def build_training(
 ) -> Training:
     """Everything that training needs, deterministic in its arguments."""
     student = params.student
-    teacher = load_teacher(root, device)
+    share = Share(rank, world) if student.sharding == "full" else None
+    if share is not None:
+        rank, world = 0, 1  # batches and noise are those of one worker
+    # a device never holds what is about to be divided
+    divided = share is not None and share.world > 1
+    teacher = load_teacher(root, torch.device("cpu") if divided else device)
     shards = open_trajectories(root)
     kind = method_of(params)
     torch.manual_seed(student.seed)
     method = kind(make_context(params, root, teacher, shards, read_json(scratch / FACTS)))
-    if device.type == "cpu":
+    if divided:
+        shard_method(method, worker_mesh(device), student.precision)
+    elif device.type == "cpu" and share is None:
         method.pipeline.unet.to(memory_format=torch.channels_last)
     config = LoopConfig(
         steps=student.steps,
@@ -229,13 +256,14 @@ def build_training(
         clip=student.clip,
         accumulate=student.accumulate,
         precision=student.precision,
+        optimizer=student.optimizer,
         seed=student.seed,
     )
     state = TrainState(method, config)
     plan = BatchPlan(student.batch_size, student.accumulate, student.seed, device, rank, world)
     batches = batches_for(kind.needs, root, teacher, shards, plan)
     batches.real = real_states(kind, params.method, root, teacher)
-    selection = Selection(method, params, root, scratch, device)
+    selection = Selection(method, params, root, scratch, device, share)
     return Training(
         method,
         state,
@@ -247,6 +275,7 @@ def build_training(
         validate_every=student.validate_every,
         validate=selection.validate,
         rank=rank,
+        share=share,
         extra=selection.record,
     )
 

@@ -40,6 +40,10 @@ class Checkpoint:
         since, or are of another kind.
         """
         _check_seal(self.path)
+        return self.read()
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The same, of files whose checksums were compared already."""
         try:
             tensors = load_file(self.path / TENSORS)
         except SafetensorError as error:
@@ -62,25 +66,47 @@ def save_checkpoint(
 
     `tensors` may live on any device; `state` is JSON data with finite numbers (see `flatten`).
     """
+    check_keep(keep)
+    path = folder_of(directory, step)
+    with atomic_dir(path) as temporary:
+        write_files(temporary, tensors, state)
+        reach("checkpoint.tensors")
+        seal(temporary, step)
+    reach("checkpoint.written")
+    remove_earlier(directory, step, keep)
+    return Checkpoint(path, step)
+
+
+def check_keep(keep: int) -> None:
+    """ValueError for less than one checkpoint to keep."""
     if keep < 1:
         raise ValueError(f"keep = {keep}: expected at least 1")
-    path = directory / f"step-{step:08d}"
-    with atomic_dir(path) as temporary:
-        save_file(
-            {name: _storable(tensor) for name, tensor in tensors.items()}, temporary / TENSORS
-        )
-        reach("checkpoint.tensors")
-        (temporary / TENSORS).chmod(
-            0o644
-        )  # safetensors writes 0600, which other users of a shared folder cannot read
-        atomic_write_json(temporary / STATE, dict(state))
-        files = {name: sha256_file(temporary / name) for name in (TENSORS, STATE)}
-        atomic_write_json(temporary / SEAL, {"step": step, "sha256": files})
-    reach("checkpoint.written")
+
+
+def folder_of(directory: Path, step: int) -> Path:
+    """The folder of the checkpoint after ``step`` steps."""
+    return directory / f"step-{step:08d}"
+
+
+def write_files(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """TENSORS and STATE of a checkpoint that is being written."""
+    save_file({name: _storable(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
+    # safetensors writes 0600, which other users of a shared folder cannot read
+    (folder / TENSORS).chmod(0o644)
+    atomic_write_json(folder / STATE, dict(state))
+
+
+def seal(folder: Path, step: int) -> None:
+    """Write down the checksums of all files of a checkpoint that is otherwise written."""
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    atomic_write_json(folder / SEAL, {"step": step, "sha256": files})
+
+
+def remove_earlier(directory: Path, step: int, keep: int) -> None:
+    """Remove all but the last ``keep`` checkpoints up to this step."""
     earlier = [old for old in _folders(directory) if old.step <= step]
     for old in earlier[:-keep]:
         shutil.rmtree(old.path, ignore_errors=True)
-    return Checkpoint(path, step)
 
 
 def latest_checkpoint(directory: Path) -> Checkpoint | None:
@@ -165,7 +191,7 @@ def _folders(directory: Path) -> list[Checkpoint]:
 def _check_seal(path: Path) -> None:
     try:
         sums: dict[str, str] = json.loads((path / SEAL).read_text())["sha256"]
-        for name in (TENSORS, STATE):
+        for name in {TENSORS, STATE, *sums}:
             if sha256_file(path / name) != sums[name]:
                 raise InputError(
                     f"{path / name}: its checksum differs from {SEAL}; delete the folder and rerun"

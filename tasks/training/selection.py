@@ -17,6 +17,7 @@ from models.common.shapes import rows_at_once
 from models.evaluation.registry import criterion_class
 from models.methods.base import DistillationMethod, PathBatch
 from models.training.loop import TrainState
+from models.training.sharding import Share, gathered
 from tasks.config.schema import Params
 from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.validation import ValidationScore
@@ -32,7 +33,8 @@ class Selection:
     The score is the mean over the numbers of steps of the criterion divided by its value at step 0
     (the other way round where higher is better), against real images of the training split; the
     evaluation's holdout is not touched. ``record`` holds best_step, best_score and the criterion's
-    values, and travels with checkpoints.
+    values, and travels with checkpoints. Workers that ``share`` sharded networks all make the
+    samples, with the same noise; the figures are those of the first.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Selection:
         root: Path,
         scratch: Path,
         device: torch.device,
+        share: Share | None = None,
     ):
         self.method, self.params, self.root = method, params, root
-        self.scratch, self.device = scratch, device
+        self.scratch, self.device, self.share = scratch, device, share or Share()
         self.criterion = criterion_class(params.student.criterion, "student.criterion")
         self.record: dict[str, Any] = {}
 
@@ -59,7 +62,7 @@ class Selection:
         load_own_weights(network, averaged)
         network.eval()
         try:
-            figures = self._figures()
+            figures = self.share.from_first(self._figures())
         finally:
             load_own_weights(network, live)
             network.train()
@@ -80,8 +83,10 @@ class Selection:
         base = self.record.setdefault("untrained", scores)
         score = float(np.mean([self._ratio(value, base[name]) for name, value in scores.items()]))
         if score < self.record.get("best_score", np.inf):
-            save_checkpoint(self.scratch / "best", step, weights, {"scores": scores}, keep=2)
-            reach("selection.kept")
+            whole = gathered(weights, keep=self.share.rank == 0)
+            if self.share.rank == 0:
+                save_checkpoint(self.scratch / "best", step, whole, {"scores": scores}, keep=2)
+                reach("selection.kept")
             self.record |= {"best_step": step, "best_score": score, "scores": scores}
 
     def _ratio(self, value: float, base: float) -> float:

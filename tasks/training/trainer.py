@@ -15,7 +15,9 @@ import torch
 from models.common.errors import InputError
 from models.methods.base import Trainable
 from models.training.loop import Batches, NonFiniteError, StepReport, TrainState, train
+from models.training.sharding import Share
 from tasks.training.checkpoints import flatten, latest_checkpoint, save_checkpoint, unflatten
+from tasks.training.sharded_checkpoints import latest_sharded, load_sharded, save_sharded
 from tasks.utils.failpoints import reach
 from tasks.utils.progress import Advance, progress
 
@@ -32,7 +34,8 @@ class Training:
     ``extra`` is JSON state of the caller (best score so far, say) that is saved and restored with
     them. ``validate(step, state)`` runs before the first step and every ``validate_every`` steps,
     and returns figures for the history; a checkpoint follows, so that what it kept and what a
-    resumed run knows of stay in step. Only ``rank`` 0 validates, saves and shows progress.
+    resumed run knows of stay in step. Only ``rank`` 0 validates, saves and shows progress; where
+    workers ``share`` sharded networks all of them do, since none has more than a part.
     """
 
     method: Trainable
@@ -45,15 +48,21 @@ class Training:
     validate_every: int = 0
     validate: Callable[[int, TrainState], dict[str, float]] | None = None
     rank: int = 0
+    share: Share | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
     def resume(self) -> int:
         """Continue from the newest whole checkpoint; returns its step, 0 for a fresh start."""
-        found = latest_checkpoint(self.scratch)
+        share = self.share
+        found = latest_sharded(self.scratch, share) if share else latest_checkpoint(self.scratch)
         if found is None:
             return 0
-        tensors, tree = found.load()
+        if share:
+            like, _ = flatten({"train": self.state.blank()})
+            tensors, tree = load_sharded(found, like, share)
+        else:
+            tensors, tree = found.load()
         saved = unflatten(tensors, tree)
         self.state.load_state_dict(saved["train"])
         self.extra.clear()
@@ -66,7 +75,11 @@ class Training:
         """Write a checkpoint of everything, whole or not at all."""
         whole = {"train": self.state.state_dict(), "extra": self.extra, "history": self.history}
         tensors, tree = flatten(whole)
-        save_checkpoint(self.scratch, self.state.step, tensors, tree, self.keep)
+        step = self.state.step
+        if self.share:
+            save_sharded(self.scratch, step, tensors, tree, self.keep, self.share)
+        else:
+            save_checkpoint(self.scratch, step, tensors, tree, self.keep)
 
     def run(self, what: str) -> None:
         """Train to the end. A NaN stops it with one line that names the step and the last good
@@ -79,7 +92,12 @@ class Training:
             self._before()
             try:
                 for report in train(
-                    self.method, self.batches, self.state, device=self.device, rank=self.rank
+                    self.method,
+                    self.batches,
+                    self.state,
+                    device=self.device,
+                    rank=self.rank,
+                    share=self.share,
                 ):
                     if self.rank == 0:
                         self._after(report, advance)

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.common.errors import InputError
 from models.common.random import generator_for
 from models.common.shapes import append_dims
 from models.methods.base import (
@@ -121,6 +122,16 @@ class SigDEG(DistillationMethod):
     def image_target(cls, config: SigDEGConfig) -> tuple[str, str]:
         """That of the distribution term (9), where it is used."""
         return config.loss.mmd_target if config.loss.mmd else "teacher", "method.loss.mmd_target"
+
+    @classmethod
+    def check_sharding(cls, config: SigDEGConfig) -> None:
+        """Windows below the whole path begin anywhere, and so make more or fewer calls."""
+        if config.window.grow_until and config.window.start < max(config.nfe):
+            raise InputError(
+                f"student.sharding = full: method.window.start = {config.window.start} is below "
+                f"{max(config.nfe)} steps, and workers would begin at different ones; set "
+                "method.window.grow_until to 0.0"
+            )
 
     def window(self, step: int, nfe: int) -> int:
         """Length of the training windows at a step."""

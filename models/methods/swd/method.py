@@ -131,6 +131,15 @@ class SwD(DistillationMethod):
         """That of (16), where it is used."""
         return config.mmd.target if config.mmd.weight else "teacher", "method.mmd.target"
 
+    @classmethod
+    def check_sharding(cls, config: SwDConfig) -> None:
+        """The critic sees those samples alone whose level is low enough: none of some batches."""
+        if config.gan.weight:
+            raise InputError(
+                f"student.sharding = full: method.gan.weight = {config.gan.weight}, whose critic "
+                "sees samples of some batches alone, which sharded networks cannot; expected 0.0"
+            )
+
     @property
     def learning_rates(self) -> dict[str, float]:
         rates = self.config.rates.model_dump()
