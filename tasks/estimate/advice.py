@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from models.common.errors import InputError
 from tasks.config.overrides import apply_override, validated
 from tasks.config.schema import Params, params_dict, params_model
 from tasks.estimate.devices import Device
 from tasks.estimate.job import Job
 from tasks.estimate.report import resident, size
+from tasks.methods.context import method_of
 
 Changes = tuple[tuple[str, Any], ...]
+SHARDED = ("student.sharding", "full")
 
 
 def advice(job: Job, stage: str, device: Device, limit: float) -> str:
@@ -42,12 +45,23 @@ def candidates(params: Params, stage: str) -> Iterator[Changes]:
         yield from _halved("conditions.batch_size", params.conditions.batch_size)
     if stage != "student":
         return
+    of_now = params.student.batch_size
     for base in _bases(params):
-        if base:
-            yield base
-        for batch in _down(params.student.batch_size):
-            times = -(-params.student.batch_size // batch) * params.student.accumulate
-            yield (("student.batch_size", batch), ("student.accumulate", times), *base)
+        for batch in ([of_now] if base else []) + _down(of_now):
+            yield (*_batches(params, batch, SHARDED in base), *base)
+
+
+def _batches(params: Params, batch: int, shared: bool) -> Changes:
+    """What else keeps the number of samples of a step, with another size of batches; workers who
+    share the batches of a step need those of all.
+    """
+    student = params.student
+    times = (
+        -(-student.batch_size // batch) * student.accumulate * (student.workers if shared else 1)
+    )
+    then = (("student.batch_size", batch), ("student.accumulate", times))
+    now = (student.batch_size, student.accumulate)
+    return tuple(change for change, value in zip(then, now, strict=True) if change[1] != value)
 
 
 def _bases(params: Params) -> Sequence[Changes]:
@@ -55,6 +69,8 @@ def _bases(params: Params) -> Sequence[Changes]:
     found: list[Changes] = [()]
     if not params.student.gradient_checkpointing:
         found.append((("student.gradient_checkpointing", True),))
+    if _can_share(params):
+        found.append((*found[-1], SHARDED))
     if params.student.precision == "float32":
         found.append((*found[-1], ("student.precision", "bfloat16")))
     if getattr(params.teacher, "dtype", "") == "float32":
@@ -62,6 +78,20 @@ def _bases(params: Params) -> Sequence[Changes]:
     if getattr(params.method, "trainable", "lora") != "lora":
         found.append((*found[-1], ("method.trainable", "lora")))
     return found
+
+
+def _can_share(params: Params) -> bool:
+    """Whether workers with a copy each could have a part each."""
+    student = params.student
+    if student.workers < 2 or student.sharding == "full":
+        return False
+    if student.precision == "float16" or student.optimizer != "adamw":
+        return False
+    try:
+        method_of(params).check_sharding(params.method)
+    except InputError:
+        return False
+    return True
 
 
 def _halved(key: str, value: int, *also: str) -> Iterator[Changes]:

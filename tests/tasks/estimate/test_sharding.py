@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config.presets import compose
+from tasks.estimate.advice import candidates, changed
 from tasks.estimate.job import Job, take_apart
 from tests.models.teachers.pipelines import stable_diffusion
 from tests.paths import PROJECT
@@ -24,6 +25,19 @@ def job_of(folder: Path, *choices: str) -> Job:
     small = ["teacher.size=32", "student.steps=8", "student.validation_samples=2"]
     small += ["method.lora_rank=1", "evaluation.samples=16", "evaluation.features={kind: mnist}"]
     return take_apart(compose(PROJECT, "sd15", [f"teacher.path={folder}", *small, *choices]), PROJECT)  # fmt: skip
+
+
+def test_copies_that_do_not_fit_are_divided(folder: Path) -> None:
+    """Among workers, not in one process; a step keeps its samples: 4 workers, 16 batches each."""
+    copies = job_of(folder, "student.workers=4").params
+    found = list(candidates(copies, "student"))
+    full = ("student.sharding", "full")
+    assert (("student.accumulate", 64), full) in found
+    assert (("student.batch_size", 4), ("student.accumulate", 128), full) in found
+    assert all(changed(copies, each).student.sharding == "full" for each in found if full in each)
+    for other in ("student.workers=0", "student.workers=4 student.precision=float16"):
+        params = job_of(folder, *other.split()).params
+        assert not any(full in each for each in candidates(params, "student"))
 
 
 @pytest.mark.slow
