@@ -40,13 +40,12 @@ class Share:
         return range(self.rank, micro_batches, self.world)
 
     def mean(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-        """Means over the workers, by name; all workers have the same names."""
+        """Means over the workers, by name; all workers have the same names in the same order."""
         if self.world == 1:
             return dict(values)
-        names = sorted(values)
-        flat = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
+        flat = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
         dist.all_reduce(flat)
-        return dict(zip(names, (flat / self.world).tolist(), strict=True))
+        return dict(zip(values, (flat / self.world).tolist(), strict=True))
 
     def from_first(self, value: Any) -> Any:
         """The first worker's value, on all; the workers wait for each other. It is pickled on its
