@@ -77,6 +77,9 @@ def shard_method(method: DistillationMethod, mesh: DeviceMesh, precision: str) -
     for network in networks.values():
         shard_network(network, teacher.sharded_blocks(network), mesh, precision)
     _share_again(common)
+    for network in networks.values():
+        # as FSDP does at the first call, which may be one with the weights frozen for a while
+        network._get_fsdp_state()._lazy_init()
     teacher.to(mesh.device_type)
 
 
@@ -145,8 +148,8 @@ def _common(networks: Sequence[nn.Module]) -> list[list[Place]]:
 
 
 def _share_again(common: Sequence[Sequence[Place]]) -> None:
-    """Let the first network's part of a weight be that of the others too; FSDP looks at the weights
-    again when a network is called for the first time.
+    """Let the first network's part of a weight be that of the others too, before FSDP looks at the
+    weights for the last time.
     """
     for (module, name), *others in common:
         first = getattr(module, name)

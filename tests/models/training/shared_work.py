@@ -29,6 +29,15 @@ from tests.models.teachers.texts import prompt_teacher
 from tests.models.tinypaths import batch_of, spec_of, teacher_of
 
 STEPS, HALF, MICRO, ROWS = 2, 1, 4, 3
+# The first step, which has pure noise as its input, is the only one that calls the fake network
+# with its weights frozen before they are trained: DMD is off at its size.
+OWN_FEATURES: dict[str, Any] = {
+    "mmd.features": "fake",
+    "mmd.first_step": "image",
+    "compare": "image",
+    "backward_simulation": False,
+    "excluded": (4,),
+}
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "pixart", "sana")
 Terms = list[dict[str, float]]
 
@@ -102,6 +111,7 @@ WORKS: dict[str, Callable[[], Work]] = {
     "swd": _swd,
     "swd, blocks computed again": lambda: _swd(gradient_checkpointing=True),
     "swd, adapters": lambda: _swd("conditional", trainable="lora", lora_rank=2),
+    "swd, features of the fake network": lambda: _swd(**OWN_FEATURES),
     "sfd": lambda: _ode(SFD, SFDConfig(nfe=(4, 2))),
     "consistency": lambda: _ode(Consistency, ConsistencyConfig(nfe=(4, 2))),
     **{f"swd, {name}": partial(_family, name) for name in FAMILIES},

@@ -124,7 +124,9 @@ def test_two_workers_make_the_student_of_one_process(
         "shard-00002-model-00001-of-00001.safetensors",
     }
     student.run(params(), third)
-    assert list(scratch.parent.glob("*/")) == [scratch]  # the same place, and so the same checkpoints
+    assert list(scratch.parent.glob("*/")) == [
+        scratch
+    ]  # the same place, and so the same checkpoints
     equal(root, third)
 
 
