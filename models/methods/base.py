@@ -151,6 +151,8 @@ class DistillationMethod(Trainable):
     name: ClassVar[str]
     Config: ClassVar[type[Section]]
     needs: ClassVar[Needs]
+    sharded: bool = False
+    """Whether the networks are divided among workers, who make the same calls of them."""
 
     def __init__(self, context: MethodContext):
         self.context, self.teacher, self.config = context, context.teacher, context.config

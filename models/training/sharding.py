@@ -81,6 +81,7 @@ def shard_method(method: DistillationMethod, mesh: DeviceMesh, precision: str) -
         # as FSDP does at the first call, which may be one with the weights frozen for a while
         network._get_fsdp_state()._lazy_init()
     teacher.to(mesh.device_type)
+    method.sharded = True
 
 
 def shard_network(

@@ -132,6 +132,8 @@ def take_apart(params: Params, root: Path) -> Job:
         )
     context = method_context(params, plan)
     method = method_of(params)
+    if params.student.sharding == "full":
+        method.check_sharding(params.method)
     costs = method.costs(context, uses_real(method, params, plan, facts))
     if costs is None:
         raise InputError(

@@ -133,12 +133,9 @@ class SwD(DistillationMethod):
 
     @classmethod
     def check_sharding(cls, config: SwDConfig) -> None:
-        """The critic sees those samples alone whose level is low enough: none of some batches."""
-        if config.gan.weight:
-            raise InputError(
-                f"student.sharding = full: method.gan.weight = {config.gan.weight}, whose critic "
-                "sees samples of some batches alone, which sharded networks cannot; expected 0.0"
-            )
+        """Nothing to refuse: calls depend on the step alone; see the critic's of the fake network
+        in :meth:`_fake_loss`.
+        """
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -278,13 +275,16 @@ class SwD(DistillationMethod):
         terms = {f"mse_{step.size}": total}
         if self.critic is not None:
             seen = self.critic_levels.contains(t)
-            if seen.any():
+            # Sharded networks are called alike for all batches: a row is looked at that counts 0.
+            counts = bool(seen.any())
+            rows = seen if counts else torch.arange(len(t), device=t.device) == 0
+            if counts or self.sharded:
                 real = self._pooled(
-                    y_u[seen], t[seen], None if condition is None else condition[seen]
+                    y_u[rows], t[rows], None if condition is None else condition[rows]
                 )
                 with frozen(self.critic):
-                    terms["critic"] = discriminator_loss(
-                        self.critic(real), self.critic(pool(middle)[seen])
+                    terms["critic"] = counts * discriminator_loss(
+                        self.critic(real), self.critic(pool(middle)[rows])
                     )
                 total = total + self.config.gan.features * terms["critic"]
         return total, terms

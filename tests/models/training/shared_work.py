@@ -112,6 +112,8 @@ WORKS: dict[str, Callable[[], Work]] = {
     "swd, blocks computed again": lambda: _swd(gradient_checkpointing=True),
     "swd, adapters": lambda: _swd("conditional", trainable="lora", lora_rank=2),
     "swd, features of the fake network": lambda: _swd(**OWN_FEATURES),
+    # levels so low that some batches have no sample there
+    "swd, critic": lambda: _swd(gan=0.1, **{"gan.levels": 0.2, "gan.features": 0.5}),
     "sfd": lambda: _ode(SFD, SFDConfig(nfe=(4, 2))),
     "consistency": lambda: _ode(Consistency, ConsistencyConfig(nfe=(4, 2))),
     **{f"swd, {name}": partial(_family, name) for name in FAMILIES},
