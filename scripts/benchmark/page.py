@@ -13,6 +13,7 @@ from scripts.benchmark.plan import Domain, Plan, Run
 from scripts.benchmark.rows import Row, rows_of, times_of
 from scripts.benchmark.runs import State
 
+DIVERGED = 1e4  # no metric has such values of samples that are any good
 HEAD = """\
 # {title}
 
@@ -119,12 +120,17 @@ def _quality_cell(
 ) -> str:
     if figure is None:
         return "-"
-    value = f"{figure.value:.{decimals}f}"
+    value = _number(figure.value, decimals)
     value = f"**{value}**" if strong else value
     mark = "\\*" if trained and figure.seeds == 1 else ""
     if figure.low == figure.high:
         return f"{value}{mark}"
-    return f"{value} [{figure.low:.{decimals}f}, {figure.high:.{decimals}f}]{mark}"
+    return f"{value} [{_number(figure.low, decimals)}, {_number(figure.high, decimals)}]{mark}"
+
+
+def _number(value: float, decimals: int) -> str:
+    """As many decimals as the metric has; figures of samplers that diverge in short."""
+    return f"{value:.1e}" if abs(value) >= DIVERGED else f"{value:.{decimals}f}"
 
 
 def _spacings(rows: Sequence[Row]) -> Iterable[str]:

@@ -66,6 +66,11 @@ def test_quality_over_seeds(tmp_path: Path) -> None:
     assert grids.endswith("UniPC: trailing at 1; karras at 2.")
 
 
+def test_a_sampler_that_diverges_is_told_in_short() -> None:
+    assert page._number(13430389070838.8418, 4) == "1.3e+13"
+    assert page._number(0.12345, 4) == "0.1235" and page._number(9999.0, 1) == "9999.0"
+
+
 def test_one_seed_is_marked_and_stale_results_are_named(tmp_path: Path) -> None:
     run = run_of("sigdeg", 0)
     state = write_run(tmp_path, run, {"student": {"nfe1": figures("Student", 0.1)}})
