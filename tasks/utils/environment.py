@@ -32,6 +32,8 @@ MLFLOW_PAGES = "FEWSTEP_MLFLOW_PAGES"  # the address of MLflow's server, for lin
 UNUSABLE = {
     ":": "separates the folders of PATH",
     "%": "MLflow's addresses of files read %41 as a letter",
+    "{": "DVC puts values between braces",
+    "}": "DVC puts values between braces",
     "?": "addresses of databases end there",
     "\n": "a line ends there",
 }

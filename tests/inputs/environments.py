@@ -134,6 +134,9 @@ ROWS = (
     Row("env-space", "a project below `my work #1`", folder("my work #1"), taken="as any other"),
     Row("env-percent", "a project below `50%`", folder("50%"),
         refused="50%: '%': MLflow's addresses of files read %41 as a letter: move or rename the folder"),
+    Row("env-braces", "a project below `{old}`", folder("{old}"),
+        refused="{old}: '{': DVC puts values between braces; '}': DVC puts values between braces: move or "
+        "rename the folder"),
     Row("env-question", "a project below `what?`", folder("what?"),
         refused="what?: '?': addresses of databases end there: move or rename the folder"),
     Row("env-colon", "a project below `a:b`", folder("a:b"),
