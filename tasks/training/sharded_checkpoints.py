@@ -56,7 +56,6 @@ def save_sharded(
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         with _told(share):
             dcp.save(parts, storage_writer=writer, no_dist=share.world == 1)
-        reach("checkpoint.parts")
         if share.rank == 0:
             write_files(temporary, single, state)
             reach("checkpoint.tensors")

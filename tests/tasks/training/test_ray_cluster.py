@@ -11,6 +11,7 @@ import pytest
 
 from models.common.errors import InputError
 from tasks.training import ray_cluster
+from tasks.utils import environment
 from tests.paths import PROJECT
 
 USE = """
@@ -71,7 +72,7 @@ def test_a_cluster_of_its_own(kind: str, tmp_path_factory: pytest.TempPathFactor
         settings = {"RAY_TMPDIR": str(short)}
     done = use(place, **settings)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-4:] == ["seen", "1000", "1", "1.0"]
+    assert done.stdout.split()[-4:] == ["seen", environment.SPINS, "1", "1.0"]
 
 
 @pytest.mark.slow
