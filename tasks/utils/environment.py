@@ -136,10 +136,12 @@ def check_place(root: Path) -> None:
 
     Spaces, `@`, `#` and the like are no matter.
     """
-    found = [name for name in UNUSABLE if name in str(root.resolve())]
-    if found:
-        told = "; ".join(f"{name!r}: {UNUSABLE[name]}" for name in found)
-        raise InputError(f"{root.resolve()}: {told}: move or rename the folder")
+    path = str(root.resolve())
+    told = [f"{name!r}: {why}" for name, why in UNUSABLE.items() if name in path]
+    if "'" in path and '"' in path:
+        told.append("' and \": MLflow's database takes one of the two")
+    if told:
+        raise InputError(f"{path}: {'; '.join(told)}: move or rename the folder")
 
 
 def join_services(root: Path) -> None:

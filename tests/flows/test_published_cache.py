@@ -211,6 +211,8 @@ def test_only_finished_results_that_are_whole_are_published(
     with pytest.raises(InputError, match="out of date: teacher: expected finished stages"):
         publish(root, tmp_path / "none")
     shutil.rmtree(root / "data/evaluation")
-    with pytest.raises(InputError, match="out of date: evaluation: expected finished stages"):
+    with pytest.raises(
+        InputError, match="out of date: teacher, evaluation: expected finished stages"
+    ):
         publish(root, tmp_path / "none")
     assert not (tmp_path / "none" / RESULTS).exists()

@@ -60,7 +60,7 @@ def whole_run(root: Path, **environ: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["me@corp.example", "my work #1 & more=", 'it\'s [new] (é) "µ"', "--projet +1,2;3"]
+    "name", ["me@corp.example", "my work #1 & more=", "it's [new] (é) µ", "--projet +1,2;3"]
 )
 def test_a_project_in_an_odd_folder(name: str, tmp_path: Path) -> None:
     root = make_project(tmp_path / name)

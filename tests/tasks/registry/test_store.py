@@ -115,7 +115,7 @@ def test_the_store_of_a_project_in_an_odd_folder(name: str, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "note.txt"])
 
 
-@pytest.mark.parametrize("name", ["50%41", "what?", "a:b", "{old}", "a}"])
+@pytest.mark.parametrize("name", ["50%41", "what?", "a:b", "{old}", "a}", 'it\'s "new"'])
 def test_folders_that_addresses_cannot_name_are_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / name
     root.mkdir()
