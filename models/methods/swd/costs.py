@@ -10,18 +10,10 @@ from collections.abc import Sequence
 from models.methods.base import MethodContext
 from models.methods.costs import Call, Costs, guided
 from models.methods.swd.build import MEAN_OF
-from models.methods.swd.config import AutoSchedule, GivenSchedule, SwDConfig
-from models.methods.swd.gate import REFERENCE
+from models.methods.swd.config import SwDConfig
+from models.methods.swd.gate import REFERENCE, schedule_of
 from models.methods.swd.levels import share_below
-from models.methods.swd.schedule import (
-    Schedule,
-    alternating,
-    level_of,
-    make_schedule,
-    matched_levels,
-    preset,
-    scale_index,
-)
+from models.methods.swd.schedule import alternating, level_of, scale_index
 
 
 class SwDCosts(Costs):
@@ -33,7 +25,7 @@ class SwDCosts(Costs):
     def __init__(self, context: MethodContext, real: bool = False):
         super().__init__(context, real)
         config = self.config
-        self.schedule = assumed_schedule(config, self.teacher.shape[1], self.teacher.stride)
+        self.schedule = schedule_of(config, self.teacher.shape[1], self.teacher.stride)
         self.sizes = [scale.size for scale in self.schedule]
         self.full = self.teacher.shape[1]
         self.critic = config.gan.weight > 0
@@ -118,15 +110,3 @@ class SwDCosts(Costs):
         if not self.teacher.codec.latent or size == self.full:
             return []
         return [Call("decode"), Call("encode", size=size)]
-
-
-def assumed_schedule(config: SwDConfig, full: int, stride: int) -> Schedule:
-    """The schedule of the settings; one of kind auto at full size throughout."""
-    given = config.schedule
-    if isinstance(given, GivenSchedule):
-        schedule = make_schedule(given.pairs, full, stride)
-    elif isinstance(given, AutoSchedule):
-        schedule = make_schedule([(sigma, full) for sigma in given.sigmas], full, stride)
-    else:
-        schedule = preset(given.steps, full, stride, given.sigmas)
-    return matched_levels(schedule) if config.level_mapping == "matched" else schedule

@@ -51,7 +51,7 @@ def measure_scales(context: MethodContext) -> dict[str, Any]:
         )
     images = context.tools.teacher_states(REFERENCE)
     power = radial_power(images)
-    schedule = schedule_of(config, context.teacher, power)
+    schedule = schedule_of(config, height, context.teacher.stride, power)
     diagnostics: dict[str, Any] = {
         "schedule": [list(scale) for scale in schedule],
         "power": power.tolist(),
@@ -62,17 +62,22 @@ def measure_scales(context: MethodContext) -> dict[str, Any]:
     return diagnostics
 
 
-def schedule_of(config: SwDConfig, teacher: Denoiser, power: np.ndarray) -> Schedule:
-    """The schedule that `method.schedule` means for a teacher and a spectrum; InputError for one it
-    cannot run.
+def schedule_of(
+    config: SwDConfig, full: int, stride: int, power: np.ndarray | None = None
+) -> Schedule:
+    """The schedule that `method.schedule` means for a teacher of this size and stride; InputError
+    for one it cannot run. ``power``: the data's spectrum; None where it is not known yet, and a
+    schedule of kind auto has the full size throughout.
     """
-    given, full, stride = config.schedule, teacher.shape[1], teacher.stride
+    given = config.schedule
     if isinstance(given, GivenSchedule):
         schedule = make_schedule(given.pairs, full, stride)
-    elif isinstance(given, AutoSchedule):
-        schedule = auto_schedule(power, given.sigmas, full, stride, given.smallest)
-    else:
+    elif not isinstance(given, AutoSchedule):
         schedule = preset(given.steps, full, stride, given.sigmas)
+    elif power is None:
+        schedule = make_schedule([(sigma, full) for sigma in given.sigmas], full, stride)
+    else:
+        schedule = auto_schedule(power, given.sigmas, full, stride, given.smallest)
     return matched_levels(schedule) if config.level_mapping == "matched" else schedule
 
 

@@ -344,8 +344,10 @@ class SwD(DistillationMethod):
         which.
         """
         mmd = self.config.mmd
-        if mmd.compare == "batch" or self.paired(i):
-            return mmd.compare == "batch"
+        if mmd.compare == "batch":
+            return True
+        if self.paired(i):
+            return False
         if mmd.first_step == "auto":
             return self.teacher.condition_kind != "prompts"
         return mmd.first_step == "batch"
