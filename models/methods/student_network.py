@@ -33,6 +33,7 @@ def student_network(
     teacher.expand_input(student, in_channels)
     if whole:
         student.requires_grad_(True)
+        _keep_frequencies(student)
     elif trainable in ("lora", "input"):
         if trainable == "lora":
             _add_lora(teacher, student, rank)
@@ -47,6 +48,13 @@ def student_network(
             # a DiT forgets labels at random in training mode; the student follows its teacher's
             module.dropout_prob = 0.0  # type: ignore[assignment]
     return student.train()
+
+
+def _keep_frequencies(network: nn.Module) -> None:
+    """Fourier embeddings of a time have random frequencies, which no training moves."""
+    for module in network.modules():
+        if type(module).__name__ == "GaussianFourierProjection":
+            module.requires_grad_(False)
 
 
 def _add_lora(teacher: Denoiser, network: nn.Module, rank: int) -> None:

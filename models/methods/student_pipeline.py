@@ -26,10 +26,10 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from models.methods.prompt_encoding import TEXT_PARTS, PromptMixin
-from models.teachers.network_call import call_network, pixels_per_entry
+from models.teachers.network_call import call_exploding, call_network, pixels_per_entry
 
 OUTPUT_TYPES = {"images": ("pil", "np", "pt", "latent"), "series": ("np", "pt", "latent")}
-ANY_TIME = ("flow", "edm", "edm_v")  # of the parametrizations; others know whole times
+ANY_TIME = ("flow", "edm", "edm_v", "ve")  # of the parametrizations; others know whole times
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OnStep = Callable[[], object]
 
@@ -46,7 +46,7 @@ class StudentPipeline(PromptMixin):
 
     A student's class has ``unet`` and ``vae`` (or None) among its components; its config has
     ``prediction_type``, ``shape`` (of a clean state: C, H, W of images, C, L of series), ``clip``
-    and ``num_classes``, and for series ``scaling``: mean and std per channel of the data. It
+    and ``num_classes``, and ``scaling`` where states are scaled data: mean and std per channel. It
     defines :attr:`nfe` and :meth:`rollout`; the rest has defaults.
 
     ``title``: the method's name for tables. ``path_features``: those of cached teacher paths that
@@ -199,8 +199,12 @@ class StudentPipeline(PromptMixin):
         """
         t = torch.full((len(x),), level.t, device=x.device)
         t = t if self.config.prediction_type in ANY_TIME else t.long()
-        output = call_network(network, inputs, t, condition, pixels_per_entry(self.vae)).to(x.dtype)
-        output = output[:, : x.shape[1]]  # one that also predicts a variance has more channels
+        channels, pixels = x.shape[1], pixels_per_entry(self.vae)
+        if self.config.prediction_type == "ve":
+            output = call_exploding(network, inputs, t, channels, condition, pixels).to(x.dtype)
+        else:
+            output = call_network(network, inputs, t, condition, pixels).to(x.dtype)
+        output = output[:, :channels]  # one that also predicts a variance has more channels
         return prediction_to_x0(self.config.prediction_type, output, x, level)
 
     def clipped(self, x0: Tensor) -> Tensor:
@@ -421,7 +425,7 @@ def _sets(node: ast.AST) -> Iterator[str]:
 def prediction_to_x0(prediction: str, output: Tensor, x: Tensor, level: Any) -> Tensor:
     """x0 from the network's output in the teacher's parametrization, at ``level``."""
     x0: Tensor = output
-    if prediction == "epsilon":
+    if prediction in ("epsilon", "ve"):
         x0 = (x - level.sigma * output) / level.alpha
     elif prediction in ("v_prediction", "edm_v"):
         x0 = level.alpha * x - level.sigma * output

@@ -10,6 +10,8 @@ from typing import Any
 from models.common.errors import InputError
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 
+UNSCALED = ("DDPMPipeline", "DiTPipeline")
+"""They start at standard normals and give the network the state as it is."""
 FILES = ("sigdeg_scheduler.py", "sigdeg_plan.py", "sigdeg_levels.py")
 
 
@@ -46,6 +48,11 @@ def stock_pipeline(student: Any, base: Any) -> Any:
             "student: its network takes more than the state, which stock pipelines do not hand "
             "over, or its teacher had no diffusers scheduler; expected one trained with "
             "method.inputs: none from a diffusers pipeline"
+        )
+    if type(base).__name__ in UNSCALED and student.vae is None and settings.get("process") == "edm":
+        raise InputError(
+            f"student: a {type(base).__name__} does not scale states as an EDM network needs them; "
+            "call the scheduler and the network yourself, or use the student's own pipeline"
         )
     part = "unet" if "unet" in base.components else "transformer"
     scheduler = SigDEGScheduler.from_config(settings)

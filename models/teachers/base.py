@@ -9,6 +9,7 @@ prediction becomes x0 by
     flow:         x0 = x - sigma * v,  v = eps - x0             (Lipman et al. 2023)
     edm:          x0 = alpha * x + sigma * F                    (Karras et al. 2022, F = -v)
     edm_v:        x0 = alpha * x - sigma * v, at EDM's times
+    ve:           as epsilon, of a network of scores (models/teachers/network_call.py)
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from models.teachers.codec import Codec
 from models.teachers.conditioning import Condition, ConditionTable, class_condition
 from models.teachers.schedule import NoiseSchedule
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow", "edm", "edm_v")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow", "edm", "edm_v", "ve")
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj", "net.2")
 
 
@@ -38,7 +39,7 @@ def to_x0(prediction_type: str, output: Tensor, x: Tensor, alpha: Tensor, sigma:
     """x0 from a network's output; all tensors broadcast against the state x (n, ...). Formulas:
     the module's head.
     """
-    if prediction_type == "epsilon":
+    if prediction_type in ("epsilon", "ve"):
         return (x - sigma * output) / alpha
     if prediction_type in ("v_prediction", "edm_v"):
         return alpha * x - sigma * output
@@ -55,6 +56,7 @@ def training_target(
     """What a network of that prediction type is regressed on; the inverse of :func:`to_x0`."""
     return {
         "epsilon": lambda: eps,
+        "ve": lambda: eps,
         "v_prediction": lambda: alpha * eps - sigma * x0,
         "edm_v": lambda: alpha * eps - sigma * x0,
         "edm": lambda: sigma * x0 - alpha * eps,
@@ -158,6 +160,11 @@ class Denoiser(nn.Module):
     def feature_map(self, output: Tensor, x: Tensor) -> Tensor:
         """The middle block's output in the layout (n, F, ...)."""
         return output
+
+    @property
+    def predicts_noise(self) -> bool:
+        """Whether x0 has the network's errors sigma / alpha times."""
+        return self.prediction_type in ("epsilon", "ve")
 
     @property
     def condition_kind(self) -> str:

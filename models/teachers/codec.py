@@ -48,15 +48,19 @@ class Codec(nn.Module):
 
 
 class ScaledCodec(Codec):
-    """States of unbounded data such as series: x0 = (data - mean) / std, per channel.
+    """States x0 = (data - mean) / std, per channel: of unbounded data such as series, or of images.
 
-    ``mean``, ``std``: (C,), fitted on training data. Nothing is clamped, on either side.
+    ``mean``, ``std``: (C,), of series fitted on training data. Decoded values are clamped to
+    ``value_range``, None for series.
     """
 
-    data_std = 1.0
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__(value_range=None)
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        value_range: tuple[float, float] | None = None,
+    ):
+        super().__init__(value_range)
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise InputError(
                 f"scaling of mean {list(mean)} and std {list(std)}: expected one mean and one std "
@@ -64,6 +68,7 @@ class ScaledCodec(Codec):
             )
         self.mean, self.std = [float(v) for v in mean], [float(v) for v in std]
         self.scaling = {"mean": self.mean, "std": self.std}
+        self.data_std = 1.0 if value_range is None else Codec.data_std / max(self.std)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -73,7 +78,7 @@ class ScaledCodec(Codec):
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Data (n, C, ...) in their own units."""
-        return x0 * _channels(self.std, x0) + _channels(self.mean, x0)
+        return super().decode(x0 * _channels(self.std, x0) + _channels(self.mean, x0))
 
 
 class VAECodec(Codec):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from models.common.errors import InputError
 from models.teachers.base import Denoiser
-from models.teachers.codec import Codec, VAECodec, rescaled
+from models.teachers.codec import Codec, ScaledCodec, VAECodec, rescaled
 from models.teachers.conditioning import Condition
-from models.teachers.network_call import call_network, pixels_per_entry
+from models.teachers.network_call import call_exploding, call_network, pixels_per_entry
 from models.teachers.reading import read_schedule
-from models.teachers.schedule import Preconditioned
+from models.teachers.schedule import NoiseSchedule, Preconditioned, VarianceExploding
 
 LEARNED_VARIANCE = ("learned", "learned_range")
 
@@ -44,24 +44,43 @@ class DiffusersDenoiser(Denoiser):
         shape = cls.sized(network, pixels_per_entry(vae), size)
         schedule, prediction_type, clip = read_schedule(scheduler, cls.tokens(config, shape))
         num_classes, null = cls.classes(config, null_class)
-        if isinstance(schedule, Preconditioned):
-            if vae is None and config.in_channels in (cls.data_channels or ()):
-                raise InputError(
-                    f"teacher {type(scheduler).__name__}: an EDM network over data themselves is "
-                    "not supported; expected one over latents, with its vae"
-                )
-            vae = None if vae is None else rescaled(vae, schedule.data)
         return cls(
             network,
             schedule,
             shape=shape,
             prediction_type=prediction_type,
-            codec=Codec(cls.value_range) if vae is None else VAECodec(vae),
+            codec=cls.codec_of(schedule, vae, shape[0], type(scheduler).__name__),
             clip=clip,
             num_classes=num_classes,
             null_class=null,
             scheduler=scheduler,
         )
+
+    @classmethod
+    def codec_of(cls, schedule: NoiseSchedule, vae: Any, channels: int, scheduler: str) -> Codec:
+        """Between data and states: EDM's are data over sigma_data, those of a variance exploding
+        process are images in [0, 1], as ScoreSdeVePipeline makes them. InputError where it is not
+        known what a state stands for.
+        """
+        if isinstance(schedule, VarianceExploding):
+            if vae is not None or cls.data_channels is None:
+                raise InputError(
+                    f"teacher {scheduler}: a network over {'series' if vae is None else 'latents'};"
+                    " expected one over images in [0, 1], as ScoreSdeVePipeline has"
+                )
+            return ScaledCodec([-1.0] * channels, [2.0] * channels, cls.value_range)
+        if not isinstance(schedule, Preconditioned):
+            return Codec(cls.value_range) if vae is None else VAECodec(vae)
+        if vae is not None:
+            return VAECodec(rescaled(vae, schedule.data))
+        if cls.data_channels is None:
+            if schedule.data != 1.0:
+                raise InputError(
+                    f"teacher {scheduler}: sigma_data = {schedule.data:g} of a network over "
+                    "series; expected 1, since series are scaled to that"
+                )
+            return Codec(cls.value_range)
+        return ScaledCodec([0.0] * channels, [schedule.data] * channels, cls.value_range)
 
     @classmethod
     def sized(cls, network: Any, pixels: int, size: int | None) -> tuple[int, ...]:
@@ -169,7 +188,10 @@ class DiffusersDenoiser(Denoiser):
         network.register_to_config(in_channels=channels, out_channels=made)
 
     def call_network(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        return call_network(self.network, x, t, condition, pixels_per_entry(self.codec.vae))
+        pixels = pixels_per_entry(self.codec.vae)
+        if self.prediction_type == "ve":
+            return call_exploding(self.network, x, t, self.shape[0], condition, pixels)
+        return call_network(self.network, x, t, condition, pixels)
 
 
 def _widened(old: Any, channels: int) -> nn.Module:

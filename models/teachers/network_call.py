@@ -41,6 +41,24 @@ def call_network(
     return _plain(network, x.to(dtype), t, given, pixels).to(x.dtype)
 
 
+def call_exploding(
+    network: Any,
+    x: Tensor,
+    t: Tensor,
+    channels: int,
+    condition: Mapping[str, Tensor] | None = None,
+    pixels: int = 1,
+) -> Tensor:
+    """The noise eps (n, C', ...) that a network of scores sees in a variance exploding state.
+
+    It is given y = x0 + s eps at the time s = t, and answers with the score, -eps / s. ``x``: that
+    state as y / sqrt(1 + s^2) in its first ``channels``; further ones are given as they are.
+    """
+    s = t.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+    y = x[:, :channels] * (1 + s**2).sqrt()
+    return -s * call_network(network, torch.cat([y, x[:, channels:]], 1), t, condition, pixels)
+
+
 def pixels_per_entry(vae: Any) -> int:
     """How many pixels of a row one entry of the autoencoder's latents stands for; 1 without one."""
     if vae is None:

@@ -11,9 +11,15 @@ from models.teachers.schedule import (
     FlowMatching,
     NoiseSchedule,
     Preconditioned,
+    VarianceExploding,
     VariancePreserving,
 )
-from models.teachers.scheduler_options import EDM, FLOW_MATCHING, scheduler_options
+from models.teachers.scheduler_options import (
+    EDM,
+    FLOW_MATCHING,
+    VARIANCE_EXPLODING,
+    scheduler_options,
+)
 
 EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "edm_v"}
 
@@ -38,6 +44,8 @@ def read_schedule(
                 "expected epsilon or v_prediction"
             )
         return _preconditioned(options, name), EDM_PREDICTIONS[options["prediction_type"]], None
+    if name in VARIANCE_EXPLODING:
+        return _exploding(options, name), "ve", None
     if name in FLOW_MATCHING:
         return FlowMatching(steps, _shift(options, tokens)), "flow", None
     prediction = options["prediction_type"]
@@ -81,6 +89,17 @@ def _preconditioned(options: dict[str, Any], name: str) -> Preconditioned:
     if rho is not None and not 0 < rho < float("inf"):
         raise InputError(f"teacher {name}: rho = {rho:g}: expected a number above 0")
     return Preconditioned(int(options["num_train_timesteps"]), low, high, data, rho)
+
+
+def _exploding(options: dict[str, Any], name: str) -> VarianceExploding:
+    """InputError unless the levels fall from ``sigma_max`` to ``sigma_min``, both above 0."""
+    low, high, end = (float(options[key]) for key in ("sigma_min", "sigma_max", "sampling_eps"))
+    if not (0 < low < high < float("inf") and 0 <= end < 1):
+        raise InputError(
+            f"teacher {name}: sigma_min = {low:g}, sigma_max = {high:g}, sampling_eps = {end:g}: "
+            "expected sigmas above 0, sigma_min below sigma_max, and sampling_eps from 0 to 1"
+        )
+    return VarianceExploding(int(options["num_train_timesteps"]), low, high, end)
 
 
 def _shift(options: dict[str, Any], tokens: int | None) -> float:

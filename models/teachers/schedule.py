@@ -3,6 +3,7 @@
 variance preserving:  alpha_t^2 = alphas_cumprod[t],  sigma_t^2 = 1 - alpha_t^2
 flow matching:        alpha = 1 - t / T,  sigma = t / T
 EDM:                  x = x0 + s eps, scaled as the network sees it; t = log(s) / 4
+variance exploding:   x = x0 + s eps, scaled by 1 / sqrt(1 + s^2); t = s
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Levels:
 
 
 class NoiseSchedule(ABC):
-    """alpha and sigma as functions of the network's time, t in [0, ``train_steps``), but for EDM.
+    """alpha and sigma as functions of the network's time, t in [0, ``train_steps``), but for EDM
+    and variance exploding.
 
     ``discrete``: whether the network knows whole times only.
     """
@@ -201,3 +203,42 @@ class Preconditioned(NoiseSchedule):
         """Evenly in log s."""
         low, high = np.log(self.low) / 4, np.log(self.high) / 4
         return float(low) + place * float(part * (high - low))
+
+
+class VarianceExploding(NoiseSchedule):
+    """Score SDE (Song et al. 2021, arXiv 2011.13456, appendix C): x = x0 + s eps, the network asked
+    at time s, with s from ``sigma_max`` down to ``sigma_min``. The state here is x / sqrt(1 + s^2):
+
+        alpha = 1 / sqrt(1 + s^2),   sigma = s / sqrt(1 + s^2)
+
+    The chain is spaced evenly in log s, K levels at u from 1 to ``end``, s = low (high / low)^u.
+    """
+
+    discrete = False
+
+    def __init__(self, train_steps: int, sigma_min: float, sigma_max: float, end: float = 0.0):
+        super().__init__(train_steps)
+        self.low, self.high, self.end = sigma_min, sigma_max, end
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        s = t.double()
+        alpha = (1.0 + s**2).rsqrt()
+        return alpha.float(), (s * alpha).float()
+
+    def level(self, t: float) -> tuple[float, float]:
+        alpha = 1.0 / float(np.hypot(1.0, t))
+        return alpha, t * alpha
+
+    def levels(self, steps: int) -> Levels:
+        self._check_steps(steps)
+        s = self.low * (self.high / self.low) ** np.linspace(1.0, self.end, steps)
+        alpha = 1.0 / np.hypot(s, 1.0)
+        return Levels(s, np.append(alpha, 1.0), np.append(s * alpha, 0.0))
+
+    def time_of_snr(self, snr: float) -> float:
+        s = self.high if snr == 0 else 1.0 / np.sqrt(snr)
+        return float(min(max(s, self.low), self.high))
+
+    def reach(self, place: Any, part: float = 1.0) -> Any:
+        """Evenly in log s."""
+        return self.low * (self.high / self.low) ** (place * part)

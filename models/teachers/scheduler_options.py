@@ -26,7 +26,8 @@ VARIANCE_PRESERVING = (
 )  # fmt: skip
 FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-TEACHER_SCHEDULERS = (*VARIANCE_PRESERVING, *FLOW_MATCHING, *EDM)
+VARIANCE_EXPLODING = ("ScoreSdeVeScheduler",)
+TEACHER_SCHEDULERS = (*VARIANCE_PRESERVING, *FLOW_MATCHING, *EDM, *VARIANCE_EXPLODING)
 
 HONOURED = frozenset(
     [
@@ -52,12 +53,14 @@ HONOURED = frozenset(
         "sigma_data",
         "sigma_schedule",
         "rho",
+        "sampling_eps",
     ]
 )
 # They change how the scheduler itself steps, and nothing of the model.
 SAMPLER_ONLY = frozenset(
     [
         "algorithm_type",
+        "correct_steps",
         "corrector_order",
         "disable_corrector",
         "euler_at_final",
@@ -69,6 +72,7 @@ SAMPLER_ONLY = frozenset(
         "predictor_order",
         "set_alpha_to_one",
         "skip_prk_steps",
+        "snr",
         "solver_order",
         "solver_p",
         "solver_type",

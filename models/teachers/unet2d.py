@@ -43,6 +43,18 @@ class UNet2D(UNetDenoiser):
             )
         cls.check_middle(network)
 
+    def expand_input(self, network: Any, channels: int) -> None:
+        """Blocks with skips read the state themselves, with layers of three channels."""
+        if channels > network.config.in_channels and any(
+            "Skip" in name for name in network.config.down_block_types
+        ):
+            raise InputError(
+                f"teacher's UNet2DModel: its {network.config.down_block_types[0]} reads states of "
+                f"3 channels, a student of {channels} has no place there; expected method.inputs: "
+                "none (and method.conditioning_limit: null), or another method"
+            )
+        super().expand_input(network, channels)
+
 
 def null_class_last(network: Any, null_class: int) -> int:
     """Move the embedding of ``null_class`` behind the others, in place; returns its new number.

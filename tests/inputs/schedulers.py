@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 from diffusers import DDPMPipeline
 
 from models.teachers.base import Denoiser
@@ -77,6 +78,20 @@ def zero_snr(root: Path) -> None:
     assert found.schedule.levels(5).alpha[0] == 0
 
 
+def edm_pixels(root: Path) -> None:
+    found = scheduler("EDMEulerScheduler", sigma_data=0.25)(root)
+    assert found.prediction_type == "edm"
+    half = torch.full((1, 1, 8, 8), 0.5)
+    assert torch.equal(found.decode(2 * half), 0.5 * half)
+
+
+def score_sde(root: Path) -> None:
+    found = scheduler("ScoreSdeVeScheduler", sigma_max=30.0)(root)
+    alpha, sigma = found.schedule.level(30.0)
+    assert found.prediction_type == "ve"
+    np.testing.assert_allclose([sigma / alpha, sigma**2 + alpha**2], [30.0, 1.0])
+
+
 def refused(kind: str, given: str, line: str, **options: Any) -> Row:
     name = f"{kind.removesuffix('Scheduler')}-{'-'.join(options)}"
     return Row(name, given, scheduler(kind, **options), refused=line)
@@ -116,9 +131,13 @@ ROWS = (
     refused("DDPMScheduler", "`clip_sample_range: 0`",
             "teacher DDPMScheduler: clip_sample_range = 0: expected a number above 0, or clip_sample: false",
             clip_sample_range=0.0),
-    refused("EDMEulerScheduler", "an EDM scheduler with a network over pixels",
-            "teacher EDMEulerScheduler: an EDM network over data themselves is not supported; expected one over "
-            "latents, with its vae", sigma_max=20.0),
+    Row("edm-pixels", "an EDM scheduler with a network over pixels", edm_pixels,
+        "states are the images over `sigma_data`"),
+    Row("score-sde", "`ScoreSdeVeScheduler`, whose states explode", score_sde,
+        "as a variance preserving process over images in [0, 1]"),
+    refused("ScoreSdeVeScheduler", "sigmas of a score SDE that do not fall",
+            "teacher ScoreSdeVeScheduler: sigma_min = 2000, sigma_max = 1348, sampling_eps = 1e-05: expected sigmas "
+            "above 0, sigma_min below sigma_max, and sampling_eps from 0 to 1", sigma_min=2000.0),
     refused("DDPMScheduler", "an unknown schedule of betas",
             "teacher in: no diffusers pipeline with safetensors weights opens there (cosine is not implemented for "
             "<class 'diffusers.schedulers.scheduling_ddpm.DDPMScheduler'>); give a folder written by "

@@ -208,7 +208,8 @@ def build_pipeline(
                 "method.conditioning_limit to null"
             )
         # else there is no stock pipeline to put it into
-        if teacher.scheduler is not None and not config.scales.pairs:
+        stock = teacher.scheduler is not None and teacher.prediction_type != "ve"
+        if stock and not config.scales.pairs:
             scheduler_config = dict(student_scheduler(teacher, spec, config, gains or {}).config)
     frozen = teacher.network if damps(teacher, config, plans, plain_plans) else None
     mean = mean_image(teacher, float(spec.chain.levels.t[0]))
@@ -278,7 +279,7 @@ def student_scheduler(
 def damps(teacher: Denoiser, config: SigDEGConfig, *plans: Mapping[int, Sequence[Step]]) -> bool:
     """Whether some step amplifies an epsilon network's errors beyond the limit."""
     limit = config.conditioning_limit
-    if teacher.prediction_type != "epsilon" or limit is None:
+    if not teacher.predicts_noise or limit is None:
         return False
     steps = (step for plan in plans for steps in plan.values() for step in steps)
     return any(step.sigma > limit * step.alpha for step in steps)

@@ -214,7 +214,8 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
     ``clip``: bound on D or None. ``frozen`` is the teacher's network where steps with
     sigma / alpha above ``conditioning_limit`` damp the student's correction. ``inputs``: signature,
     width, or none where the network is given the state alone; then ``scheduler_config`` is that of
-    the SigDEGScheduler that samples it in a stock pipeline. ``scaling``: of series.
+    the SigDEGScheduler that samples it in a stock pipeline. ``scaling``: of series,
+    and of images whose states are scaled.
     """
 
     title = "Sig-DEG"
@@ -296,6 +297,8 @@ class SigDEGPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(
                 "it is scale-wise (method.scales), and SigDEGScheduler's steps keep their size"
                 if any(s.reduction > 1 for steps in self._plans.values() for s in steps)
+                else "no scheduler of a stock pipeline steps its variance exploding states"
+                if self.config.prediction_type == "ve"
                 else "its teacher has no scheduler of diffusers"
             )
         return {"scheduler": "SigDEGScheduler", "config": dict(settings)}

@@ -39,7 +39,7 @@ def make_scale_schedule(
                 "this teacher"
             )
         step = ScaleStep(t, alpha, sigma, scale.size)
-        if teacher.prediction_type == "epsilon" and limit is not None and sigma > limit * alpha:
+        if teacher.predicts_noise and limit is not None and sigma > limit * alpha:
             mean = _mean_image(teacher, step)
             step = ScaleStep(t, alpha, sigma, scale.size, limit * alpha / sigma, mean)
         steps.append(step)
@@ -64,6 +64,7 @@ def build_swd_pipeline(teacher: Denoiser, schedule: Schedule, config: SwDConfig)
         shape=list(teacher.shape),
         clip=teacher.clip,
         num_classes=teacher.num_classes,
+        scaling=teacher.codec.scaling,
         vae=teacher.codec.vae,
         renoise=config.renoise,
     )

@@ -48,7 +48,7 @@ class SwDCosts(Costs):
     def building(self) -> Sequence[Call]:
         """Mean images of the damped steps."""
         limit = self.config.conditioning_limit
-        if self.teacher.prediction_type != "epsilon" or limit is None:
+        if not self.teacher.predicts_noise or limit is None:
             return ()
         levels = [(level_of(self.teacher, scale.sigma), scale.size) for scale in self.schedule]
         return [

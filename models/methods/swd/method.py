@@ -268,7 +268,7 @@ class SwD(DistillationMethod):
         fake_x0, middle = _denoise_with_features(self.fake, x_u, t, condition)
         error = (fake_x0.float() - x0).square().flatten(1).mean(1)
         limit = self.config.conditioning_limit
-        if self.teacher.prediction_type == "epsilon" and limit is not None:
+        if self.teacher.predicts_noise and limit is not None:
             alpha, sigma = self.teacher.schedule.alpha_sigma(t)
             error = error * (limit * alpha / sigma).square().clamp(max=1.0)
         total = error.mean()

@@ -101,7 +101,8 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
 
     ``scale_schedule``: the steps as dicts; ``prediction_type``: the network's parametrization;
     ``shape``: (C, H, W) of the last step; ``clip``: bound on x0 or None; ``num_classes``: None for
-    unconditional students; ``renoise``: fresh or predicted noise.
+    unconditional students; ``renoise``: fresh or predicted noise; ``scaling``: of images whose
+    states are scaled.
     """
 
     title = "SwD"
@@ -117,6 +118,7 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
         num_classes: int | None = None,
         vae: Any = None,
         renoise: str = "fresh",
+        scaling: dict[str, list[float]] | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, vae=vae)
@@ -127,6 +129,7 @@ class SwDPipeline(StudentPipeline, DiffusionPipeline):  # type: ignore[misc]
             clip=clip,
             num_classes=num_classes,
             renoise=renoise,
+            scaling=scaling,
         )
         self.scale_schedule = [ScaleStep.from_dict(step) for step in scale_schedule or []]
 

@@ -103,7 +103,7 @@ def test_flow_matching(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prediction", ["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
+    "prediction", ["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v", "ve"]
 )
 def test_training_target_is_the_inverse_of_to_x0(prediction: str) -> None:
     x0, eps = noise(2, 1, 4, 4), noise(2, 1, 4, 4, seed=1)

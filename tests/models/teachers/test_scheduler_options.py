@@ -166,7 +166,6 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("DPMSolverMultistepInverseScheduler", {}, "not one"),
     ("RePaintScheduler", {}, "RePaintScheduler: not one"),
     ("FlowMatchLCMScheduler", {}, "FlowMatchLCMScheduler: not one"),
-    ("EDMEulerScheduler", {}, "an EDM network over data themselves"),
     ("EDMEulerScheduler", {"sigma_min": 90.0}, "sigma_min = 90, sigma_max = 80"),
     ("EDMEulerScheduler", {"sigma_data": 0.0}, "sigma_data = 0: expected numbers above 0"),
     ("EDMEulerScheduler", {"rho": -1.0}, "rho = -1: expected a number above 0"),
