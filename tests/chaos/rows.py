@@ -291,6 +291,10 @@ TEAM = (
         "\"waiting for another promotion\"", "(both runs) one after the other, none lost, none twice",
     ),
     Row(
+        "clocks-apart", "nothing; two machines promote, one clock five minutes ahead", "at the same moment",
+        "\"waiting for another promotion\"", "(both runs) one after the other, none lost, none twice",
+    ),
+    Row(
         "node-lost-in-trajectories", "a Ray node", "its workers compute shards",
         "a warning: a Ray worker was lost", "(the same run) makes the shards again on another node",
     ),
@@ -322,6 +326,11 @@ TEAM = (
         "worker-cut-off", "the network between worker and Prefect, for 2 minutes", "a run is at work",
         "nothing",
         "(the same run) ends Completed, registers one version",
+    ),
+    Row(
+        "worker-cut-off-for-long", "the network between worker and Prefect, for 10 minutes", "a run is at work",
+        "the run is marked Crashed after five minutes; its work goes on",
+        "ends Completed, keeps what was finished, registers one version",
     ),
 )  # fmt: skip
 

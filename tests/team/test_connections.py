@@ -4,17 +4,39 @@ docs/failures.md.
 
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from tasks.utils.failpoints import release
+from tests.team.clock import ahead
 from tests.team.faulty import BUSY, CUT, FULL, PASS, SLOW, Faulty, for_seconds, in_front_of
 from tests.team.machine import Machine
-from tests.team.site import Site
+from tests.team.site import MODEL, Site, wait
 from tests.team.test_faults import another_student
 
+TOGETHER = """
+import sys, time
+from pathlib import Path
+from tasks.config.presets import compose
+from tasks.registry import promotion
+number, own, other = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+promotion.try_version = lambda *_: None  # so that they meet
+params = compose(Path.cwd(), "tiny", [])
+print(time.time())
+own.touch()
+while not other.exists():
+    time.sleep(0.05)
+for _ in range(8):
+    promotion.promote(Path.cwd(), params, number, force=True)
+"""
 ON = ".venv/bin/python -m tasks.utils.environment dvc"
 
 
@@ -111,15 +133,86 @@ def test_redis_gone(site: Site) -> None:
     assert completed(site, run, steps=7, seed=2) == "COMPLETED"
 
 
-def test_worker_cut_off(site: Site) -> None:
-    """Nothing passes between the worker and Prefect's server, while its run trains."""
+@contextmanager
+def worker_behind(site: Site) -> Iterator[Faulty]:
+    """Between the worker and Prefect's server is a place for faults."""
     with in_front_of(site.team.ports["prefect"]) as place:
         site.team.processes.end("worker")
         api = {"PREFECT_API_URL": f"http://127.0.0.1:{place.port}/api"}
         site.team.start_worker(site.worker.root, **site.held, **api)
+        try:
+            yield place
+        finally:
+            site.team.processes.end("worker")
+    site.team.start_worker(site.worker.root, **site.held)
+
+
+def test_worker_cut_off(site: Site) -> None:
+    """Nothing passes between the worker and Prefect's server, while its run trains."""
+    with worker_behind(site) as place:
         run = site.start_run(steps=7, seed=3)
         with for_seconds(place, CUT, 120):
             pass
         assert completed(site, run, steps=7, seed=3) == "COMPLETED"
-        site.team.processes.end("worker")
-    site.team.start_worker(site.worker.root, **site.held)
+
+
+def test_worker_cut_off_for_long(site: Site) -> None:
+    """The same for 10 minutes, in which the training ends: the run counts as dead, its work does not."""
+    before = len(site.versions())
+    with worker_behind(site) as place:
+        run = site.start_run(steps=7, seed=4)
+        with for_seconds(place, CUT, 600):
+            release(site.mark)
+
+            def crashed() -> bool:
+                return bool(site.team.api(f"flow_runs/{run}")["state"]["type"] == "CRASHED")
+
+            wait(crashed, 570, lambda: site.told(run))
+        state = site.end_of(site.submit(steps=7, seed=4), 1800)
+        assert state["type"] == "COMPLETED", site.told(run)
+        first = site.team.api(f"flow_runs/{run}")["state"]["type"]
+        assert first in ("CRASHED", "COMPLETED"), first
+    assert len(site.versions()) == before + 1
+
+
+@pytest.fixture
+def two_versions(site: Site, finished: Machine) -> list[str]:
+    while len(site.versions()) < 2:
+        another_student(finished)
+        finished.shell(".venv/bin/python -m flows.register")
+    return [version["version"] for version in site.versions()][:2]
+
+
+def test_clocks_apart(site: Site, ana: Machine, two_versions: list[str], tmp_path: Path) -> None:
+    """A machine whose clock is five minutes ahead promotes beside one whose clock is right."""
+    marks = [tmp_path / "right", tmp_path / "ahead"]
+    machines = (site.worker, ana)
+    both = [
+        subprocess.Popen(
+            [machine.root / ".venv/bin/python", "-c", TOGETHER, number, *order],
+            cwd=machine.root,
+            env=ana.env | clock,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for machine, number, clock, order in zip(
+            machines, two_versions, ({}, ahead(tmp_path, 300)), (marks, marks[::-1]), strict=True
+        )
+    ]
+    told = [process.communicate(timeout=900) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    right, fast = (float(output.split()[0]) for output, _ in told)
+    assert 240 < fast - right < 360
+    check_champions(site, two_versions)
+
+
+def check_champions(site: Site, numbers: list[str]) -> None:
+    """No claim or unfinished move is left; of the promotions none was lost or came twice."""
+    path = f"registered-models/search?filter=name%3D'{MODEL}'"
+    (model,) = site.team.registry(path)["registered_models"]
+    tags = {tag["key"]: tag["value"] for tag in model["tags"]}
+    assert not [name for name in tags if name.startswith(("champion.claim", "champion.pending"))]
+    champions = [*json.loads(tags["champion.history"]), site.champion()]
+    assert all(one != other for one, other in itertools.pairwise(champions)), champions
+    assert set(champions[-2:]) == set(numbers), champions
