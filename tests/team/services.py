@@ -223,7 +223,8 @@ class Team:
                 self.processes.wait(name, lambda: self.answers(f"{self.prefect}/api/health"))
 
     def start_mlflow(self) -> None:
-        self.processes.start("mlflow", self.services["mlflow"].command, self.env("mlflow"))
+        env = self.env("mlflow", MLFLOW_WORKERS="2")  # of four, the start alone takes a minute of CPU
+        self.processes.start("mlflow", self.services["mlflow"].command, env)
         self.processes.wait("mlflow", lambda: self.answers(f"{self.mlflow}/health"))
 
     def start_worker(self, project: Path, **more: str) -> None:
