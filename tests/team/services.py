@@ -223,7 +223,7 @@ class Team:
                 self.processes.wait(name, lambda: self.answers(f"{self.prefect}/api/health"))
 
     def start_mlflow(self) -> None:
-        env = self.env("mlflow", MLFLOW_WORKERS="2")  # of four, the start alone takes a minute of CPU
+        env = self.env("mlflow", MLFLOW_WORKERS="2")  # to start four takes minutes of a busy core
         self.processes.start("mlflow", self.services["mlflow"].command, env)
         self.processes.wait("mlflow", lambda: self.answers(f"{self.mlflow}/health"))
 
