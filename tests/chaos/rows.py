@@ -329,8 +329,8 @@ TEAM = (
     ),
     Row(
         "worker-cut-off-for-long", "the network between worker and Prefect, for 10 minutes", "a run is at work",
-        "the run is marked Crashed after five minutes; its work goes on",
-        "ends Completed, keeps what was finished, registers one version",
+        "the run is marked Crashed after five minutes; its stages go on, and it ends when the network is back",
+        "takes the finished stages from the cache, registers one version",
     ),
 )  # fmt: skip
 
