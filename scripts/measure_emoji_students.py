@@ -30,6 +30,7 @@ from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 from scripts.emoji.data import learnt, load_emoji, to_float
 from scripts.emoji.denoiser import draw
 from scripts.emoji.pictures import save_grid
+from scripts.emoji.views import views
 from tasks.utils.cli import set_up_logging, user_errors
 
 TEACHER = Path("data/pretrained/emoji64")
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", type=Path, default=TEACHER)
     parser.add_argument("--prompts", type=Path, help="a line each; default: those it has learnt")
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        help="of each real emoji; 0: for a teacher of emoji as drawn",
+    )
     parser.add_argument("--guidance", type=float, default=3.0, help="of teacher and UniPC")
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 2])
     parser.add_argument("--columns", type=int, default=14, help="of the picture")
@@ -62,12 +69,15 @@ def run(arguments: argparse.Namespace) -> None:
     emoji = learnt(load_emoji(arguments.data))[0]
     prompts = _prompts(arguments, emoji.prompts)
     extractor = load_features("efficientnet")
-    asked = torch.tensor([prompt in set(prompts) for prompt in emoji.prompts])
+    wanted = set(prompts)
+    pairs = zip(emoji.prompts, emoji.captions, strict=True)
+    asked = torch.tensor([bool(wanted & set(pair)) for pair in pairs])
     if int(asked.sum()) < 4:
         raise InputError(
             f"{arguments.data}: {int(asked.sum())} emoji of the prompts; expected 4 at least"
         )
-    real = extract(extractor, to_float(emoji[asked].images), 64)
+    shown = views(emoji[asked], arguments.views, arguments.seed)
+    real = extract(extractor, to_float(shown.images), 64)
     options = MetricOptions(resamples=200, seed=arguments.seed)
     nothing = Samples(images=to_float(emoji.images[:1]))
     retrieval = CaptionRetrieval(nothing, options, extractor=extractor)

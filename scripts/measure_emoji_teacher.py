@@ -25,6 +25,7 @@ from scripts.emoji import vae
 from scripts.emoji.data import Emoji, held_out, learnt, load_emoji, to_float
 from scripts.emoji.denoiser import draw
 from scripts.emoji.pictures import save_grid
+from scripts.emoji.views import views
 from scripts.train_emoji_judge import split
 from tasks.utils.cli import set_up_logging, user_errors
 
@@ -43,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shown", type=float, default=4.0, help="guidance of the grid")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--images", type=int, default=250)
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        help="of each real emoji; 0: for a teacher of emoji as drawn",
+    )
     parser.add_argument("--judge", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -67,7 +74,8 @@ class Measurement:
         self.arguments, self.emoji, self.pipeline = arguments, emoji, pipeline
         self.extractor = load_features("efficientnet")
         self.train, self.unseen = learnt(emoji)
-        self.real = extract(self.extractor, to_float(self.train.images), 64)
+        real = views(self.train, arguments.views, arguments.seed)
+        self.real = extract(self.extractor, to_float(real.images), 64)
         options = MetricOptions(resamples=200, seed=arguments.seed)
         nothing = Samples(images=to_float(self.train.images[:1]))
         self.retrieval = CaptionRetrieval(
@@ -80,6 +88,7 @@ class Measurement:
         tested = split(self.emoji)[1]
         rows = [caption in set(self.train.captions) for caption in tested.captions]
         tested = tested[torch.tensor(rows)]  # of the teacher's captions
+        tested = views(tested, self.arguments.views, self.arguments.seed)
         autoencoder: Any = self.pipeline.vae
         with torch.inference_mode():
             again = torch.cat(
@@ -93,16 +102,17 @@ class Measurement:
             "real": self.judge(to_float(tested.images), tested.prompts),
             "autoencoder": self.judge(again, tested.prompts),
         }
-        seen, unseen = self.prompts(), self.unseen.prompts
+        asked = {"unseen": self.unseen.prompts, "seen": self.prompts()}
+        if self.arguments.views:
+            asked["caption alone"] = [prompt.rsplit(",", 1)[0] for prompt in asked["seen"]]
+        every = [prompt for prompts in asked.values() for prompt in prompts]
         drawn = {}
         for scale in self.arguments.guidance:
-            drawn[scale] = self.draw([*unseen, *seen], scale)
-            parts = drawn[scale].split([len(unseen), len(seen)])
-            for name, images, prompts in zip(
-                ("unseen", "seen"), parts, (unseen, seen), strict=True
-            ):
+            drawn[scale] = self.draw(every, scale)
+            parts = drawn[scale].split([len(prompts) for prompts in asked.values()])
+            for (name, prompts), images in zip(asked.items(), parts, strict=True):
                 figures.setdefault(name, {})[f"{scale:g}"] = self.judge(images, prompts)
-        self.pictures(drawn, [*unseen, *seen])
+        self.pictures(drawn, every)
         return figures
 
     def prompts(self) -> list[str]:

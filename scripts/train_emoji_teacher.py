@@ -1,8 +1,10 @@
 """Train the text-to-image teacher of emoji that ships as data/pretrained/emoji64.
 
 `python -m scripts.train_emoji_teacher emoji64.npz WORK` trains the autoencoder, then text encoder
-and denoiser, and writes WORK/pipeline, a StableDiffusionPipeline. A killed run continues from its
-last checkpoint in WORK. Not a pipeline stage: the result ships with the project.
+and denoiser, and writes WORK/pipeline, a StableDiffusionPipeline. With `--views N` images are N
+views of each emoji, at three sizes; `--start PIPELINE` goes on from the parts of a trained one. A
+killed run continues from its last checkpoint in WORK. Not a pipeline stage: the result ships with
+the project.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
+from models.common.errors import InputError
 from models.training.loop import LoopConfig, TrainState
 from scripts.emoji import denoiser, vae
 from scripts.emoji.data import Emoji, held_out, learnt, load_emoji, to_float
 from scripts.emoji.pictures import save_grid
 from scripts.emoji.text import build_text_encoder, save_tokenizer, train_tokenizer
+from scripts.emoji.views import prompts_in_turn, views
 from tasks.training.trainer import Training
 from tasks.utils.atomic import atomic_dir
 from tasks.utils.cli import set_up_logging, user_errors
@@ -36,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("work", type=Path, help="folder of checkpoints and of the pipeline")
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=8000, help="of text encoder and denoiser")
+    parser.add_argument("--views", type=int, default=0, help="of each emoji; 0: as it is drawn")
+    parser.add_argument("--start", type=Path, help="a pipeline to begin with")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
@@ -49,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Both trainings; InputError for a file that is no captioned emoji."""
-    emoji, work, seed = load_emoji(arguments.data), arguments.work, arguments.seed
-    autoencoder = train_vae(emoji, work, arguments.vae_steps, seed)
+    emoji, seed = load_emoji(arguments.data), arguments.seed
+    start = begin(emoji, seed) if arguments.start is None else opened(arguments.start)
+    autoencoder = train_vae(emoji, start.vae, arguments)
     config = LoopConfig(
         arguments.steps,
         arguments.rate,
@@ -59,21 +66,43 @@ def run(arguments: argparse.Namespace) -> None:
         ema=0.997,
         seed=seed,
     )
-    train_denoiser(learnt(emoji), autoencoder, config, arguments)
+    train_denoiser(learnt(emoji), autoencoder, start, config, arguments)
 
 
-def train_vae(emoji: Emoji, work: Path, steps: int, seed: int) -> AutoencoderKL:
+def begin(emoji: Emoji, seed: int) -> StableDiffusionPipeline:
+    """Untrained parts and a tokenizer of the prompts."""
+    tokenizer = train_tokenizer(learnt(emoji)[0].prompts)
+    torch.manual_seed(seed)
+    autoencoder, text = vae.build_vae(), build_text_encoder(tokenizer)
+    return denoiser.assemble(autoencoder, tokenizer, text, denoiser.build_unet())
+
+
+def opened(folder: Path) -> StableDiffusionPipeline:
+    """The pipeline of a folder in float32; InputError if there is none."""
+    if not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"{folder}: no pipeline there; expected a folder with model_index.json to begin with"
+        )
+    return StableDiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
+    )
+
+
+def train_vae(emoji: Emoji, begun: AutoencoderKL, arguments: argparse.Namespace) -> AutoencoderKL:
     """Train on all emoji but the held-out ones, or open what is trained; writes WORK/vae."""
+    work, steps, seed = arguments.work, arguments.vae_steps, arguments.seed
     if (work / "vae" / "config.json").is_file():
-        return AutoencoderKL.from_pretrained(work / "vae")
+        return AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True)
+    if steps == 0:
+        return begun
     mask = held_out(emoji)
     train, test = emoji[~mask], emoji[mask]
-    torch.manual_seed(seed)
-    made = vae.build_vae().to(memory_format=torch.channels_last)
+    images = views(train, min(2, arguments.views), seed).images
+    made = begun.to(memory_format=torch.channels_last)
     method = vae.VaeTraining(made)
     rates = LoopConfig(steps, vae.RATE, warmup=vae.WARMUP, ema=0.995, betas=(0.9, 0.99), seed=seed)
     state = TrainState(method, rates)
-    shown = torch.cat([test.images[:16], train.images[:16]])
+    shown = torch.cat([test.images[:16], images[:16]])
 
     def validate(step: int, state: TrainState) -> dict[str, float]:
         judged = vae.build_vae()
@@ -87,7 +116,7 @@ def train_vae(emoji: Emoji, work: Path, steps: int, seed: int) -> AutoencoderKL:
         return {"psnr": value}
 
     def batches(step: int, _micro: int, _update: int) -> torch.Tensor:
-        return vae.crops(train.images, step, seed)
+        return vae.crops(images, step, seed)
 
     training = Training(
         method, state, batches, work / "vae-run", torch.device("cpu"), 100,
@@ -96,7 +125,7 @@ def train_vae(emoji: Emoji, work: Path, steps: int, seed: int) -> AutoencoderKL:
     training.run("autoencoder")
     made.load_state_dict(state.ema_state("vae"))
     made.eval()
-    vae.fit_scaling(made, train.images[::8])
+    vae.fit_scaling(made, images[::8])
     made.save_pretrained(work / "vae")
     return made
 
@@ -104,18 +133,20 @@ def train_vae(emoji: Emoji, work: Path, steps: int, seed: int) -> AutoencoderKL:
 def train_denoiser(
     parts: tuple[Emoji, Emoji],
     autoencoder: AutoencoderKL,
+    start: StableDiffusionPipeline,
     config: LoopConfig,
     arguments: argparse.Namespace,
 ) -> None:
     """Train text encoder and denoiser on latents; writes WORK/pipeline at every checkpoint."""
     (train, test), work, shown = parts, arguments.work, arguments.shown
-    tokenizer = train_tokenizer(train.prompts)
-    torch.manual_seed(config.seed)
-    text = build_text_encoder(tokenizer)
-    unet = denoiser.build_unet().to(memory_format=torch.channels_last)
-    numbers, empty = denoiser.token_table(tokenizer, train.prompts)
-    method = denoiser.TextToImage(unet, text, empty)
-    x0 = denoiser.encode(autoencoder, train.images)
+    tokenizer = start.tokenizer
+    images = views(train, arguments.views, config.seed).images
+    known = prompts_in_turn(train, arguments.views) if arguments.views else train.prompts
+    numbers, empty = denoiser.token_table(tokenizer, known)
+    unet = start.unet.to(memory_format=torch.channels_last)
+    method = denoiser.TextToImage(unet, start.text_encoder, empty)
+    sizes = denoiser.SIZES if arguments.views else denoiser.SIZES[:1]
+    x0 = [denoiser.encode(autoencoder, images, size) for size in sizes]
     # a third of the prompts shown are pairs of caption and style that were held out
     prompts = (test.prompts[: shown // 3] + train.prompts[:: -(-len(train) // shown)])[:shown]
 

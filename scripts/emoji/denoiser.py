@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -23,10 +24,14 @@ from scripts.emoji.data import to_float
 from scripts.emoji.text import tokens
 
 DROPOUT = 0.1
+SIZES = (16, 12, 8)
+"""Of latents: the images' own, and smaller ones for methods that begin small."""
+TURNS = (0, 1, 0, 2, 0)
+"""Which of the sizes a batch has."""
 
 
 class Pairs(NamedTuple):
-    """`x0` latents (n, 4, 16, 16), `prompts` token numbers (n, L)."""
+    """`x0` latents (n, 4, S, S), `prompts` token numbers (n, L)."""
 
     x0: Tensor
     prompts: Tensor
@@ -91,19 +96,30 @@ class TextToImage(Trainable):
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Scaled latents (n, 4, S/4, S/4) of uint8 images (n, 3, S, S)."""
-    modes = [vae.encode(part).latent_dist.mode() for part in to_float(images).split(32)]
-    return (torch.cat(modes) * vae.config.scaling_factor).clone()
+def encode(vae: AutoencoderKL, images: Tensor, size: int = 16) -> Tensor:
+    """Scaled latents (n, 4, size, size) of uint8 images (n, 3, S, S), reduced by area before."""
+    made = []
+    for part in images.split(32):
+        x = to_float(part)
+        if 4 * size != x.shape[-1]:
+            x = F.interpolate(x, size=(4 * size, 4 * size), mode="area")
+        made.append(vae.encode(x).latent_dist.mode())
+    return (torch.cat(made) * vae.config.scaling_factor).clone()
 
 
-def shuffled(x0: Tensor, prompts: Tensor, step: int, size: int, seed: int) -> Pairs:
-    """Batch `step`: every pair comes once in an epoch, in an order of that epoch's own."""
-    size = min(size, len(x0))
-    epoch, place = divmod(step, len(x0) // size)
-    order = torch.randperm(len(x0), generator=generator_for("cpu", seed, 1, epoch))
+def shuffled(x0: Sequence[Tensor], prompts: Tensor, step: int, size: int, seed: int) -> Pairs:
+    """Batch `step`: every image comes once in an epoch, in an order of that epoch's own.
+
+    `x0`: the images' latents at several sizes, which take turns in `TURNS`; with one size alone
+    every batch has it.
+    """
+    count = len(prompts)
+    size = min(size, count)
+    epoch, place = divmod(step, count // size)
+    order = torch.randperm(count, generator=generator_for("cpu", seed, 1, epoch))
     rows = order[place * size : (place + 1) * size]
-    return Pairs(x0[rows], prompts[rows])
+    turn = TURNS[step % len(TURNS)]
+    return Pairs(x0[min(turn, len(x0) - 1)][rows], prompts[rows])
 
 
 def assemble(

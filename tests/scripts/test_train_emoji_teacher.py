@@ -82,6 +82,35 @@ def test_a_finished_run_is_continued_not_repeated(made: tuple[Path, Path]) -> No
     assert (work / "grids" / "step-000003.png").is_file()
 
 
+def test_views_go_on_from_a_pipeline(made: tuple[Path, Path], tmp_path: Path) -> None:
+    data, work = made
+    start = ["--start", str(work / "pipeline"), "--views", "2"]
+    sizes = ["--vae-steps", "0", "--steps", "5", "--batch", "4", "--shown", "3"]
+    train_emoji_teacher.main([str(data), str(tmp_path), *start, *sizes])
+    before, after = (
+        StableDiffusionPipeline.from_pretrained(folder / "pipeline", local_files_only=True)
+        for folder in (work, tmp_path)
+    )
+    for (name, old), new in zip(
+        before.vae.state_dict().items(), after.vae.state_dict().values(), strict=True
+    ):
+        assert torch.equal(old, new), name
+    weights = [pipe.unet.conv_in.weight for pipe in (before, after)]
+    assert not torch.equal(*weights)
+    assert float((weights[0] - weights[1]).abs().max()) < 0.05  # begun where the other ended
+    with pytest.raises(SystemExit):
+        train_emoji_teacher.main([str(data), str(tmp_path), "--start", str(tmp_path / "none")])
+
+
+def test_sizes_take_turns() -> None:
+    latents = [torch.zeros(10, 4, size, size) for size in denoiser.SIZES]
+    prompts = torch.arange(10)[:, None]
+    sides = [denoiser.shuffled(latents, prompts, k, 5, 0).x0.shape[-1] for k in range(5)]
+    assert sides == [16, 12, 16, 8, 16]
+    seen = [denoiser.shuffled(latents[:1], prompts, k, 5, 0).prompts for k in (2, 3)]
+    assert sorted(torch.cat(seen).flatten().tolist()) == list(range(10))
+
+
 def test_figures_and_pictures(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     class Pixels:
         label, dim = "pixels", 1280
@@ -93,13 +122,14 @@ def test_figures_and_pictures(made: tuple[Path, Path], monkeypatch: pytest.Monke
     data, work = made
     out = work / "out"
     command = [str(data), str(work / "pipeline"), str(out)]
-    options = ["--guidance", "1", "2", "--steps", "2", "--images", "5", "--judge"]
+    options = ["--guidance", "1", "2", "--steps", "2", "--images", "5", "--views", "2", "--judge"]
     judge = Path(__file__).parents[2] / "data/pretrained/emoji_captions"
     measure_emoji_teacher.main([*command, *options, str(judge)])
     figures = json.loads((out / "figures.json").read_text())
     assert set(figures["seen"]) == {"1", "2"}
     assert figures["seen"]["2"]["images"] == 5
     assert figures["unseen"]["2"]["images"] == 2
+    assert figures["caption alone"]["2"]["images"] == 5
     assert 0 <= figures["real"]["retrieval"] <= 1
     assert figures["vae_psnr"] > 0
     assert Image.open(out / "sweep.png").width == 12 * 70
@@ -108,7 +138,7 @@ def test_figures_and_pictures(made: tuple[Path, Path], monkeypatch: pytest.Monke
 
 def test_an_epoch_shows_every_pair_once() -> None:
     x0, prompts = torch.arange(10.0)[:, None], torch.arange(10)[:, None]
-    first = [denoiser.shuffled(x0, prompts, step, 5, seed=0) for step in range(4)]
+    first = [denoiser.shuffled([x0], prompts, step, 5, seed=0) for step in range(4)]
     for epoch in (first[:2], first[2:]):
         assert sorted(torch.cat([b.x0 for b in epoch])[:, 0].tolist()) == list(range(10))
     assert not torch.equal(first[0].x0, first[2].x0)
