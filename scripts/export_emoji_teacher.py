@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def export(source: Path, out: Path) -> None:
-    """Write `source` to `out`; a README.md that is there stays. InputError without a pipeline.
+    """Write `source` and its list of prompts to `out`; a README.md that is there stays.
+
+    InputError without a pipeline.
 
     The text encoder keeps full precision: transformers opens it in the precision of its file,
     diffusers opens the other parts in float32, and the two have to agree.
@@ -45,6 +48,7 @@ def export(source: Path, out: Path) -> None:
     pipeline.text_encoder.to(torch.float32)
     pipeline.save_pretrained(out)
     save_tokenizer(pipeline.tokenizer, out / "tokenizer")
+    shutil.copyfile(source / "prompts.txt", out / "prompts.txt")
 
 
 if __name__ == "__main__":

@@ -155,6 +155,8 @@ def train_denoiser(
         with atomic_dir(work / "pipeline") as folder:
             pipeline.save_pretrained(folder)
             save_tokenizer(tokenizer, folder / "tokenizer")
+            lines = "\n".join(sorted(set(known)))
+            (folder / "prompts.txt").write_text(lines + "\n", encoding="utf-8")
         images = denoiser.draw(pipeline, prompts, SHOWN_GUIDANCE)
         save_grid(work / "grids" / f"step-{step:06d}.png", images, 8, prompts)
         return {"step": step}
