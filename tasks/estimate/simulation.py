@@ -1,7 +1,8 @@
 """Operations and memory of one network call, from tensors that have shapes and no content.
 
 The real network runs, forward and backward, under torch's FakeTensorMode. Its FLOPs are those of
-FlopCounterMode; its memory is that of all tensors that live at once.
+FlopCounterMode; its memory is that of all tensors that live at once. Deep networks run with fewer
+blocks, see :mod:`tasks.estimate.depth`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from torch.utils.weak import WeakIdKeyDictionary
 
 from models.methods.costs import Gradient
+from tasks.estimate.depth import by_depth, long_runs
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
@@ -93,13 +95,12 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """One simulated call: ``flops``, ``held`` and ``peak`` bytes."""
 
-    flops: int
-    held: int
-    peak: int
+    flops: float
+    held: float
+    peak: float
 
 
 def simulate(
@@ -116,7 +117,15 @@ def simulate(
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = without_content(made)
-        one, many = (_once(network, inputs(n), call, gradient, precision) for n in (1, ROWS))
+        runs = long_runs(network) if isinstance(network, nn.Module) else []
+
+        def measured(n: int) -> Measured:
+            def once() -> Measured:
+                return _once(network, inputs(n), call, gradient, precision)
+
+            return Measured(*by_depth(once, runs)) if runs else once()
+
+        one, many = measured(1), measured(ROWS)
     flops = (many.flops - one.flops) / (ROWS - 1)
     held, peak = (many.held - one.held) / (ROWS - 1), (many.peak - one.peak) / (ROWS - 1)
     return Cost(flops, (one.held - held, held), (one.peak - peak, peak))
@@ -132,9 +141,14 @@ def count_flops(
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         network = without_content(made)
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-            call(network, inputs(1))
-    return float(counter.get_total_flops())
+
+        def counted() -> tuple[float]:
+            with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+                call(network, inputs(1))
+            return (float(counter.get_total_flops()),)
+
+        runs = long_runs(network) if isinstance(network, nn.Module) else []
+        return by_depth(counted, runs)[0] if runs else counted()[0]
 
 
 def without_content(network: Any) -> Any:
