@@ -108,12 +108,14 @@ def end(root: Path, daemon: Daemon, grace: float = GRACE_SECONDS) -> int:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
     psutil.wait_procs(family, timeout=grace)
-    for process in _family(daemon):  # those it started meanwhile, too
+    # those it started meanwhile, and one that was just being started: its mark could not be read
+    late = _family(daemon)
+    for process in late:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(family, timeout=5)
+    psutil.wait_procs([*family, *late], timeout=5)
     _record(root, daemon.name).unlink(missing_ok=True)
-    return len(family)
+    return len({process.pid for process in (*family, *late)})
 
 
 def wait_until(daemon: Daemon, ready: Callable[[], bool], deadline: float) -> str | None:
