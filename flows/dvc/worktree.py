@@ -100,8 +100,8 @@ def uncommitted(project: Path) -> list[str]:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Output of a git command, stripped at its end; raises InputError with git's first line if it
-    fails.
+    """Output of a git command, stripped at its end; raises InputError with the first line in which
+    git says what is wrong if it fails.
     """
     try:
         done = run_git(folder, *arguments)
@@ -110,9 +110,17 @@ def git(folder: Path, *arguments: str) -> str:
             "git not found: expected it for a run at a revision; install git"
         ) from None
     if done.returncode:
-        first = next(iter(done.stderr.strip().splitlines()), f"status {done.returncode}")
-        raise InputError(f"git {arguments[0]}: {first.removeprefix('fatal: ')}")
+        raise InputError(
+            f"git {arguments[0]}: {_reason(done.stderr) or f'status {done.returncode}'}"
+        )
     return done.stdout.rstrip()
+
+
+def _reason(errors: str) -> str:
+    """The first complaint among git's lines, which also say what it is doing."""
+    lines = errors.strip().splitlines()
+    complaints = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+    return next(iter([*complaints, *lines]), "").removeprefix("fatal: ").removeprefix("error: ")
 
 
 def _set_up(project: Path, root: Path, revision: str) -> str:

@@ -12,7 +12,7 @@ from flows.dvc import experiments
 from flows.dvc import repro as pipeline
 from flows.dvc import worktree as workspaces
 from flows.dvc.params_file import write_preset
-from flows.dvc.worktree import Workspace, git, workspace
+from flows.dvc.worktree import Workspace, _reason, git, workspace
 from models.common.errors import InputError
 from tasks.config.schema import load_params
 from tasks.registry import registration, store, tracking
@@ -212,3 +212,15 @@ def test_a_remote_out_of_reach_is_caught_up_with(project: Path, tmp_path: Path) 
 def test_names_are_fit_for_git() -> None:
     assert experiments.experiment_name("wise lynx..", RUN) == "wise-lynx-0123abcd"
     assert experiments.experiment_name("", RUN) == "run-0123abcd"
+
+
+def test_what_git_says_is_wrong_is_told_not_what_it_is_doing() -> None:
+    full = (
+        "Preparing worktree (detached HEAD 663fa7a)\n"
+        "error: unable to write file a.py: No space left on device\n"
+        "fatal: Could not reset index file to revision 'HEAD'.\n"
+    )
+    assert _reason(full) == "unable to write file a.py: No space left on device"
+    assert _reason("fatal: not a valid object name x") == "not a valid object name x"
+    assert _reason("something else\n") == "something else"
+    assert _reason("") == ""
