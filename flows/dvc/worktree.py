@@ -99,6 +99,9 @@ def uncommitted(project: Path) -> list[str]:
     return [line[3:] for line in changes.splitlines()]
 
 
+FULL = 2**24  # bytes
+
+
 def git(folder: Path, *arguments: str) -> str:
     """Output of a git command, stripped at its end; raises InputError with the first line in which
     git says what is wrong if it fails.
@@ -110,9 +113,10 @@ def git(folder: Path, *arguments: str) -> str:
             "git not found: expected it for a run at a revision; install git"
         ) from None
     if done.returncode:
-        raise InputError(
-            f"git {arguments[0]}: {_reason(done.stderr) or f'status {done.returncode}'}"
-        )
+        reason = _reason(done.stderr) or f"status {done.returncode}"
+        if shutil.disk_usage(folder).free < FULL:  # git says no more than that it cannot write
+            reason += "; no space left on the disk"
+        raise InputError(f"git {arguments[0]}: {reason}")
     return done.stdout.rstrip()
 
 

@@ -224,3 +224,11 @@ def test_what_git_says_is_wrong_is_told_not_what_it_is_doing() -> None:
     assert _reason("fatal: not a valid object name x") == "not a valid object name x"
     assert _reason("something else\n") == "something else"
     assert _reason("") == ""
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="^git rev-parse: [^;]*$"):
+        git(tmp_path, "rev-parse", "HEAD")
+    monkeypatch.setattr(workspaces, "FULL", 2**80)
+    with pytest.raises(InputError, match="^git rev-parse: .*; no space left on the disk$"):
+        git(tmp_path, "rev-parse", "HEAD")
