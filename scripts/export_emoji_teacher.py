@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from models.common.errors import InputError
+from models.teachers.loading import save_pipeline
 from scripts.emoji.text import save_tokenizer
 from tasks.utils.cli import set_up_logging, user_errors
 
@@ -46,7 +47,7 @@ def export(source: Path, out: Path) -> None:
     pipeline.unet.to(torch.float16)
     pipeline.vae.to(torch.float16)
     pipeline.text_encoder.to(torch.float32)
-    pipeline.save_pretrained(out)
+    save_pipeline(pipeline, out)
     save_tokenizer(pipeline.tokenizer, out / "tokenizer")
     shutil.copyfile(source / "prompts.txt", out / "prompts.txt")
 

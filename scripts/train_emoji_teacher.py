@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from models.common.errors import InputError
+from models.teachers.loading import open_pipeline, save_pipeline
 from models.training.loop import LoopConfig, TrainState
 from scripts.emoji import denoiser, vae
 from scripts.emoji.data import Emoji, held_out, learnt, load_emoji, to_float
@@ -54,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Both trainings; InputError for a file that is no captioned emoji."""
+    """Both trainings; InputError for a file that is no captioned emoji, and for a folder without a
+    pipeline to begin with.
+    """
     emoji, seed = load_emoji(arguments.data), arguments.seed
-    start = begin(emoji, seed) if arguments.start is None else opened(arguments.start)
+    start = begin(emoji, seed) if arguments.start is None else open_pipeline(arguments.start)
     autoencoder = train_vae(emoji, start.vae, arguments)
     config = LoopConfig(
         arguments.steps,
@@ -75,17 +77,6 @@ def begin(emoji: Emoji, seed: int) -> StableDiffusionPipeline:
     torch.manual_seed(seed)
     autoencoder, text = vae.build_vae(), build_text_encoder(tokenizer)
     return denoiser.assemble(autoencoder, tokenizer, text, denoiser.build_unet())
-
-
-def opened(folder: Path) -> StableDiffusionPipeline:
-    """The pipeline of a folder in float32; InputError if there is none."""
-    if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"{folder}: no pipeline there; expected a folder with model_index.json to begin with"
-        )
-    return StableDiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
-    )
 
 
 def train_vae(emoji: Emoji, begun: AutoencoderKL, arguments: argparse.Namespace) -> AutoencoderKL:
@@ -153,7 +144,7 @@ def train_denoiser(
     def validate(step: int, state: TrainState) -> dict[str, float]:
         pipeline = with_average(state)
         with atomic_dir(work / "pipeline") as folder:
-            pipeline.save_pretrained(folder)
+            save_pipeline(pipeline, folder)
             save_tokenizer(tokenizer, folder / "tokenizer")
             lines = "\n".join(sorted(set(known)))
             (folder / "prompts.txt").write_text(lines + "\n", encoding="utf-8")

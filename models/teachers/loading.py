@@ -115,6 +115,18 @@ def pipeline_parts(pipe: Any) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if hasattr(part, "save_pretrained")}
 
 
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """Write a pipeline to a folder, without the folders that its parts came from."""
+    for part in (pipeline, *pipeline_parts(pipeline).values()):
+        if not hasattr(part, "register_to_config"):  # encoders and tokenizers of transformers
+            vars(getattr(part, "config", part)).pop("_name_or_path", None)
+            if hasattr(part, "name_or_path") and not hasattr(part, "config"):
+                part.name_or_path = ""
+        elif "_name_or_path" in part.config:
+            part.register_to_config(_name_or_path="")
+    pipeline.save_pretrained(folder)
+
+
 def network_of(pipe: Any) -> Any:
     """The denoising network of a pipeline, None where there is none."""
     parts = pipeline_parts(pipe)

@@ -30,6 +30,7 @@ from models.teachers.loading import (
     pipeline_parts,
     read_null_class,
     read_record,
+    save_pipeline,
 )
 from models.teachers.opening import open_source
 from models.teachers.trial import check_it_runs
@@ -64,7 +65,7 @@ def run(params: Params, root: Path) -> None:
         teacher = denoiser_of_pipeline(
             pipeline, "in memory", record["null_class"], record.get("scaling"), record.get("size")
         )
-        save = partial(_save_pipeline, pipeline)
+        save = partial(save_pipeline, pipeline)
     check_own_network(teacher)
     check_it_runs(teacher)
     reach("teacher.ready")
@@ -85,17 +86,6 @@ def run(params: Params, root: Path) -> None:
         f"teacher: {count / 1e6:.2f} M parameters, {teacher.prediction_type}, state "
         f"{teacher.shape}, {record['fingerprint'][:12]}"
     )
-
-
-def _save_pipeline(pipeline: Any, folder: Path) -> None:
-    for part in (pipeline, *pipeline_parts(pipeline).values()):  # without this machine's folders
-        if not hasattr(part, "register_to_config"):  # encoders and tokenizers of transformers
-            vars(getattr(part, "config", part)).pop("_name_or_path", None)
-            if hasattr(part, "name_or_path") and not hasattr(part, "config"):
-                part.name_or_path = ""
-        elif "_name_or_path" in part.config:
-            part.register_to_config(_name_or_path="")
-    pipeline.save_pretrained(folder)
 
 
 def _made(source: FactoryTeacher) -> tuple[Denoiser, Callable[[Path], None], dict[str, Any]]:

@@ -47,6 +47,7 @@ def test_half_the_size_draws_the_same(made: tuple[Path, Path], tmp_path: Path) -
         for folder in (whole, tmp_path / "half")
     ]
     assert sizes[1] < 0.6 * sizes[0]
+    assert not any(str(made[1]) in file.read_text() for file in (tmp_path / "half").rglob("*.json"))
     first, second = (
         denoiser.draw(
             StableDiffusionPipeline.from_pretrained(folder, local_files_only=True),

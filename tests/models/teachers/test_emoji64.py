@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def pipeline() -> StableDiffusionPipeline:
 def test_it_is_small() -> None:
     size = sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file())
     assert size < 16e6
+
+
+def test_shipped_folders_do_not_say_where_they_were_made() -> None:
+    for file in FOLDER.parent.rglob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        assert not (isinstance(content, dict) and content.get("_name_or_path")), file
 
 
 def test_its_chain_is_that_of_the_stock_pipeline(pipeline: StableDiffusionPipeline) -> None:
