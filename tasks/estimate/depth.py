@@ -27,8 +27,12 @@ class Run(NamedTuple):
 
 
 def long_runs(network: Any) -> list[Run]:
-    """The runs of at least `LONG` blocks of the same class with parameters of the same shapes."""
-    found = []
+    """The runs of at least `LONG` blocks of the same class with parameters of the same shapes;
+    none of what is no module.
+    """
+    found: list[Run] = []
+    if not isinstance(network, nn.Module):
+        return found
     for blocks in (m for m in network.modules() if isinstance(m, nn.ModuleList)):
         place = 0
         for _, alike in groupby(blocks, key=_kind):
@@ -46,8 +50,11 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
     return (type(block), *parameters)
 
 
-def by_depth(measure: Callable[[], Sequence[float]], runs: Sequence[Run]) -> tuple[float, ...]:
-    """What `measure` gives for the whole network, from calls of shallow ones."""
+def by_depth(network: Any, measure: Callable[[], Sequence[float]]) -> tuple[float, ...]:
+    """What `measure` gives for the whole network, from calls of shallow ones where it has long
+    runs.
+    """
+    runs = long_runs(network)
     lengths = sorted({run.length for run in runs})
     with shortened(runs, dict.fromkeys(lengths, FEW)):
         few = measure()

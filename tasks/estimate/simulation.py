@@ -8,9 +8,11 @@ blocks, see :mod:`tasks.estimate.depth`.
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from torch.utils.weak import WeakIdKeyDictionary
 
 from models.methods.costs import Gradient
-from tasks.estimate.depth import by_depth, long_runs
+from tasks.estimate.depth import by_depth
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
@@ -117,13 +119,10 @@ def simulate(
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = without_content(made)
-        runs = long_runs(network) if isinstance(network, nn.Module) else []
 
         def measured(n: int) -> Measured:
-            def once() -> Measured:
-                return _once(network, inputs(n), call, gradient, precision)
-
-            return Measured(*by_depth(once, runs)) if runs else once()
+            made = by_depth(network, lambda: _once(network, inputs(n), call, gradient, precision))
+            return Measured(*made)
 
         one, many = measured(1), measured(ROWS)
     flops = (many.flops - one.flops) / (ROWS - 1)
@@ -147,8 +146,7 @@ def count_flops(
                 call(network, inputs(1))
             return (float(counter.get_total_flops()),)
 
-        runs = long_runs(network) if isinstance(network, nn.Module) else []
-        return by_depth(counted, runs)[0] if runs else counted()[0]
+        return by_depth(network, counted)[0]
 
 
 def without_content(network: Any) -> Any:
@@ -160,6 +158,21 @@ def without_content(network: Any) -> Any:
     for buffer in network.buffers():
         memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
     return copy.deepcopy(network, memo)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Cycles, which checkpointing leaves behind, live to the end. When Python's collector would run
+    is chance, and figures of a deep network are differences of those of shallow ones.
+    """
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _once(
@@ -175,7 +188,7 @@ def _once(
     live = LiveBytes([*known, *given.values()])
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     half = precision != torch.float32
-    with torch.set_grad_enabled(gradient != "none"), live, counter:
+    with _without_collector(), torch.set_grad_enabled(gradient != "none"), live, counter:
         with torch.autocast("cpu", precision, enabled=half):
             made = call(network, given)
         held = live.live
