@@ -102,9 +102,10 @@ class Measurement:
             "real": self.judge(to_float(tested.images), tested.prompts),
             "autoencoder": self.judge(again, tested.prompts),
         }
-        asked = {"unseen": self.unseen.prompts, "seen": self.prompts()}
+        seen = self.seen()
+        asked = {"unseen": self.unseen.prompts, "seen": seen.prompts}
         if self.arguments.views:
-            asked["caption alone"] = [prompt.rsplit(",", 1)[0] for prompt in asked["seen"]]
+            asked["caption alone"] = seen.captions
         every = [prompt for prompts in asked.values() for prompt in prompts]
         drawn = {}
         for scale in self.arguments.guidance:
@@ -115,11 +116,11 @@ class Measurement:
         self.pictures(drawn, every)
         return figures
 
-    def prompts(self) -> list[str]:
-        """Prompts of training pairs, spread over captions and styles."""
+    def seen(self) -> Emoji:
+        """Training pairs, spread over captions and styles."""
         generator = torch.Generator().manual_seed(self.arguments.seed)
         order = torch.randperm(len(self.train), generator=generator)
-        return self.train[order[: self.arguments.images]].prompts
+        return self.train[order[: self.arguments.images]]
 
     def draw(self, prompts: Sequence[str], scale: float) -> Tensor:
         """One image (3, 64, 64) for each prompt, the same noise at every guidance."""

@@ -27,6 +27,7 @@ from scripts.emoji.data import (
     read_captions,
     to_float,
 )
+from scripts.emoji.views import moved
 from tasks.utils.atomic import atomic_dir
 from tasks.utils.cli import set_up_logging, user_errors
 from tasks.utils.progress import progress
@@ -90,10 +91,9 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     grid[:, :, :2] += 0.15 * (2 * torch.rand(n, 2, 2, generator=generator) - 1)
     grid[:, :, 2] = (2 * torch.rand(n, 2, generator=generator) - 1) * (8 / size)
     grid[:, 0] *= (torch.rand(n, 1, generator=generator) < 0.5).float() * 2 - 1
-    places = F.affine_grid(grid, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images - 1, places, align_corners=False) + 1  # outside is white
-    blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return torch.where(torch.rand(n, 1, 1, 1, generator=generator) < 1 / 3, blurred, moved)
+    changed = moved(images, grid)
+    blurred = F.avg_pool2d(F.pad(changed, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return torch.where(torch.rand(n, 1, 1, 1, generator=generator) < 1 / 3, blurred, changed)
 
 
 def fit(features: Tensor, emoji: Emoji, seed: int, steps: int) -> CaptionModel:

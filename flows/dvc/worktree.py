@@ -33,6 +33,7 @@ SHARED = (
 )
 MARK = Path(".fewstep/run.json")  # written last: a worktree without it is not whole
 KEEP_SECONDS = 7 * 24 * 3600.0
+FULL = 2**24  # bytes that are free on a disk that is as good as full
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,6 @@ def uncommitted(project: Path) -> list[str]:
     written = (":(exclude)dvc.lock", ":(exclude)params.yaml")
     changes = git(project, "status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return [line[3:] for line in changes.splitlines()]
-
-
-FULL = 2**24  # bytes
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -26,7 +26,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from models.methods.prompt_encoding import TEXT_PARTS, PromptMixin
-from models.teachers.network_call import call_exploding, call_network, pixels_per_entry
+from models.teachers.network_call import call_for, pixels_per_entry
 
 OUTPUT_TYPES = {"images": ("pil", "np", "pt", "latent"), "series": ("np", "pt", "latent")}
 ANY_TIME = ("flow", "edm", "edm_v", "ve")  # of the parametrizations; others know whole times
@@ -200,12 +200,10 @@ class StudentPipeline(PromptMixin):
         t = torch.full((len(x),), level.t, device=x.device)
         t = t if self.config.prediction_type in ANY_TIME else t.long()
         channels, pixels = x.shape[1], pixels_per_entry(self.vae)
-        if self.config.prediction_type == "ve":
-            output = call_exploding(network, inputs, t, channels, condition, pixels).to(x.dtype)
-        else:
-            output = call_network(network, inputs, t, condition, pixels).to(x.dtype)
+        kind = self.config.prediction_type
+        output = call_for(kind, network, inputs, t, channels, condition, pixels).to(x.dtype)
         output = output[:, :channels]  # one that also predicts a variance has more channels
-        return prediction_to_x0(self.config.prediction_type, output, x, level)
+        return prediction_to_x0(kind, output, x, level)
 
     def clipped(self, x0: Tensor) -> Tensor:
         """x0 within the teacher's bound, where it has one."""
@@ -342,7 +340,7 @@ def _with_calls(text: str) -> str:
     """The text of this file with those of other files in the place of their imports; one that
     travelled is so already.
     """
-    for used in (PromptMixin, call_network):
+    for used in (PromptMixin, call_for):
         name = re.escape(used.__module__)
         found = re.search(rf"^from {name} import .*\n", text, re.MULTILINE)
         if found is not None:

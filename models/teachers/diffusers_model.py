@@ -12,7 +12,7 @@ from models.common.errors import InputError
 from models.teachers.base import Denoiser
 from models.teachers.codec import Codec, ScaledCodec, VAECodec, rescaled
 from models.teachers.conditioning import Condition
-from models.teachers.network_call import call_exploding, call_network, pixels_per_entry
+from models.teachers.network_call import call_for, pixels_per_entry
 from models.teachers.reading import read_schedule
 from models.teachers.schedule import NoiseSchedule, Preconditioned, VarianceExploding
 
@@ -189,9 +189,8 @@ class DiffusersDenoiser(Denoiser):
 
     def call_network(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         pixels = pixels_per_entry(self.codec.vae)
-        if self.prediction_type == "ve":
-            return call_exploding(self.network, x, t, self.shape[0], condition, pixels)
-        return call_network(self.network, x, t, condition, pixels)
+        channels = self.shape[0]
+        return call_for(self.prediction_type, self.network, x, t, channels, condition, pixels)
 
 
 def _widened(old: Any, channels: int) -> nn.Module:

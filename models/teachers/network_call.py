@@ -41,7 +41,8 @@ def call_network(
     return _plain(network, x.to(dtype), t, given, pixels).to(x.dtype)
 
 
-def call_exploding(
+def call_for(
+    prediction: str,
     network: Any,
     x: Tensor,
     t: Tensor,
@@ -49,11 +50,15 @@ def call_exploding(
     condition: Mapping[str, Tensor] | None = None,
     pixels: int = 1,
 ) -> Tensor:
-    """The noise eps (n, C', ...) that a network of scores sees in a variance exploding state.
+    """The prediction (n, C', ...) of that type: the network's output, but for "ve" the noise eps
+    that a network of scores sees in a variance exploding state.
 
-    It is given y = x0 + s eps at the time s = t, and answers with the score, -eps / s. ``x``: that
-    state as y / sqrt(1 + s^2) in its first ``channels``; further ones are given as they are.
+    Such a one is given y = x0 + s eps at the time s = t, and answers with the score, -eps / s.
+    ``x``: that state as y / sqrt(1 + s^2) in its first ``channels``; further ones are given as they
+    are.
     """
+    if prediction != "ve":
+        return call_network(network, x, t, condition, pixels)
     s = t.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
     y = x[:, :channels] * (1 + s**2).sqrt()
     return -s * call_network(network, torch.cat([y, x[:, channels:]], 1), t, condition, pixels)

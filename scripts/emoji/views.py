@@ -34,9 +34,15 @@ def view(images: Tensor, generator: torch.Generator) -> Tensor:
     grid[:, 0] *= mirror[:, None]
     to = torch.stack([2 * x - 1, 2 * y - 1], 1) * (1 - scale)[:, None]
     grid = torch.cat([grid, -(grid @ to[:, :, None])], 2)
+    return moved(images, grid).clamp(-1, 1)
+
+
+def moved(images: Tensor, grid: Tensor) -> Tensor:
+    """Images (n, 3, S, S) in [-1, 1] by affine maps (n, 2, 3) that say where each pixel comes from;
+    outside is white.
+    """
     places = F.affine_grid(grid, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images - 1, places, align_corners=False) + 1
-    return moved.clamp(-1, 1)
+    return F.grid_sample(images - 1, places, align_corners=False) + 1
 
 
 def views(emoji: Emoji, count: int, seed: int) -> Emoji:
