@@ -22,6 +22,7 @@ import psutil
 
 from tasks.utils.atomic import atomic_write_json
 from tasks.utils.network_passes import Passes, count_passes
+from tasks.utils.peak_memory import own_peak
 
 FOLDER = Path(".fewstep/measurements")
 EVERY_SECONDS = 0.5
@@ -62,7 +63,8 @@ def measure_resources(root: Path, stage: str) -> Iterator[None]:
         cost = {
             "seconds": round(time.monotonic() - start, 3),
             "cpu_seconds": round(_cpu_seconds() - before, 3),
-            "peak_memory_mib": round(_own_peak(peak[0]) / MIB, 1),
+            # the system's own record misses no short peak of this process
+            "peak_memory_mib": round(max(peak[0], own_peak()) / MIB, 1),
         }
         cost |= passes.record() | _noted | _cuda()
         atomic_write_json(root / FOLDER / stage / f"{name}.json", cost)
@@ -137,14 +139,6 @@ def _cpu_seconds() -> float:
     """User and system time of this process and of the children that it has waited for."""
     spent = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in spent)
-
-
-def _own_peak(sampled: int) -> int:
-    """The larger of the samples and the system's own record, which misses no short peak of this
-    process.
-    """
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(sampled, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _cuda() -> dict[str, float]:

@@ -21,16 +21,17 @@ from tests.models.evaluation.samples import normal
 from tests.paths import PROJECT
 
 GROWTH = """
-import resource, torch
+import torch
 from models.evaluation.base import MetricOptions, Samples
 from models.evaluation.kid import KID
 from models.evaluation.precision_recall import precision_recall
+from tasks.utils.peak_memory import own_peak
 few = torch.randn(200, 4)
 KID(Samples(features=few), MetricOptions(5))(Samples(features=few)), precision_recall(few, few)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = own_peak()
 real, fake = torch.randn(2, 8000, 4)
 KID(Samples(features=real), MetricOptions(5))(Samples(features=fake))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((own_peak() - before) // 1024**2)
 """
 
 

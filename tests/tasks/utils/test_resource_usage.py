@@ -8,9 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tasks.utils.peak_memory import STATUS
 from tasks.utils.resource_usage import FOLDER, costs, identity, measure_resources
+from tests.tasks.utils.fat_parent import HELD, run_in_fat_parent
 
 MIB = 1024**2
+MEASURED = """
+from pathlib import Path
+from tasks.utils.resource_usage import measure_resources
+with measure_resources(Path.cwd(), "student"):
+    pass
+"""
 
 
 def write(root: Path, text: str = "one") -> None:
@@ -53,6 +61,14 @@ def test_memory_of_children_counts(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
     with_child = costs(tmp_path, ["student"])["peak_memory_mib/student"]
     assert with_child > 310 and costs(tmp_path, ["student"])["stage_seconds/student"] >= 2
+
+
+def test_memory_of_the_process_that_started_the_stage_does_not_count(tmp_path: Path) -> None:
+    if not STATUS.exists():
+        pytest.skip("a child's ru_maxrss begins with its parent's")
+    write(tmp_path)
+    run_in_fat_parent(MEASURED, tmp_path)
+    assert 1 < costs(tmp_path, ["student"])["peak_memory_mib/student"] < HELD / MIB / 2
 
 
 def test_a_name_tells_content_and_place(tmp_path: Path) -> None:

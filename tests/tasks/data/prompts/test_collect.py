@@ -75,20 +75,18 @@ def test_an_endless_line_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from tasks.config.conditions import Conditions
 from tasks.data.conditions import PromptFile
 from tasks.data.prompts import collect, open_prompts
-
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from tasks.utils.peak_memory import own_peak
 
 root = Path(sys.argv[1])
 section = Conditions(prompts="p.txt", holdout=10)
-before = peak()
+before = own_peak()
 found = collect(open_prompts(section, root), section, root)
-print(len(PromptFile(found.file)), found.train + found.holdout, peak() - before)
+print(len(PromptFile(found.file)), found.train + found.holdout, own_peak() - before)
 """
 
 
