@@ -116,16 +116,18 @@ def decide(rounds: list[Round]) -> tuple[bool, str]:
     """Whether the challenger is better beyond chance, and the figures that say so.
 
     The smallest number of steps decides: the whole 95 % interval of the paired difference has to be
-    on the better side of 0.
+    on the better side of 0. Wholly on the other side, the challenger is called worse.
     """
     first = min(rounds, key=lambda each: each.nfe)
     gap = first.difference
-    better = gap.high < 0 if first.lower_is_better else gap.low > 0
+    sides = (gap.high < 0, gap.low > 0)
+    better, worse = sides if first.lower_is_better else sides[::-1]
+    verdict = "better" if better else "worse" if worse else "not better beyond chance"
     figures = (
         f"{first.title} {first.challenger.value:.5f} against {first.champion.value:.5f} at "
         f"{first.nfe} steps, difference {gap.value:+.5f} ({gap.low:+.5f} to {gap.high:+.5f})"
     )
-    return better, f"{'better' if better else 'not better beyond chance'}: {figures}"
+    return better, f"{verdict}: {figures}"
 
 
 def save(rounds: list[Round], path: Path) -> None:

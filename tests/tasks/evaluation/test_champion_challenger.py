@@ -90,11 +90,27 @@ def test_students_that_cannot_meet_are_named(root: Path, tmp_path: Path) -> None
         comparison.compare(PARAMS, root, tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("lower_is_better", [True, False])
 @pytest.mark.parametrize(
-    ("low", "high", "better"),
-    [(-0.3, -0.1, True), (-0.3, 0.0, False), (-0.1, 0.2, False), (0.1, 0.3, False)],
+    ("low", "high", "verdict"),
+    [
+        (-0.3, -0.1, "better"),
+        (-0.3, 0.0, "not better beyond chance"),
+        (-0.1, 0.2, "not better beyond chance"),
+        (0.0, 0.3, "not better beyond chance"),
+        (0.1, 0.3, "worse"),
+    ],
 )
-def test_only_a_whole_interval_below_zero_is_better(low: float, high: float, better: bool) -> None:
+def test_only_a_whole_interval_on_one_side_of_zero_decides(
+    low: float, high: float, verdict: str, lower_is_better: bool
+) -> None:
     kid = Interval(0.1, 0.0, 0.2)
-    clear = Round(10, kid, kid, Interval(-1.0, -1.0, -1.0))  # more steps do not decide
-    assert decide([clear, Round(5, kid, kid, Interval((low + high) / 2, low, high))])[0] is better
+    if not lower_is_better:
+        low, high = -high, -low
+    gap, clear = Interval((low + high) / 2, low, high), Interval(-1.0, -1.0, -1.0)
+    rounds = [  # more steps do not decide
+        Round(nfe, kid, kid, difference, lower_is_better=lower_is_better)
+        for nfe, difference in ((10, clear), (5, gap))
+    ]
+    better, reason = decide(rounds)
+    assert better is (verdict == "better") and reason.startswith(f"{verdict}: KID ")
