@@ -11,7 +11,7 @@ from models.common.errors import InputError
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 
 UNSCALED = ("DDPMPipeline", "DiTPipeline")
-"""They start at standard normals and give the network the state as it is."""
+"""They do not scale the first state, and DDPM's none of the others."""
 FILES = ("sigdeg_scheduler.py", "sigdeg_plan.py", "sigdeg_levels.py")
 
 
@@ -49,11 +49,18 @@ def stock_pipeline(student: Any, base: Any) -> Any:
             "over, or its teacher had no diffusers scheduler; expected one trained with "
             "method.inputs: none from a diffusers pipeline"
         )
-    if type(base).__name__ in UNSCALED and student.vae is None and settings.get("process") == "edm":
-        raise InputError(
-            f"student: a {type(base).__name__} does not scale states as an EDM network needs them; "
-            "call the scheduler and the network yourself, or use the student's own pipeline"
-        )
+    check_scaling(type(base).__name__, student)
     part = "unet" if "unet" in base.components else "transformer"
     scheduler = SigDEGScheduler.from_config(settings)
     return type(base)(**{**base.components, part: student.unet, "scheduler": scheduler})
+
+
+def check_scaling(pipeline: str, student: Any) -> None:
+    """InputError where the stock pipeline of this name starts at standard normals, and the
+    student's network, an EDM one, at states scaled by its schedule.
+    """
+    if pipeline in UNSCALED and student.config.prediction_type in ("edm", "edm_v"):
+        raise InputError(
+            f"a {pipeline} does not scale states as an EDM network needs them; call the "
+            "scheduler and the network yourself, or use the student's own pipeline"
+        )

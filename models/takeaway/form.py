@@ -16,7 +16,7 @@ import diffusers
 from torch import Tensor
 
 from models.common.errors import InputError
-from models.schedulers.export import UNSCALED, export_scheduler
+from models.schedulers.export import check_scaling, export_scheduler
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
 from models.takeaway.lora_file import save_lora
 from models.teachers.network_call import pixels_per_entry
@@ -45,8 +45,7 @@ def stock_form(
         raise InputError("diffusers has no pipeline of series")
     if name not in PIPELINES:
         raise InputError(f"its teacher's pipeline is {name}; known are {', '.join(PIPELINES)}")
-    if name in UNSCALED and student.config.prediction_type in ("edm", "edm_v"):
-        raise InputError(f"a {name} does not scale states as an EDM network needs them")
+    check_scaling(name, student)
     try:
         sampler = student.stock_sampler()
     except ValueError as error:

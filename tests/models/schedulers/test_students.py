@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, EDMEulerScheduler
+from diffusers import DDPMPipeline, DiffusionPipeline, EDMEulerScheduler, LDMPipeline
 from pydantic import ValidationError
 
 from models.common.errors import InputError
@@ -16,6 +17,7 @@ from models.methods.export import open_student
 from models.methods.sigdeg.build import SamplerGains, build_pipeline
 from models.methods.sigdeg.config import SigDEGConfig
 from models.schedulers.export import export_scheduler, stock_pipeline
+from models.takeaway.form import stock_form
 from models.teachers.loading import build_denoiser
 from tests.models.schedulers.driving import close, run
 from tests.models.teachers.pipelines import vae
@@ -30,6 +32,18 @@ def student_of(kind: str, **choices: Any) -> tuple[Any, Any]:
     teacher = teacher_of(kind)
     spec = spec_of(teacher, steps=24, intervals=6)
     config = SigDEGConfig(nfe=(6, 3), inputs="none", conditioning_limit=None, **choices)
+    student = build_pipeline(teacher, spec, config, GAINS)
+    perturbed(student.unet)
+    return student, teacher
+
+
+def edm_student(prediction: str) -> tuple[Any, Any]:
+    """Over latents, likewise."""
+    scheduler = EDMEulerScheduler(prediction_type=prediction, sigma_max=20.0, sigma_data=0.7)
+    torch.manual_seed(0)
+    teacher = build_denoiser(tiny_unet(), scheduler, vae(1))
+    spec = spec_of(teacher, steps=24, intervals=6)
+    config = SigDEGConfig(nfe=(6, 3), inputs="none", conditioning_limit=None)
     student = build_pipeline(teacher, spec, config, GAINS)
     perturbed(student.unet)
     return student, teacher
@@ -55,14 +69,8 @@ def test_the_scheduler_is_the_students_sampler(kind: str, nfe: int) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_it_is_so_of_edm_models_too(prediction: str) -> None:
     """Whose own states are not those of the student: x0 + s eps, not the network's input."""
-    scheduler = EDMEulerScheduler(prediction_type=prediction, sigma_max=20.0, sigma_data=0.7)
-    torch.manual_seed(0)
-    teacher = build_denoiser(tiny_unet(), scheduler, vae(1))
-    spec = spec_of(teacher, steps=24, intervals=6)
-    config = SigDEGConfig(nfe=(6, 3), inputs="none", conditioning_limit=None)
-    student = build_pipeline(teacher, spec, config, GAINS)
-    perturbed(student.unet)
-    pipe = stock_pipeline(student, DDPMPipeline(unet=None, scheduler=None))
+    student, teacher = edm_student(prediction)
+    pipe = stock_pipeline(student, LDMPipeline(vqvae=None, unet=None, scheduler=None))
     noise = torch.randn(3, *teacher.shape, generator=torch.Generator().manual_seed(0))
     xi = torch.randn(3, 3, 3, *teacher.shape, generator=torch.Generator().manual_seed(1))
     expected, _ = student.rollout(noise, xi, nfe=3)
@@ -96,6 +104,17 @@ def test_other_students_are_refused() -> None:
     student = build_pipeline(teacher, spec_of(teacher), SigDEGConfig(nfe=(4,)))
     with pytest.raises(InputError, match="expected one trained with method.inputs: none"):
         stock_pipeline(student, DDPMPipeline(unet=None, scheduler=None))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_pipelines_that_do_not_scale_states_take_no_edm_student(prediction: str) -> None:
+    """Latents or not; the card gives the same reason as the call."""
+    student, _ = edm_student(prediction)
+    ddpm = DDPMPipeline(unet=None, scheduler=None)
+    form = partial(stock_form, student, {"_class_name": "DDPMPipeline"}, {})
+    for make in (partial(stock_pipeline, student, ddpm), form):
+        with pytest.raises(InputError, match="^a DDPMPipeline does not scale states as an EDM"):
+            make()
 
 
 def test_damping_needs_a_pipeline_of_its_own() -> None:
