@@ -13,8 +13,8 @@ a paired comparison: `first.minus(second)`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -92,6 +92,15 @@ class Samples:
     paths: Tensor | None = None
     prompts: tuple[str, ...] | None = None
     series: Tensor | None = None
+    _made: dict[Hashable, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` computes of these samples, once for all metrics that ask for ``key``."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def head(self, n: int | None) -> Samples:
         """The first n of each; all of them for None."""

@@ -58,6 +58,13 @@ class Clip:
         parts = [self.images_of(part.float()) for part in images.split(BATCH)]
         return F.normalize(torch.cat(parts), dim=-1)
 
+    def of_samples(self, samples: Samples) -> Tensor:
+        """Of the images of ``samples``, which are looked at once for all metrics."""
+        images = samples.images
+        if images is None:
+            raise InputError("no images: expected those of a sampler")
+        return samples.once(self, lambda: self.of_images(images))
+
     @torch.inference_mode()
     def of_prompts(self, prompts: tuple[str, ...]) -> Tensor:
         """Of texts; what the model cannot read of a long one is cut off. Each is read once."""
@@ -139,7 +146,7 @@ class ClipScore(Metric):
     def __call__(self, fake: Samples) -> Estimate:
         if fake.images is None or fake.prompts is None:
             raise InputError("clip_score: expected images with a prompt each")
-        cosine = (self.clip.of_images(fake.images) * self.clip.of_prompts(fake.prompts)).sum(1)
+        cosine = (self.clip.of_samples(fake) * self.clip.of_prompts(fake.prompts)).sum(1)
         return self.mean(100 * cosine.clamp(min=0))
 
 
@@ -164,7 +171,7 @@ class Aesthetic(Metric):
     def __call__(self, fake: Samples) -> Estimate:
         if fake.images is None:
             raise InputError("aesthetic: expected images")
-        rating = self.clip.of_images(fake.images)
+        rating = self.clip.of_samples(fake)
         for weight, bias in self.layers:
             rating = F.linear(rating, weight, bias)
         return self.mean(rating[:, 0])

@@ -14,7 +14,11 @@ from transformers import CLIPModel
 
 from models.common.errors import InputError
 from models.evaluation.base import MetricOptions, Samples
-from models.evaluation.clip import Aesthetic, ClipScore, load_aesthetic
+from models.evaluation.clip import Aesthetic, Clip, ClipScore, load_aesthetic, open_clip
+from models.evaluation.features import DigitFeatures, DigitNet
+from tasks.config.evaluation import Evaluation
+from tasks.evaluation.evaluator import Evaluator
+from tasks.evaluation.results import SamplerKey
 from tests.models.evaluation.test_features import images, save_backbone
 from tests.models.teachers.pipelines import clip_tokenizer
 
@@ -101,6 +105,54 @@ def test_aesthetic_score_is_the_stack_of_layers(
     with torch.no_grad():
         assert found.value == pytest.approx(float(head(image).mean()), rel=1e-4)
     assert Aesthetic(Samples(), options)(Samples(images=x)).value != found.value
+
+
+def watch(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each pass of the model has from now on."""
+    looked: list[int] = []
+    whole = clip.images_of
+
+    def images_of(x: Tensor) -> Tensor:
+        looked.append(len(x))
+        return whole(x)
+
+    monkeypatch.setattr(clip, "images_of", images_of)
+    return looked
+
+
+def test_images_are_looked_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both metrics together; other samples, also a part of the same ones, are looked at anew."""
+    save_head(tmp_path / "head.safetensors", [WIDTH, 1])
+    options = MetricOptions(clip=folder, aesthetic=tmp_path / "head.safetensors")
+    fits, pleases = ClipScore(Samples(), options), Aesthetic(Samples(), options)
+    looked = watch(fits.clip, monkeypatch)
+    x = images(3, 3, 28)
+    samples = Samples(images=x, prompts=PROMPTS)
+    together = fits(samples).value, pleases(samples).value
+    assert looked == [3]
+    part = samples.head(2)
+    assert fits(part).value != together[0] and looked == [3, 2]
+    apart = [metric(Samples(images=x, prompts=PROMPTS)).value for metric in (fits, pleases)]
+    assert together == tuple(apart) and looked == [3, 2, 3, 3]
+
+
+def test_the_table_looks_at_a_samplers_images_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_head(tmp_path / "head.safetensors", [WIDTH, 1])
+    settings = Evaluation(
+        metrics=("kid", "clip_score", "aesthetic"),
+        bootstrap=0,
+        clip={"path": str(folder), "aesthetic": str(tmp_path / "head.safetensors")},
+    )
+    x = images(6, 3, 28)
+    evaluator = Evaluator([DigitFeatures(DigitNet(channels=8, width=12))], x[:3], settings)
+    looked = watch(open_clip(folder), monkeypatch)
+    for name in ("student", "teacher"):
+        evaluator.measure(SamplerKey(name, 2), x[3:], PROMPTS)
+    assert looked == [3, 3]
 
 
 def test_wrong_files_are_one_line(folder: Path, tmp_path: Path) -> None:
