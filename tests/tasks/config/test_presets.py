@@ -42,6 +42,22 @@ def test_every_preset_says_in_one_line_what_it_is_for() -> None:
     assert all(10 < len(line) <= 120 for line in presets(PROJECT).values())
 
 
+def test_students_of_one_text_to_image_teacher_differ_in_method_and_training_alone() -> None:
+    """So the second of them begins with the first one's paths, out of DVC's cache."""
+    one, other = (compose(PROJECT, name) for name in ("emoji-text", "emoji-text-swd"))
+    differ = {name for name in type(one).model_fields if getattr(one, name) != getattr(other, name)}
+    assert differ == {"method", "student", "registration"}
+    assert one.trajectories.guidance == 3.0 and one.evaluation.criterion == "kid"
+    assert one.conditions.prompts and "caption_retrieval" in one.evaluation.metrics
+
+
+def test_what_presets_share_is_no_preset() -> None:
+    shared = {path.stem for path in (PROJECT / "conf/shared").glob("*.yaml")}
+    texts = [(PROJECT / f"conf/preset/{name}.yaml").read_text() for name in NAMES]
+    for name in shared:
+        assert sum(f"- /shared/{name}\n" in text for text in texts) >= 2, name
+
+
 def test_what_ran_before_changes_nothing(root: Path) -> None:
     """After every other preset, params.yaml is that of a fresh clone."""
     fresh = {}
