@@ -267,7 +267,8 @@ def _resolve(
     holders = variants
     for position, part in enumerate(loc):
         surely_key = named and position == len(loc) - 1
-        if isinstance(data, dict) and part not in data and part in data.values() and not surely_key:
+        absent = isinstance(data, dict) and part not in data and not surely_key
+        if absent and (part in data.values() or _is_tag(variants, part)):
             variants = [v for v in variants if _has_literal(v, part)]
             continue
         keys.append(part)
@@ -294,6 +295,12 @@ def _chosen(variants: list[type[BaseModel]]) -> str:
         if get_origin(field.annotation) is Literal
     ]
     return "".join(f" with {name} = {values[0]}" for name, values in tags if len(values) == 1)
+
+
+def _is_tag(variants: list[type[BaseModel]], part: int | str) -> bool:
+    """Whether it chooses one of the variants, also where the user left the choice out."""
+    is_key = any(part in v.model_fields for v in variants)
+    return not is_key and any(_has_literal(v, part) for v in variants)
 
 
 def _has_literal(model: type[BaseModel], tag: int | str) -> bool:

@@ -239,6 +239,20 @@ BAD: list[tuple[str, str]] = [
 ]
 
 
+def test_a_key_has_its_own_name_where_the_variant_is_not_said(tmp_path: Path) -> None:
+    """`kind` has a default; it is no part of the keys below `method`."""
+    for kind in ("", "kind: sigdeg, "):
+        text = "method: {" + kind + "nfe: [4], scales: {pairs: [[0.9, 8]]}}\n"
+        (tmp_path / "p.yaml").write_text(text)
+        with pytest.raises(
+            InputError, match=r"^p\.yaml: method\.scales\.pairs: first sigma is 0\.9"
+        ):
+            load_params(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text("teacher: {source: factory}\n")
+    with pytest.raises(InputError, match=r"^p\.yaml: teacher\.factory: missing, expected a value"):
+        load_params(tmp_path / "p.yaml")
+
+
 @pytest.mark.parametrize(("override", "message"), BAD, ids=[override for override, _ in BAD])
 def test_bad_override(tmp_path: Path, override: str, message: str) -> None:
     (tmp_path / "params.yaml").write_text(BASE)
