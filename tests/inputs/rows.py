@@ -18,7 +18,7 @@ DOCUMENT = PROJECT / "docs/inputs.md"
 BEGIN, END = "<!-- rows: written by python -m tests.inputs.rows -->", "<!-- end of rows -->"
 SECTIONS = (
     "images", "labels", "arrays", "tables", "prompts", "series", "pipelines", "schedulers", "teachers",
-    "text_teachers", "environments",
+    "text_teachers", "sizes", "environments",
 )  # fmt: skip
 
 
