@@ -29,6 +29,7 @@ from models.sampling.trajectories import (
     path_condition,
     path_features,
     path_labels,
+    path_weights,
 )
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.base import Denoiser
@@ -128,8 +129,9 @@ def trajectories_pair(
     maker = ShardMaker(settings, teacher, spec.grid.tolist())
     lanes = max(1, settings.batch_size // settings.lane)
     job = Job("train", 0, lanes * settings.lane, folder / "shard")
-    labels = path_labels(maker.paths, teacher, range(settings.lane))
-    condition = path_condition(teacher, labels)
+    own, lane = maker.paths, range(settings.lane)
+    weights = path_weights(own.guidance, own.seed, "train", lane)
+    condition = path_condition(teacher, path_labels(own, teacher, lane), weights)
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision)
     x = torch.randn(settings.lane, *teacher.shape, device=teacher.device)
 
@@ -138,7 +140,7 @@ def trajectories_pair(
         for t in maker.paths.chain.levels.t:
             for _ in range(lanes):
                 with torch.autocast(teacher.device.type, half, enabled=half is not None):
-                    teacher.predict(x, float(t), condition, settings.guidance)
+                    teacher.predict(x, float(t), condition, own.guidance)
 
     rows = lanes * settings.lane * settings.steps
     return Pair("trajectories", 0.95, rows, bare, lambda: maker.make(job))

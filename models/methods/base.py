@@ -20,6 +20,7 @@ from models.common.errors import InputError
 from models.sampling.trajectories import PathSpec
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import Guidance
 
 if TYPE_CHECKING:
     from models.evaluation.features import FeatureExtractor
@@ -97,14 +98,15 @@ class MethodContext:
     """What a method is made from.
 
     ``config``: its own settings; ``spec``: of the cached paths; ``guidance``: of the teacher in
-    them; ``total_steps``: optimizer steps to come; ``diagnostics``: what ``prepare`` found, as
-    JSON; ``tools``: None where nothing is to be prepared.
+    them, a range where every path has a weight of its own; ``total_steps``: optimizer steps to
+    come; ``diagnostics``: what ``prepare`` found, as JSON; ``tools``: None where nothing is to be
+    prepared.
     """
 
     teacher: Denoiser
     config: Any
     spec: PathSpec | None = None
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     total_steps: int = 1
     seed: int = 0
     gradient_checkpointing: bool = False

@@ -32,7 +32,11 @@ def feature_loss(features: Tensor, target: Tensor, epsilon: float = 1e-6) -> Ten
 
 
 def rbf_mmd(
-    x: Tensor, y: Tensor, bandwidths: Sequence[float], width: float | None = None
+    x: Tensor,
+    y: Tensor,
+    bandwidths: Sequence[float],
+    width: float | None = None,
+    closeness: Tensor | None = None,
 ) -> Tensor:
     """Unbiased squared MMD (Gretton et al. 2012) of x (n, d) and y (m, d), n, m >= 2; may be
     negative.
@@ -40,6 +44,11 @@ def rbf_mmd(
     Kernel: mean over b of exp(-|u - v|^2 / (2 b^2 s)), with s the median squared distance within y,
     not differentiated, so that bandwidths are in units of the data's own spread; or the one kernel
     exp(-|u - v|^2 / (2 width^2)).
+
+    ``closeness`` (n, n): a kernel between what the rows of both are given, the same for x_i and
+    y_i, m = n. The result is the squared MMD of the joint laws of it and of x, or y, from pairs
+    i != j alone (lemma 6 there; x_i and y_i depend on each other): 0 just where the laws of x and y
+    given it are the same.
     """
     if len(x) < 2 or len(y) < 2:
         raise ValueError(f"unbiased MMD needs two samples a side, got {len(x)} and {len(y)}")
@@ -53,6 +62,9 @@ def rbf_mmd(
     def kernel(d2: Tensor) -> Tensor:
         return torch.stack([torch.exp(-d2 / (2 * b**2 * scale)) for b in bandwidths]).mean(0)
 
+    if closeness is not None:
+        whole = kernel(xx) + kernel(yy) - 2 * kernel(xy)
+        return (whole * closeness)[off].sum() / (n * (n - 1))
     kxx = (kernel(xx).sum() - n) / (n * (n - 1))
     kyy = (kernel(yy).sum() - m) / (m * (m - 1))
     return kxx + kyy - 2 * kernel(xy).mean()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +28,10 @@ class PromptMixin:
     for students without prompts, else a dict: ``pipeline``, diffusers' class that encodes, with its
     ``options``; ``keys`` of the condition; ``guidance`` and ``negative_prompt``, which are trained
     in; ``embedded``, numbers that every image's condition has besides, where there are any: the
-    weight of guidance of networks that take it as an input; ``examples``, some prompts; ``source``,
-    where encoders are to be had that the folder does not carry, else None; ``encoders``, their
-    classes and digests.
+    weight of guidance of networks that take it as an input; ``guidance_range``, where the weight is
+    an input of the call too, the lowest and the highest, ``guidance`` then being what it is where
+    nobody says one; ``examples``, some prompts; ``source``, where encoders are to be had that the
+    folder does not carry, else None; ``encoders``, their classes and digests.
     """
 
     config: Any
@@ -83,10 +85,16 @@ class PromptMixin:
         self.register_modules(**parts)  # type: ignore[attr-defined]
 
     def prompt_condition(
-        self, prompt: Any, prompt_embeds: Any, negative_prompt: Any, n: int, device: Any
+        self,
+        prompt: Any,
+        prompt_embeds: Any,
+        negative_prompt: Any,
+        n: int,
+        device: Any,
+        guidance_scale: Any = None,
     ) -> dict[str, Tensor]:
         """The network's condition, n rows. Raises ValueError for anything else than one prompt, or
-        its embeddings, for all or for each.
+        its embeddings, for all or for each, and one weight of guidance, likewise.
         """
         about = self._prompts()
         trained = about["negative_prompt"]
@@ -114,14 +122,47 @@ class PromptMixin:
             found_rows = ", ".join(map(str, sorted(rows)))
             raise ValueError(f"{found_rows} prompts for {n} images; expected one, or one for each")
         condition = {k: v.to(device).expand(n, *v.shape[1:]) for k, v in found.items()}
-        for name, number in about.get("embedded", {}).items():
-            condition[name] = torch.full((n,), number, device=device)
+        weights = guidance_weights(about, guidance_scale, n)
+        embedded = dict(about.get("embedded", {}))
+        embedded |= {} if weights is None else {"guidance": weights}
+        for name, number in embedded.items():
+            condition[name] = torch.tensor(number, dtype=torch.float32, device=device).expand(n)
         return condition
 
     def _prompts(self) -> Mapping[str, Any]:
         if self.prompts is None:
             raise ValueError("prompt: this student takes no prompts; leave it out")
         return self.prompts
+
+
+def guidance_weights(about: Mapping[str, Any], asked: Any, n: int) -> list[float] | None:
+    """The weights of guidance of n images, those that were ``asked`` for or the default, for a
+    student that takes them as an input; None for one with a weight of its own.
+
+    ``about``: of prompts. Raises ValueError for weights that it was not trained for, and where
+    there are neither one nor n.
+    """
+    given, default = about.get("guidance_range"), about["guidance"]
+    values = np.asarray(asked.cpu() if isinstance(asked, Tensor) else asked)
+    if given is None:
+        if asked is not None and not (values.dtype.kind in "iuf" and (values == default).all()):
+            raise ValueError(
+                f"guidance_scale {asked}: this student has {default} trained in; leave it out, or "
+                "distil one with trajectories.guidance_range"
+            )
+        return None
+    low, high = given
+    if asked is None:
+        return [float(default)] * n
+    if values.dtype.kind not in "iuf" or values.shape not in ((), (1,), (n,)):
+        expected = f"expected a number, or {n}, one for each image"
+        raise ValueError(f"guidance_scale {asked}: {expected}; from {low:g} to {high:g}")
+    if not ((values >= low) & (values <= high)).all():  # NaN is neither
+        raise ValueError(
+            f"guidance_scale {asked}: this student takes {low:g} to {high:g}; distil one with "
+            "another trajectories.guidance_range"
+        )
+    return [float(value) for value in np.broadcast_to(values, n)]
 
 
 def encoded(pipe: Any, prompts: list[str], keys: Sequence[str]) -> dict[str, Tensor]:

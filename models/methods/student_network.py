@@ -11,6 +11,7 @@ from torch import nn
 from models.common.errors import InputError
 from models.common.own_weights import copy_sharing_weights, mark_the_rest
 from models.teachers.base import Denoiser
+from models.teachers.guidance import GuidanceRange
 
 
 def student_network(
@@ -23,7 +24,8 @@ def student_network(
     it does not train are the teacher's own tensors, where those are float32.
     ``trainable``: "full", "lora" (Hu et al. 2022, rank ``rank``, on the layers that the teacher's
     ``lora_targets`` name, plus the first layer where that has more channels), or "input" (the first
-    layer alone). Raises InputError on anything else.
+    layer alone). Where the teacher's embedded guidance is a range, the student has an input for its
+    weight too, trained in any case. Raises InputError on anything else.
     """
     whole = trainable == "full"
     student = (
@@ -31,6 +33,8 @@ def student_network(
     )
     student.requires_grad_(False)
     teacher.expand_input(student, in_channels)
+    weighted = isinstance(teacher.embedded_guidance, GuidanceRange)
+    added = teacher.add_weight_input(student) if weighted else None
     if whole:
         student.requires_grad_(True)
         _keep_frequencies(student)
@@ -40,6 +44,8 @@ def student_network(
         # without channels of its own a LoRA is all that a student has: it fits the stock network
         if trainable == "input" or in_channels != teacher.shape[0]:
             student.get_submodule(teacher.input_layer).requires_grad_(True)
+        if added is not None:
+            added.requires_grad_(True)
         mark_the_rest(student)
     else:
         raise InputError(f"method.trainable = {trainable!r}: expected full, lora or input")

@@ -138,13 +138,15 @@ class StudentPipeline(PromptMixin):
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | None = None,
         prompt_embeds: Tensor | Mapping[str, Tensor] | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
     ) -> Any:
         """Draw ``batch_size`` images, or series.
 
         ``class_labels``: one whole number for all, or one each in a list, an array or a tensor.
         ``prompt``: one for all, or a list with one each, whose length is ``batch_size`` then;
         ``prompt_embeds``: in their place what :meth:`encode_prompts` makes of them.
-        ``negative_prompt``: None, or the one that was trained in.
+        ``negative_prompt``: None, or the one that was trained in. ``guidance_scale``: of a student
+        that takes guidance as an input, in its range, one for all or one each; else as the former.
         ``generator``: one for all, or a list with one each, that draws what it draws alone, up to
         rounding. ``output_type`` of images: "pil", their
         default; "np" for (n, H, W, C) float32 in [0, 1]; "pt" for (n, C, H, W) float32 in [0, 1].
@@ -162,7 +164,9 @@ class StudentPipeline(PromptMixin):
             raise ValueError(f"output_type {output_type!r}: {expected}")
         n = self._count(batch_size, generator)
         device = self._execution_device  # type: ignore[attr-defined]
-        condition = self.conditions(n, class_labels, prompt, prompt_embeds, negative_prompt)
+        condition = self.conditions(
+            n, class_labels, prompt, prompt_embeds, negative_prompt, guidance_scale
+        )
         noise = normals((n, *self.start_shape()), device, generator)
         with self.progress_bar(total=steps) if progress else nullcontext() as bar:  # type: ignore[attr-defined]
             on_step = None if bar is None else bar.update
@@ -177,12 +181,18 @@ class StudentPipeline(PromptMixin):
         prompt: Any = None,
         prompt_embeds: Any = None,
         negative_prompt: Any = None,
+        guidance_scale: Any = None,
     ) -> dict[str, Tensor] | None:
         """The network's keyword arguments, n rows, for what the call takes."""
         device = self._execution_device  # type: ignore[attr-defined]
         condition = self._condition(class_labels, n, device)
         if self.prompts is not None or prompt is not None or prompt_embeds is not None:
-            return self.prompt_condition(prompt, prompt_embeds, negative_prompt, n, device)
+            asked = (prompt, prompt_embeds, negative_prompt, n, device, guidance_scale)
+            return self.prompt_condition(*asked)
+        if guidance_scale is not None:
+            raise ValueError(
+                f"guidance_scale {guidance_scale}: this student does not take it; leave it out"
+            )
         return condition
 
     def network_x0(

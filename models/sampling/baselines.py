@@ -23,6 +23,7 @@ from torch import Tensor
 from models.common.errors import InputError
 from models.sampling import solvers
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import Guidance
 from models.teachers.schedule import FlowMatching, Levels, NoiseSchedule
 
 SPACINGS = ("trailing", "logsnr", "karras")
@@ -39,7 +40,7 @@ class Predictor(Protocol):
         x: Tensor,
         t: Tensor | float,
         condition: Condition | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
     ) -> Tensor: ...
 
 
@@ -196,7 +197,7 @@ def sample_baseline(
     nfe: int,
     noise: Tensor,
     condition: Condition | None = None,
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
     generator: torch.Generator | None = None,
     ratios: Sequence[float] | None = None,
     **options: Any,

@@ -32,9 +32,11 @@ from models.sampling.chain import Chain
 from models.sampling.signature import Basis, feature_matrix
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import Guidance, GuidanceRange, with_weights
 
 SPLITS = {"train": 0, "validation": 1}
-NOISE, FEATURES = 7, 23  # streams of random numbers: start and fine noise, features
+NOISE, FEATURES, WEIGHTS = 7, 23, 31  # streams of random numbers: start and fine noise, features,
+# weights of guidance
 Advance = Callable[[int], None]
 
 
@@ -50,7 +52,7 @@ class PathSpec:
     seed: int
     lane: int = 64
     precision: str = "float32"
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     classes: tuple[int, ...] | None = None
 
 
@@ -114,9 +116,28 @@ def path_labels(
     return torch.tensor([labels[i % len(labels)] for i in indices])
 
 
-def path_condition(teacher: Denoiser, labels: Tensor | None) -> Condition | None:
-    """The condition of stored labels, on the teacher's device."""
-    return None if labels is None else teacher.encode_condition(labels.to(teacher.device))
+def path_weights(
+    guidance: Guidance, seed: int, split: str, indices: Sequence[int]
+) -> Tensor | None:
+    """(n,) float32 on the CPU: a weight of guidance for each path, uniform in a range, a function
+    of (seed, split, index) and of the range; None where all have one number.
+    """
+    if not isinstance(guidance, GuidanceRange):
+        return None
+    generators = (generator_for("cpu", seed, WEIGHTS, SPLITS[split], int(i)) for i in indices)
+    return guidance.at(torch.tensor([float(torch.rand((), generator=g)) for g in generators]))
+
+
+def path_condition(
+    teacher: Denoiser, labels: Tensor | None, weights: Tensor | None = None
+) -> Condition | None:
+    """The condition of stored labels, on the teacher's device; ``weights`` (n,): of guidance, where
+    every path has its own.
+    """
+    condition = None if labels is None else teacher.encode_condition(labels.to(teacher.device))
+    if condition is None or weights is None:
+        return condition
+    return with_weights(condition, weights)
 
 
 def teacher_paths(
@@ -174,7 +195,8 @@ def _advance_together(
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, split, indices, teacher.shape).to(device)
     labels = path_labels(spec, teacher, indices, split)
-    condition = path_condition(teacher, labels)
+    weights = path_weights(spec.guidance, spec.seed, split, indices)
+    condition = path_condition(teacher, labels, weights)
     x, z = noise[:, 0].clone(), noise[:, 1:]
     states = [x.cpu().numpy()]
     coarse = set(spec.grid.tolist())
@@ -198,8 +220,10 @@ def movement(teacher: Denoiser, spec: PathSpec) -> np.ndarray:
     (train split).
     """
     chain, device = spec.chain, teacher.device
-    noise = path_noise(spec, "train", range(spec.lane), teacher.shape).to(device)
-    condition = path_condition(teacher, path_labels(spec, teacher, range(spec.lane)))
+    pilots = range(spec.lane)
+    noise = path_noise(spec, "train", pilots, teacher.shape).to(device)
+    weights = path_weights(spec.guidance, spec.seed, "train", pilots)
+    condition = path_condition(teacher, path_labels(spec, teacher, pilots), weights)
     x, before, moved = noise[:, 0], None, []
     with _lane_threads(device):
         for k in range(chain.steps):

@@ -2,7 +2,7 @@
 and the arguments of the call.
 
 Guidance is trained in, so that the call has none: ``guidance_scale`` is 1, or the weight that the
-network takes as an input (FLUX).
+network takes as an input (FLUX; students of a range of weights).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def stock_form(
     of its teacher's model_index.json, names; as JSON. InputError with the reason where it is none.
 
     ``adapters``: of :func:`models.takeaway.lora_file.adapter_tensors`, empty where all weights were
-    trained. The network itself goes along where there are none, and where the pipeline has no
-    ``load_lora_weights``.
+    trained. The network itself goes along where there are none, where the pipeline has no
+    ``load_lora_weights``, and where an input for guidance was added, which no LoRA file holds.
     """
     name = str(index.get("_class_name"))
     if student.makes != "images":
@@ -52,6 +52,7 @@ def stock_form(
         raise InputError(str(error)) from None
     pipeline = getattr(diffusers, name)
     lora = bool(adapters) and hasattr(pipeline, "load_lora_weights")
+    lora = lora and student.unet.config.get("time_cond_proj_dim") is None
     takes = _takes(pipeline, student)
     return {
         "pipeline": name,
@@ -65,6 +66,7 @@ def stock_form(
         "takes": takes,
         "call": _call(pipeline, student, sampler),
         "guidance": (student.prompts or {}).get("guidance"),
+        "guidance_range": (student.prompts or {}).get("guidance_range"),
         "keys": "diffusers",
     }
 
@@ -104,8 +106,9 @@ def _call(pipeline: Any, student: Any, sampler: Mapping[str, Any]) -> dict[str, 
             raise InputError(f"the call of a {pipeline.__name__} takes no sigmas")
         call["sigmas"] = sampler["sigmas"]
     if "guidance_scale" in known:
-        embedded = (student.prompts or {}).get("embedded", {})
-        call["guidance_scale"] = float(embedded.get("guidance", 1.0))
+        about = student.prompts or {}
+        given = about if "guidance_range" in about else about.get("embedded", {})
+        call["guidance_scale"] = float(given.get("guidance", 1.0))
     if "height" in known:
         pixels = pixels_per_entry(student.vae)
         height, width = sampler.get("start", student.config.shape[1:])

@@ -29,6 +29,7 @@ from models.common.errors import InputError
 from models.common.shapes import append_dims, rows_at_once
 from models.teachers.codec import Codec
 from models.teachers.conditioning import Condition, ConditionTable, class_condition
+from models.teachers.guidance import Guidance, GuidanceRange, asked_weights, with_weights
 from models.teachers.schedule import NoiseSchedule
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow", "edm", "edm_v", "ve")
@@ -88,8 +89,10 @@ class Denoiser(nn.Module):
     """Name of the network's layer that sees the state."""
     conditions: ConditionTable | None = None
     """Of a teacher of prompts (models/teachers/prompts.py): labels are numbers of its rows."""
-    embedded_guidance: float | None = None
-    """The weight in every condition, of networks that take it as an input; see embed_guidance."""
+    embedded_guidance: Guidance | None = None
+    """The weight in every condition, or the range of weights that conditions have, of networks and
+    students that take it as an input; see embed_guidance.
+    """
 
     def __init__(
         self,
@@ -181,11 +184,29 @@ class Denoiser(nn.Module):
         """Whether there is a null condition for classifier-free guidance."""
         return self.null_class is not None
 
-    def embed_guidance(self, weight: float) -> None:
+    def embed_guidance(self, weight: Guidance) -> None:
         """Let conditions carry the weight of guidance, where the network takes that as an input:
         students are asked at the weight that their teacher's trajectories have. Nothing happens
         where guidance is made from two predictions.
+
+        With a range, conditions have a weight for each sample, and students made from here on take
+        it as an input. InputError where they cannot.
         """
+        if isinstance(weight, GuidanceRange):
+            raise InputError(
+                f"trajectories.guidance_range = {weight}: students of a "
+                f"{type(self.network).__name__} have no input for the weight of guidance; expected "
+                "a teacher with a UNet2DConditionModel (Stable Diffusion 1.x, 2.x, XL), or a "
+                "FluxTransformer2DModel with guidance_embeds; use null, and one "
+                "trajectories.guidance"
+            )
+
+    def add_weight_input(self, network: Any) -> nn.Module | None:
+        """Let ``network``, a copy of this one, take the weight of guidance as an input, in place;
+        it ignores the weight until it is trained. The new layer; None where there is such an input
+        already.
+        """
+        return None
 
     def encode_condition(self, labels: Tensor | None) -> Condition | None:
         """The condition of labels (n,) int64; None for unconditional teachers."""
@@ -198,12 +219,17 @@ class Denoiser(nn.Module):
         return Condition(class_labels=torch.full((n,), self.null_class, device=self.device))
 
     def default_condition(self, n: int, first: int = 0) -> Condition | None:
-        """Samples ``first`` to ``first + n`` of an even mixture: the classes in turn."""
+        """Samples ``first`` to ``first + n`` of an even mixture: the classes in turn, weights of
+        guidance all over their range.
+        """
         if not self.conditional:
             return None
         rows = self.labels_of("train")
         labels = rows.start + torch.arange(first, first + n) % len(rows)
-        return self.encode_condition(labels.to(self.device))
+        condition = self.encode_condition(labels.to(self.device))
+        if condition is None or not isinstance(self.embedded_guidance, GuidanceRange):
+            return condition
+        return with_weights(condition, self.embedded_guidance.evenly(n, first))
 
     def labels_of(self, split: str) -> range:
         """Labels that the samples of a split ("train" or "validation") take in turn."""
@@ -224,10 +250,11 @@ class Denoiser(nn.Module):
         x: Tensor,
         t: Tensor | float,
         condition: Condition | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
     ) -> Tensor:
         """The network's prediction (n, *shape), guided if ``guidance`` != 1 (Ho and Salimans
-        2022): null + guidance * (conditional - null).
+        2022): null + guidance * (conditional - null). With a range each row has the weight that its
+        condition says. InputError where there is no null condition, or no weight.
         """
         if not self.conditional:
             return self.output(x, t)
@@ -242,18 +269,21 @@ class Denoiser(nn.Module):
             raise InputError(
                 f"guidance = {guidance}: this teacher has no null class; use guidance 1.0"
             )
-        both = Condition.cat([condition, self.null_condition(len(x))])
+        plain, weight = asked_weights(condition, guidance)
+        both = Condition.cat([plain, self.null_condition(len(x))])
         times = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
         guided = self.output(torch.cat([x, x]), torch.cat([times, times]), both)
         with_class, without = guided.chunk(2)
-        return without + guidance * (with_class - without)
+        if isinstance(weight, Tensor):
+            weight = append_dims(weight.to(without), without)
+        return without + weight * (with_class - without)
 
     def denoise(
         self,
         x: Tensor,
         t: Tensor | float,
         condition: Condition | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
     ) -> Tensor:
         """E[x0 | x_t = x]: (n, *shape), clipped to the data range only where the scheduler
         clips.

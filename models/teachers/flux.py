@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.common.errors import InputError
 from models.teachers.base import LORA_TARGETS
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import WEIGHTS, Guidance, GuidanceRange, asked_weights, with_weights
 from models.teachers.prompts import default_of, refuse_options
 from models.teachers.transformer import TransformerDenoiser
 
@@ -63,36 +64,39 @@ class Flux(TransformerDenoiser):
         """By its input, not by a null condition."""
         return bool(self.network.config.guidance_embeds)
 
-    def embed_guidance(self, weight: float) -> None:
-        self.embedded_guidance = float(weight) if self.can_guide else None
+    def embed_guidance(self, weight: Guidance) -> None:
+        if not self.can_guide:
+            super().embed_guidance(weight)  # refuses a range
+        self.embedded_guidance = weight if self.can_guide else None
 
     def encode_condition(self, labels: Tensor | None) -> Condition | None:
-        """The rows of the table, with the embedded weight of guidance where there is one."""
-        condition = super().encode_condition(labels)
-        if condition is None or self.embedded_guidance is None:
+        """The rows of the table, with the embedded weight of guidance where all have one."""
+        condition, weight = super().encode_condition(labels), self.embedded_guidance
+        if condition is None or weight is None or isinstance(weight, GuidanceRange):
             return condition
-        weight = torch.full((len(condition),), self.embedded_guidance, device=self.device)
-        return Condition({**dict(condition.items()), "guidance": weight})
+        return with_weights(condition, torch.full((len(condition),), float(weight)))
 
     def predict(
         self,
         x: Tensor,
         t: Tensor | float,
         condition: Condition | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
     ) -> Tensor:
         """The prediction (n, C, H, W) at the weight ``guidance``, by one call; InputError where the
-        network takes none, or where the condition has another one already.
+        network takes none, or where the condition has another one already, or none for a range.
         """
-        given = condition is not None and "guidance" in condition
-        if given and guidance == self.embedded_guidance:
-            guidance = 1.0  # it is in the condition already
-        if condition is not None and guidance != 1.0:
+        if condition is None or guidance == 1.0:
+            return super().predict(x, t, condition)
+        if isinstance(guidance, GuidanceRange):
+            asked_weights(condition, guidance)  # refuses a condition without
+            return super().predict(x, t, condition)
+        given = WEIGHTS in condition
+        if not (given and guidance == self.embedded_guidance):  # else it is in there already
             if given or not self.can_guide:
                 there = "the condition has one" if self.can_guide else "the network takes none"
                 raise InputError(f"guidance = {guidance}: {there}; use guidance 1.0")
-            weight = torch.full((len(x),), guidance, device=x.device)
-            condition = Condition({**dict(condition.items()), "guidance": weight})
+            condition = with_weights(condition, torch.full((len(x),), float(guidance)))
         return super().predict(x, t, condition)
 
     @classmethod

@@ -6,11 +6,14 @@ and a network is known by its class's name.
 
 Names in a condition: ``class_labels`` (n,); ``encoder_hidden_states`` (n, L, F);
 ``encoder_attention_mask`` (n, L), 1 for tokens that count; ``pooled_projections`` (n, F');
-``guidance`` (n,), of networks that take its weight as an input, 1 where it is not said.
+``guidance`` (n,), its weight, of networks that take it as an input: FLUX, 1 where it is not said,
+and Stable Diffusion's UNets with ``time_cond_proj_dim``, which must be given one. UNets without are
+asked without guidance, whatever it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 Given = dict[str, Tensor]
+WEIGHT_WIDTH = 256  # of the embedding of guidance's weight, as of latent consistency models
 
 
 def call_network(
@@ -34,7 +38,11 @@ def call_network(
     (:func:`pixels_per_entry`); networks that are told the image's size need it.
     """
     dtype = getattr(network, "dtype", x.dtype)
-    given = {k: v.to(dtype) if v.is_floating_point() else v for k, v in (condition or {}).items()}
+    given = {
+        # a weight loses too much in half precision: its embedding asks for the third digit
+        k: v.to(dtype) if v.is_floating_point() and k != "guidance" else v
+        for k, v in (condition or {}).items()
+    }
     for kind in type(network).__mro__:  # wrapped networks inherit from their own class
         if kind.__name__ in CALLS:
             return CALLS[kind.__name__](network, x.to(dtype), t, given, pixels).to(x.dtype)
@@ -80,6 +88,11 @@ def _plain(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) -> Ten
 
 def _text_unet(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) -> Tensor:
     """Stable Diffusion's; SDXL's is also told the sizes, as if each image were made whole."""
+    weight, width = given.pop("guidance", None), network.config.get("time_cond_proj_dim")
+    if width is not None:
+        if weight is None:
+            raise ValueError("this UNet2DConditionModel takes guidance's weight; none is given")
+        given["timestep_cond"] = weight_embedding(weight, width).to(x.dtype)
     if network.config.addition_embed_type == "text_time":
         height, width = (side * pixels for side in x.shape[2:])
         # original size, corner of the crop, target size
@@ -89,6 +102,18 @@ def _text_unet(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) ->
         output: Tensor = network(x, t, **given, added_cond_kwargs=added, return_dict=False)[0]
         return output
     return _plain(network, x, t, given, pixels)
+
+
+def weight_embedding(weight: Tensor, width: int) -> Tensor:
+    """(n, width) float32 of weights (n,) of guidance: sines, then cosines of 1000 (weight - 1) at
+    frequencies falling from 1 to 1e-4, as in diffusers' ``get_guidance_scale_embedding``; ``width``
+    is even.
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=weight.device)
+    frequencies = torch.exp(steps * -(math.log(10000.0) / (half - 1)))
+    angles = ((weight.float() - 1.0) * 1000.0)[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def _sd3(network: Any, x: Tensor, t: Tensor, given: Given, pixels: int) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from models.common.errors import InputError
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import Guidance, GuidanceRange
+from models.teachers.network_call import WEIGHT_WIDTH
 from models.teachers.prompts import PromptDenoiser, refuse_options
 from models.teachers.unet import UNetDenoiser
 
@@ -37,6 +39,20 @@ class TextUNet(PromptDenoiser):
         expected: dict[str, tuple[Any, ...]] = dict.fromkeys(further, (None,))
         refuse_options(network, expected | {"addition_embed_type": (cls.addition_embed_type,)})
         UNetDenoiser.check_middle(network)
+
+    def embed_guidance(self, weight: Guidance) -> None:
+        self.embedded_guidance = weight if isinstance(weight, GuidanceRange) else None
+
+    def add_weight_input(self, network: Any) -> nn.Module:
+        """``time_embedding.cond_proj``, as latent consistency models have it (Luo et al. 2023,
+        arXiv 2310.04378), with zero weights.
+        """
+        time = network.time_embedding
+        layer = nn.Linear(WEIGHT_WIDTH, time.linear_1.in_features, bias=False)
+        nn.init.zeros_(layer.weight)
+        time.cond_proj = layer.to(time.linear_1.weight)
+        network.register_to_config(time_cond_proj_dim=WEIGHT_WIDTH)
+        return layer
 
     @staticmethod
     def multiple(config: Any) -> int:

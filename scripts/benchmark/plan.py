@@ -23,7 +23,7 @@ RESULTS = Path("data/benchmark")  # not below .fewstep, which `make clean` remov
 
 # of trajectories: what decides start noise and the teacher's own samples, and
 # of evaluation: what does not change how a sampler is measured
-SHARED_PATHS = ("validation", "steps", "guidance", "classes", "seed")
+SHARED_PATHS = ("validation", "steps", "guidance", "guidance_range", "classes", "seed")
 OWN_EVALUATION = {"nfe", "baselines", "batch_size"}
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]  # names a folder

@@ -25,6 +25,7 @@ from models.methods.export import open_student
 from scripts.benchmark.plan import Run
 from tasks.config.external_paths import local_paths
 from tasks.config.schema import Params
+from tasks.data.trajectories import guidance_of
 from tasks.utils.atomic import atomic_dir, atomic_write_json, read_json
 from tasks.utils.cli import INPUT_ERROR
 from tasks.utils.resource_usage import measurement
@@ -183,4 +184,4 @@ def trajectory_calls(params: Params) -> int:
     """
     own = params.trajectories
     pilot = own.lane if own.grid.kind == "adaptive" else 0
-    return (own.train + own.validation + pilot) * own.steps * (1 if own.guidance == 1.0 else 2)
+    return (own.train + own.validation + pilot) * own.steps * (1 if guidance_of(own) == 1.0 else 2)

@@ -21,6 +21,7 @@ from scripts.benchmark.plan import RESULTS, Run
 from scripts.benchmark.runs import RECORD, configure, machine, run_stage
 from tasks.config.schema import Params
 from tasks.data.teacher import load_teacher
+from tasks.data.trajectories import guidance_of
 from tasks.utils.atomic import atomic_write_json, read_json
 from tasks.utils.device import pick_device
 from tasks.utils.progress import progress
@@ -79,7 +80,8 @@ def samplers_of(
     """The training-free samplers, ``teacher`` (one call), and each student at the numbers of steps
     that it was made for, on one batch of noise.
     """
-    network, guidance = teacher.network, params.trajectories.guidance
+    network, guidance = teacher.network, guidance_of(params.trajectories)
+    teacher.embed_guidance(guidance)
     noise = torch.randn((BATCH, *teacher.shape), generator=torch.Generator().manual_seed(0))
     noise, condition = noise.to(device), teacher.default_condition(BATCH)
     generator = torch.Generator().manual_seed(1)

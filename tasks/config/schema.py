@@ -95,6 +95,12 @@ class Params(Section):
         self._check_without_dataset()
         if isinstance(self.teacher, TrainedTeacher):
             self.teacher.check_resolution(self.dataset)
+            if self.trajectories.guidance_range is not None:
+                raise ValueError(
+                    "trajectories.guidance_range: teacher.source = train makes teachers whose "
+                    "students have no input for the weight of guidance; expected null, or a "
+                    "pretrained teacher of prompts"
+                )
         kind = self.dataset.data_kind
         if kind not in getattr(self.method, "data_kinds", (kind,)):
             made = f"makes images, the dataset makes {kind}"

@@ -73,9 +73,30 @@ class Trajectories(Section):
     """Ray workers; 0 = in this process."""
     guidance: common.Nonnegative = 1.0
     """Classifier-free guidance of conditional teachers; 1 = off."""
+    guidance_range: tuple[common.Nonnegative, common.Nonnegative] | None = None
+    """Lowest and highest guidance, an input of the student then; `guidance` is its default there;
+    null = `guidance` alone.
+    """
     classes: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     """Labels to generate for conditional teachers; null = all, evenly."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _guidance_in_its_range(self) -> Self:
+        if self.guidance_range is None:
+            return self
+        low, high = self.guidance_range
+        if low >= high:
+            raise ValueError(
+                f"guidance_range = [{low:g}, {high:g}]: expected a lower weight, then a higher one;"
+                " for one weight use guidance alone"
+            )
+        if not low <= self.guidance <= high:
+            raise ValueError(
+                f"guidance = {self.guidance:g}: expected one within guidance_range = [{low:g}, "
+                f"{high:g}], since the student samples at it where nobody says a weight"
+            )
+        return self
 
     @model_validator(mode="after")
     def _grid_fits_the_chain(self) -> Self:

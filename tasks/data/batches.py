@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +21,10 @@ from models.common.random import generator_for
 from models.methods.base import ImageBatch, Needs, PathBatch
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition, class_condition
+from models.teachers.guidance import with_weights
 from tasks.data.dataset import data_kind, load_split
 from tasks.data.shards import ShardSet
+from tasks.data.trajectories import PathSet
 
 READ = 256  # paths read at once
 
@@ -67,13 +70,15 @@ class Rows:
     Every epoch is a fresh permutation of all rows; ranks and micro-batches take consecutive pieces
     of it, so no row comes twice before every other has come once. Other updates of a step (other
     networks) go other ways. ``real``: clean states of training data, set by those whose loss needs
-    some beside the rows; ``encode``: from labels to the network's condition.
+    some beside the rows; ``encode``: from labels to the network's condition; ``weights``: from rows
+    to their weights of guidance, or None where all have one.
     """
 
     def __init__(self, labels: Any, plan: BatchPlan):
         self.labels, self.plan = labels, plan
         self.real: States | None = None
         self.encode: Callable[[Tensor], Condition | None] = class_condition
+        self.weights: Callable[[np.ndarray], Tensor | None] = lambda rows: None
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def rows(self, step: int, micro: int, update: int = 0) -> np.ndarray:
@@ -100,7 +105,11 @@ class Rows:
         raise TypeError("Rows alone is no batch; use PathBatches or ImageBatches")
 
     def _condition(self, rows: np.ndarray) -> Condition | None:
-        return self.encode(torch.from_numpy(self.labels[rows]).to(self.plan.device))
+        condition = self.encode(torch.from_numpy(self.labels[rows]).to(self.plan.device))
+        weights = self.weights(rows)
+        if condition is None or weights is None:
+            return condition
+        return with_weights(condition, weights)
 
     def _real(self, step: int, micro: int) -> Tensor | None:
         """As many of ``real`` at random, (size, *shape)."""
@@ -170,5 +179,7 @@ def batches_for(
         made = DataBatches(root, teacher, plan)
     else:
         made = (PathBatches if needs == "paths" else ImageBatches)(shards, plan)
+        if isinstance(shards, PathSet):
+            made.weights = partial(shards.weights, "train")
     made.encode = teacher.encode_condition
     return made

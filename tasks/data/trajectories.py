@@ -7,17 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from models.common.errors import InputError
 from models.sampling.chain import Chain
 from models.sampling.grids import adaptive_grid, coarse_grid
 from models.sampling.signature import bases
-from models.sampling.trajectories import PathSpec, movement, path_features
+from models.sampling.trajectories import (
+    PathSpec,
+    movement,
+    path_condition,
+    path_features,
+    path_weights,
+)
 from models.teachers.base import Denoiser
+from models.teachers.conditioning import Condition
+from models.teachers.guidance import Guidance, GuidanceRange
 from tasks.config.trajectories import Trajectories
 from tasks.data.shards import ShardSet
 
 FEATURES = "xi"
+
+
+def guidance_of(spec: Trajectories) -> Guidance:
+    """The weight of guidance of all paths, or the range in which each has its own."""
+    return spec.guidance if spec.guidance_range is None else GuidanceRange(*spec.guidance_range)
 
 
 def path_spec(
@@ -28,11 +43,11 @@ def path_spec(
 
     ``points``: the coarse grid, if it is known already, as from a manifest's ``grid_points``; else
     an adaptive grid costs pilot runs of the teacher."""
-    chain = Chain(teacher.schedule.levels(spec.steps), spec.eta)
+    chain, guidance = Chain(teacher.schedule.levels(spec.steps), spec.eta), guidance_of(spec)
     kind = "given" if points is not None else spec.grid.kind
     if kind == "adaptive":
         pilot = PathSpec(
-            chain, np.zeros(0), (), spec.seed, spec.lane, "float32", spec.guidance, spec.classes
+            chain, np.zeros(0), (), spec.seed, spec.lane, "float32", guidance, spec.classes
         )
         grid = adaptive_grid(movement(teacher, pilot), spec.intervals)
     else:
@@ -40,7 +55,7 @@ def path_spec(
         grid = coarse_grid(chain, spec.intervals, kind, given)
     parts = bases(chain, grid, spec.depth)
     return PathSpec(
-        chain, grid, parts, spec.seed, spec.lane, spec.precision, spec.guidance, spec.classes
+        chain, grid, parts, spec.seed, spec.lane, spec.precision, guidance, spec.classes
     )
 
 
@@ -50,11 +65,27 @@ def cached_spec(params: Trajectories, teacher: Denoiser, shards: ShardSet) -> Pa
 
 
 class PathSet(ShardSet):
-    """A published cache: `Y` and `labels` are stored, the features `xi` are drawn again."""
+    """A published cache: `Y` and `labels` are stored, the features `xi` and the weights of guidance
+    are drawn again.
+    """
 
     def array(self, split: str, name: str) -> Any:
         """A view of one array over all paths of a split; raises InputError for an unknown one."""
         return FeatureView(self, split) if name == FEATURES else super().array(split, name)
+
+    def weights(self, split: str, rows: Sequence[int] | np.ndarray) -> Tensor | None:
+        """Weights of guidance (n,) float32 of some paths, by number; None where all have one."""
+        given = self.meta.get("guidance_range")  # of caches of earlier versions there is none
+        if given is None:
+            return None
+        return path_weights(GuidanceRange(*given), int(self.meta["seed"]), split, list(rows))
+
+    def condition(self, teacher: Denoiser, split: str, count: int) -> Condition | None:
+        """The condition of the first ``count`` paths, on the teacher's device."""
+        labels = torch.from_numpy(np.array(self.array(split, "labels")[:count]))
+        if not teacher.conditional:
+            return None
+        return path_condition(teacher, labels, self.weights(split, range(count)))
 
 
 class FeatureView:

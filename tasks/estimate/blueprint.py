@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from models.common.errors import InputError
 from models.teachers.architectures import build_network, build_scheduler
 from models.teachers.base import Denoiser
 from models.teachers.families import FAMILIES, family_named
+from models.teachers.guidance import WEIGHTS
 from models.teachers.loading import build_denoiser, read_record
 from models.teachers.prompts import PromptDenoiser
 from tasks.config.schema import Params
@@ -74,8 +75,20 @@ def blueprint(params: Params, root: Path, facts: Facts | None) -> Blueprint:
 
         teacher = call_factory(source.factory, source.arguments)
         teacher.network.to("meta")
-        return Blueprint(teacher, source.factory, condition=_classes(teacher))
-    return _pretrained(source, root)
+        return _weighted(Blueprint(teacher, source.factory, condition=_classes(teacher)), params)
+    return _weighted(_pretrained(source, root), params)
+
+
+def _weighted(plan: Blueprint, params: Params) -> Blueprint:
+    """With a range of guidance: its students take a weight, each row has one; InputError where they
+    cannot.
+    """
+    from tasks.data.trajectories import guidance_of
+
+    if params.trajectories.guidance_range is None:
+        return plan
+    plan.teacher.embed_guidance(guidance_of(params.trajectories))
+    return replace(plan, condition=plan.condition | {WEIGHTS: ((), torch.float32)})
 
 
 def _trained(source: TrainedTeacher, facts: Facts | None) -> Blueprint:

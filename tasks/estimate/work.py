@@ -88,7 +88,7 @@ def method_context(params: Params, plan: Blueprint) -> MethodContext:
     """What the costs of a method are told from. An adaptive grid is not known before its pilot
     runs: the even one stands for it.
     """
-    from tasks.data.trajectories import path_spec
+    from tasks.data.trajectories import guidance_of, path_spec
 
     spec = params.trajectories
     if isinstance(spec.grid, AdaptiveGrid):
@@ -97,7 +97,7 @@ def method_context(params: Params, plan: Blueprint) -> MethodContext:
         teacher=plan.teacher,
         config=params.method,
         spec=path_spec(spec, plan.teacher),
-        guidance=spec.guidance,
+        guidance=guidance_of(spec),
         total_steps=params.student.steps,
         seed=params.student.seed,
         gradient_checkpointing=params.student.gradient_checkpointing,

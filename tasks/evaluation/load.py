@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from models.sampling.baselines import BASELINES
 from models.sampling.grids import subgrid
 from models.sampling.signature import join_maps, joined
 from models.teachers.base import Denoiser
+from models.teachers.guidance import Guidance, GuidanceRange
 from tasks.config.evaluation import Reference
 from tasks.config.schema import Params
 from tasks.data.agreement import check_teacher_fits_dataset, data_shape
@@ -27,7 +28,7 @@ from tasks.data.reference import teacher_reference, training_sample
 from tasks.data.sources.other import reference_source
 from tasks.data.student import open_student, student_diagnostics
 from tasks.data.teacher import load_teacher
-from tasks.data.trajectories import cached_spec, open_trajectories
+from tasks.data.trajectories import cached_spec, guidance_of, open_trajectories
 from tasks.evaluation.laws import law_of
 from tasks.evaluation.samplers import Inputs, Paths, choose_nfe
 from tasks.registry.lineage import git_state, stage_sums
@@ -46,13 +47,15 @@ def load_inputs(params: Params, root: Path) -> Inputs:
     """
     device = pick_device()
     teacher = load_teacher(root, device)
-    teacher.embed_guidance(params.trajectories.guidance)  # of students too; they learn it elsewhere
+    guidance = guidance_of(params.trajectories)
+    teacher.embed_guidance(guidance)  # of students too; they learn it elsewhere
     check_teacher_fits_dataset(teacher, root)
     student = open_student(root, device)
     nfe = choose_nfe(params.evaluation.nfe, student.nfe)
     pipelines = {"student": student, "untrained": untrained_form(student, teacher).to(device)}
     controls = student.controls()
     rivals = open_rivals(params.evaluation.rivals, root, device, controls)
+    check_weights({"data/student": student, **rivals}, guidance)
     for network in (teacher.network, *(pipe.unet for pipe in (pipelines | rivals).values())):
         if device.type == "cpu":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -72,7 +75,7 @@ def load_inputs(params: Params, root: Path) -> Inputs:
         other_real=other,
         nfe=nfe,
         steps=params.trajectories.steps,
-        guidance=params.trajectories.guidance,
+        guidance=guidance,
         calls={key: count for key, count in calls.items() if count != key[1]},
         others=others,
         titles={
@@ -102,6 +105,23 @@ def untrained_form(student: Any, teacher: Denoiser) -> Any:
         student_network(teacher, teacher.input_channels(student.unet)).requires_grad_(False).eval()
     )
     return student.untrained(network)
+
+
+def check_weights(students: Mapping[str, Any], guidance: Guidance) -> None:
+    """InputError for a student that takes weights of guidance as an input, but not those that the
+    teacher is asked at.
+    """
+    asked = guidance if isinstance(guidance, GuidanceRange) else None
+    for name, student in students.items():
+        given = (student.prompts or {}).get("guidance_range")
+        known = None if given is None else GuidanceRange(*given)
+        inside = known and asked and known.low <= asked.low and asked.high <= known.high
+        if known is not None and not inside:
+            raise InputError(
+                f"{name} takes guidance in {known} as an input, the trajectories have {guidance}; "
+                "expected trajectories.guidance_range within that; make the trajectories and the "
+                "student again, or leave it out of evaluation.rivals"
+            )
 
 
 def follows_paths(student: Any) -> bool:
@@ -206,14 +226,14 @@ def load_paths(params: Params, root: Path, teacher: Denoiser, nfe: tuple[int, ..
     check_conditions(teacher.condition_kind, shards.meta, root)
     count = min(params.evaluation.samples, shards.rows("validation"))
     states = _read(shards, "Y", count)
-    labels = torch.from_numpy(np.array(shards.array("validation", "labels")[:count]))
     fine = _read(shards, "xi", min(count, PATH_SAMPLES)) if nfe else torch.zeros(0)
     spec = cached_spec(params.trajectories, teacher, shards)
     for n in nfe:
         subgrid(spec.grid, n)  # refuses more steps than the cached grid has
     maps = {n: torch.as_tensor(join_maps(spec.chain, spec.parts, n)) for n in nfe}
     xi = {n: joined(fine, own) for n, own in maps.items()}
-    return Paths(states[:, 0].contiguous(), states, xi, teacher.encode_condition(labels))
+    condition = shards.condition(teacher, "validation", count)
+    return Paths(states[:, 0].contiguous(), states, xi, condition)
 
 
 def prompts_of_paths(root: Path, teacher: Denoiser, count: int) -> tuple[str, ...] | None:

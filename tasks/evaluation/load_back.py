@@ -42,6 +42,8 @@ elif prompts is not None:
     from safetensors.torch import load_file
     embeds = load_file(f"{folder}/prompt_embeds.safetensors")
     given = {"prompt_embeds": {k: v[torch.arange(count) % len(v)] for k, v in embeds.items()}}
+if prompts is not None and "guidance_range" in prompts:
+    given["guidance_scale"] = np.linspace(*prompts["guidance_range"], count)
 generator = torch.Generator().manual_seed(int(seed))
 made = pipeline(batch_size=count, generator=generator, output_type="np", **given)[0]
 own = sorted({name.split(".")[0] for name in sys.modules} & {"models", "tasks", "flows"})
@@ -95,16 +97,24 @@ def _make_here(folder: Path) -> np.ndarray:
 
 
 def asked(pipeline: Any, folder: Path) -> dict[str, Any]:
-    """Classes or prompts in turn; as embeddings, where the folder does not carry the encoders."""
+    """Classes or prompts in turn; as embeddings, where the folder does not carry the encoders.
+    Weights of guidance over their range, where the student takes some.
+    """
     classes, prompts, places = pipeline.config.num_classes, pipeline.prompts, range(IMAGES)
     if classes is not None:
         return {"class_labels": [i % classes for i in places]}
     if prompts is None:
         return {}
+    given: dict[str, Any] = {}
+    if "guidance_range" in prompts:
+        low, high = prompts["guidance_range"]
+        given["guidance_scale"] = np.linspace(low, high, IMAGES)
     if pipeline.text_encoder is not None:
-        return {"prompt": [prompts["examples"][i % len(prompts["examples"])] for i in places]}
+        texts = [prompts["examples"][i % len(prompts["examples"])] for i in places]
+        return given | {"prompt": texts}
     embeds = load_file(folder / EMBEDS)
-    return {"prompt_embeds": {k: v[torch.arange(IMAGES) % len(v)] for k, v in embeds.items()}}
+    rows = {k: v[torch.arange(IMAGES) % len(v)] for k, v in embeds.items()}
+    return given | {"prompt_embeds": rows}
 
 
 def _make_alone(folder: Path, target: Path) -> str | None:

@@ -18,6 +18,7 @@ from models.evaluation.series.gaussian_laws import GaussianLaw
 from models.sampling import baselines
 from models.sampling.grids import places
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import Guidance
 from tasks.data.reference import to_bytes
 
 
@@ -98,7 +99,7 @@ class Inputs:
     other_real: Tensor
     nfe: tuple[int, ...]
     steps: int
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     kind: str = "images"
     channels: tuple[str, ...] = ()
     law: GaussianLaw | None = None

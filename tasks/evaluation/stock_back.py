@@ -88,6 +88,8 @@ def prove_stock(student: Path, teacher: Path, taken: Path | None = None) -> dict
     if reason is None:
         pipeline = _opened(student, teacher)
         steps, given = form["call"]["num_inference_steps"], asked(pipeline, student)
+        if form.get("guidance_range") is not None:
+            given["guidance_scale"] = form["guidance_range"][1]  # the call takes one for all
         xi = _path(pipeline, steps) if form["scheduler"] == "SigDEGScheduler" else None
         with tempfile.TemporaryDirectory(prefix="stock-back-") as place:
             work = _work(form, given, xi, Path(place))
@@ -149,11 +151,12 @@ def _work(
         path = str(place / "path.npy")
         np.save(path, _as_latents(form, xi).numpy())
     what = {"batch_size": IMAGES, **given}
+    weight = {k: v for k, v in given.items() if k == "guidance_scale"}
     return {
         "threads": torch.get_num_threads(),
         "part": form["part"],
         "path": path,
-        "call": dict(form["call"]) | {form["takes"]: what[form["takes"]]},
+        "call": dict(form["call"]) | weight | {form["takes"]: what[form["takes"]]},
         "seed": SEED,
         "target": str(place / "images.npy"),
     }

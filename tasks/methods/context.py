@@ -23,7 +23,7 @@ from tasks.data.batches import TrainingStates
 from tasks.data.dataset import has_data, load_split
 from tasks.data.reference import to_bytes, training_sample
 from tasks.data.shards import ShardSet
-from tasks.data.trajectories import cached_spec
+from tasks.data.trajectories import cached_spec, guidance_of
 from tasks.evaluation.extractor import extractor_of
 from tasks.evaluation.validation import ValidationKID
 from tasks.utils.progress import progress
@@ -77,14 +77,15 @@ def make_context(
     diagnostics: Mapping[str, Any] | None = None,
 ) -> MethodContext:
     """What the method is made from. ``diagnostics``: what its ``prepare`` found. From here on the
-    teacher's conditions have the weight of guidance, where its network takes one.
+    teacher's conditions have the weight of guidance, where its network or the student takes one.
     """
-    teacher.embed_guidance(params.trajectories.guidance)
+    guidance = guidance_of(params.trajectories)
+    teacher.embed_guidance(guidance)
     return MethodContext(
         teacher=teacher,
         config=params.method,
         spec=cached_spec(params.trajectories, teacher, shards),
-        guidance=params.trajectories.guidance,
+        guidance=guidance,
         total_steps=params.student.steps,
         seed=params.student.seed,
         gradient_checkpointing=params.student.gradient_checkpointing,

@@ -45,6 +45,7 @@ def provenance(params: Params, root: Path, pipeline: Any) -> dict[str, Any]:
         "shape": "x".join(map(str, pipeline.config.shape)),
         "classes": pipeline.config.num_classes,
         "prompt": _example(pipeline),
+        "guidance": _weights(pipeline),
         "chosen_on": f"training {pipeline.makes}" if _has(manifest) else "the teacher's images",
         "licence": None if source is None else licence_of(root / source),
     }
@@ -60,6 +61,9 @@ def _data(manifest: Mapping[str, Any], pipeline: Any) -> str:
     if prompts is None:
         return images
     told = f"the teacher's images of prompts, guidance {prompts['guidance']} trained in"
+    if "guidance_range" in prompts:
+        low, high = prompts["guidance_range"]
+        told = f"the teacher's images of prompts, guidance {low} to {high}, an input"
     return f"{told}; {images}" if _has(manifest) else told
 
 
@@ -127,6 +131,7 @@ def render(
         shape=origin["shape"],
         classes=origin["classes"],
         prompt=origin.get("prompt"),
+        guidance=origin.get("guidance"),
         chosen_on=origin.get("chosen_on", f"training {makes}"),
         licence=_text(licence or UNKNOWN),
         repo=repo,
@@ -191,6 +196,14 @@ def _example(pipeline: Any) -> str | None:
     """A prompt to try; None for students that take none."""
     prompts = getattr(pipeline, "prompts", None)
     return None if prompts is None else str(prompts["examples"][0])
+
+
+def _weights(pipeline: Any) -> list[float] | None:
+    """The lowest, the highest and the default weight of guidance, where the call takes one."""
+    prompts = getattr(pipeline, "prompts", None) or {}
+    if "guidance_range" not in prompts:
+        return None
+    return [*prompts["guidance_range"], prompts["guidance"]]
 
 
 def _text(told: str) -> str:

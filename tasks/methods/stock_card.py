@@ -45,6 +45,12 @@ def _guidance(form: Mapping[str, Any]) -> str:
     weight, given = form.get("guidance"), form["call"].get("guidance_scale")
     if given is None:
         return ""
+    if form.get("guidance_range") is not None:
+        low, high = form["guidance_range"]
+        return (
+            f"`guidance_scale`: {low} to {high}, an input of the network; it was trained for no "
+            "other. The network is asked once a step. A negative prompt says nothing."
+        )
     if given != 1.0 or form["pipeline"] == "FluxPipeline":
         return f"`guidance_scale` stays {given}, an input of the network: it was trained at that."
     trained = "Guidance is" if weight is None else f"Guidance {weight} is"

@@ -13,6 +13,7 @@ from models.common.errors import InputError
 from models.methods.prompt_encoding import EMBEDS, TEXT_PARTS
 from models.teachers.base import Denoiser
 from models.teachers.encoders import describe, open_encoders, text_parts
+from models.teachers.guidance import GuidanceRange
 from tasks.config.schema import Params
 from tasks.data.conditions import open_shards, prompts_of_rows
 from tasks.data.teacher import teacher_source
@@ -43,11 +44,7 @@ def with_prompts(pipeline: Any, teacher: Denoiser, params: Params, root: Path) -
         "keys": sorted(stored.keys()),
         "guidance": params.trajectories.guidance,
         "negative_prompt": meta["negative_prompt"] or "",
-        **(
-            {}
-            if teacher.embedded_guidance is None
-            else {"embedded": {"guidance": teacher.embedded_guidance}}
-        ),
+        **_weight(teacher),
         "examples": examples,
         "source": None if carried else teacher_source(root),
         "encoders": describe(pipe),
@@ -55,6 +52,14 @@ def with_prompts(pipeline: Any, teacher: Denoiser, params: Params, root: Path) -
     whole = pipeline.with_network(pipeline.unet, num_classes=None, prompts=about, **parts)
     _check(whole.encode_prompts(examples), stored)
     return whole if carried else whole.with_network(whole.unet, **dict.fromkeys(TEXT_PARTS))
+
+
+def _weight(teacher: Denoiser) -> dict[str, Any]:
+    """What is known of the weight of guidance as an input, as JSON."""
+    weight = teacher.embedded_guidance
+    if isinstance(weight, GuidanceRange):
+        return {"guidance_range": [weight.low, weight.high]}
+    return {} if weight is None else {"embedded": {"guidance": weight}}
 
 
 def save_examples(pipeline: Any, teacher: Denoiser, folder: Path) -> None:

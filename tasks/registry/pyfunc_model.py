@@ -51,7 +51,8 @@ class StudentModel(mlflow.pyfunc.PythonModel):
 
         `params`: num_images or num_series (1..1024 over all rows), seed (>= 0), steps (one of the
         student's step numbers; 0 = the largest), class_label (-1 = none, or all in turn where the
-        student needs one). A student of prompts takes that of the row, in the column `prompt`.
+        student needs one). A student of prompts takes that of the row, in the column `prompt`;
+        one that takes guidance as an input also guidance_scale (-1 = its own default).
         Returns images (rows * num_images, H, W, C) float32 in [0, 1], or
         series (rows * num_series, C, L) float32 in the data's units. Mistakes are
         INVALID_PARAMETER_VALUE.
@@ -72,9 +73,11 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         _require(
             not allowed or steps in allowed, f"steps = {steps}: this student was made for {allowed}"
         )
+        weight = float((params or {}).get("guidance_scale", -1.0))
+        scale = {} if weight == -1.0 else {"guidance_scale": weight}
         given = self._prompts(model_input)
         batches = [
-            self._sample(count, steps, seed + row, **given[row % len(given)])
+            self._sample(count, steps, seed + row, **given[row % len(given)], **scale)
             if given
             else self._sample(count, steps, seed + row, class_labels=self._labels(label, count))
             for row in range(rows)

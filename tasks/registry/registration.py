@@ -232,7 +232,8 @@ def _create_version(
 
 def _log_model(folder: Path, run_id: str, content: str) -> str:
     """Log the student as models-from-code and try it on its example; returns MLflow's model id."""
-    shape, example = _index(folder).get("shape"), example_of(folder)
+    about, example = _index(folder), example_of(folder)
+    shape, weighted = about.get("shape"), "guidance_range" in (about.get("prompts") or {})
     makes = "series" if shape is not None and len(shape) == 2 else "images"
     mine = {
         OWNER: owner()
@@ -252,7 +253,7 @@ def _log_model(folder: Path, run_id: str, content: str) -> str:
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={STUDENT.name: str(files)},
             model_config={"sha256": content},  # whoever loads it compares
-            signature=_signature(makes, example.columns[0]),
+            signature=_signature(makes, example.columns[0], weighted),
             input_example=(example, {f"num_{makes}": 2, "seed": 0}),
             pip_requirements=[
                 f"{package}=={installed(package).partition('+')[0]}"
@@ -283,13 +284,17 @@ def _figures_at_once() -> Iterator[None]:
         MlflowClient.get_metric_history = asked
 
 
-def _signature(makes: str, column: str) -> ModelSignature:
+def _signature(makes: str, column: str, weighted: bool) -> ModelSignature:
+    """``weighted``: whether the student takes a weight of guidance."""
     dimensions = 3 if makes == "series" else 4
     params = [(f"num_{makes}", 4), ("seed", 0), ("steps", 0), ("class_label", -1)]
+    known = [ParamSpec(name, DataType.long, default) for name, default in params]
+    if weighted:
+        known.append(ParamSpec("guidance_scale", DataType.double, -1.0))
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, column)]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1,) * dimensions)]),
-        params=ParamSchema([ParamSpec(name, DataType.long, default) for name, default in params]),
+        params=ParamSchema(known),
     )
 
 

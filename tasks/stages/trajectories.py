@@ -27,7 +27,7 @@ from tasks.config.trajectories import Trajectories
 from tasks.data.conditions import conditions_name
 from tasks.data.shards import publish, usable_shard, write_shard
 from tasks.data.teacher import load_teacher
-from tasks.data.trajectories import path_spec
+from tasks.data.trajectories import guidance_of, path_spec
 from tasks.utils.atomic import atomic_write_json, read_json
 from tasks.utils.cli import stage_main
 from tasks.utils.device import pick_device
@@ -122,7 +122,9 @@ def _check(spec: Trajectories, teacher: Denoiser) -> None:
         raise InputError(
             f"trajectories.classes = {list(spec.classes)}: expected classes in 0..{classes - 1}"
         )
-    if spec.guidance != 1.0 and not teacher.can_guide:
+    if spec.guidance_range is not None:
+        teacher.embed_guidance(guidance_of(spec))  # refuses one whose students cannot take it
+    if guidance_of(spec) != 1.0 and not teacher.can_guide:
         raise InputError(
             f"trajectories.guidance = {spec.guidance}: this teacher has no null condition; use 1.0"
         )

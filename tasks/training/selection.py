@@ -114,11 +114,11 @@ class Selection:
         shards = open_trajectories(self.root)
         most = rows_at_once(self.method.teacher.shape, PATHS)
         count = min(most, shards.rows("validation"))
-        Y, xi, labels = (
+        Y, xi = (
             torch.from_numpy(shards.array("validation", name)[:count]).to(self.device)
-            for name in ("Y", "xi", "labels")
+            for name in ("Y", "xi")
         )
-        condition = self.method.teacher.encode_condition(labels)
+        condition = shards.condition(self.method.teacher, "validation", count)
         return PathBatch(Y.float(), xi.float(), condition, 0)
 
     def _score(self, nfe: int) -> float:

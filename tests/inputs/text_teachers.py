@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from models.teachers.loading import load_denoiser
 from tasks.config.schema import Params
-from tasks.stages import teacher
+from tasks.data.trajectories import open_trajectories
+from tasks.stages import conditions, dataset, teacher, trajectories
 from tests.inputs.rows import Row
 from tests.models.teachers.original_format import original
 from tests.models.teachers.pipelines import build
+from tests.tasks.prompts import settings, write_inputs
 
 TITLE = "Text-to-image teachers (`teacher.source: pretrained`)"
 
@@ -79,6 +81,20 @@ def lora(root: Path, lost: bool = False) -> None:
         for half, shape in (("A", (2, 8)), ("B", (8, 2))):
             weights[f"unet.mid_block.attentions.7.to_q.lora_{half}.weight"] = torch.ones(shape)
         save_file(weights, root / "lora.safetensors")
+
+
+def ranged(name: str) -> Callable[[Path], None]:
+    """The first two stages that know the teacher, with a range of guidance."""
+
+    def run(root: Path) -> None:
+        params = settings(trajectories={"guidance_range": [2.0, 8.0], "train": 4, "validation": 12})
+        write_inputs(root, name)
+        for stage in (dataset, teacher, conditions, trajectories):
+            stage.run(params, root)
+        weights = open_trajectories(root).weights("train", range(4))
+        assert weights is not None and len(weights.unique()) == 4
+
+    return run
 
 
 def empty(name: str) -> Callable[[Path], object]:
@@ -165,5 +181,20 @@ ROWS = (
         given(lambda root: rebuilt(root, time_cond_proj_dim=32)),
         refused="teacher's UNet2DConditionModel: time_cond_proj_dim = 32; expected null: its further "
         "inputs are not supported",
+    ),
+    Row(
+        "text-weights",
+        "Stable Diffusion 1.x, 2.x, XL or FLUX.1 dev with `trajectories.guidance_range: [2, 8]`",
+        ranged("sd"),
+        taken="guidance is an input of the student",
+    ),
+    Row(
+        "text-weights-none",
+        "another teacher with that",
+        ranged("sd3"),
+        refused="trajectories.guidance_range = [2, 8]: students of a SD3Transformer2DModel have no "
+        "input for the weight of guidance; expected a teacher with a UNet2DConditionModel (Stable "
+        "Diffusion 1.x, 2.x, XL), or a FluxTransformer2DModel with guidance_embeds; use null, and "
+        "one trajectories.guidance",
     ),
 )

@@ -65,6 +65,7 @@ from models.methods.sigdeg.pipeline import (
 from models.methods.sigdeg.scales import over_sizes, small_size_errors
 from models.sampling.trajectories import PathSpec
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import weight_closeness
 
 
 class SigDEG(DistillationMethod):
@@ -240,7 +241,9 @@ class SigDEG(DistillationMethod):
                 reference = self._features(
                     batch.real, level.expand(len(noise)), noise, batch.condition
                 )
-        mmd = rbf_mmd(student.flatten(1), reference.flatten(1), self.config.loss.mmd_bandwidths)
+        near = weight_closeness(batch.condition, self.context.guidance)
+        widths = self.config.loss.mmd_bandwidths
+        mmd = rbf_mmd(student.flatten(1), reference.flatten(1), widths, closeness=near)
         return mmd, feature_loss(student, teacher)
 
     def _features(self, x0: Tensor, t: Tensor, eps: Tensor, condition: Condition | None) -> Tensor:

@@ -57,17 +57,32 @@ def image_mmd(
     return torch.stack([rbf_mmd(a, b, bandwidths, width) for a, b in zip(x, y, strict=True)]).mean()
 
 
-def class_mmd(x: Tensor, y: Tensor, labels: Tensor | None, bandwidths: Sequence[float]) -> Tensor:
+def class_mmd(
+    x: Tensor,
+    y: Tensor,
+    labels: Tensor | None,
+    bandwidths: Sequence[float],
+    closeness: Tensor | None = None,
+) -> Tensor:
     """Unbiased RBF MMD^2 between batches x, y (n, d) within every class, mean weighted by the
     classes' counts.
 
     Between the whole batches without labels, or where less than half of the batch is of a class
-    that comes twice: of hundreds of prompts a chance pair would stand for all.
+    that comes twice: of hundreds of prompts a chance pair would stand for all. ``closeness`` (n, n)
+    of the rows' weights of guidance, where they have some, as of :func:`rbf_mmd`.
     """
     groups = [] if labels is None else [labels == label for label in labels.unique()]
     groups = [group for group in groups if int(group.sum()) > 1]
     if 2 * sum(int(group.sum()) for group in groups) < len(x) or not groups:
-        return rbf_mmd(x, y, bandwidths)
+        return rbf_mmd(x, y, bandwidths, closeness=closeness)
     counts = torch.stack([group.sum() for group in groups]).to(x.dtype)
-    parts = torch.stack([rbf_mmd(x[group], y[group], bandwidths) for group in groups])
-    return (counts * parts).sum() / counts.sum()
+    parts = [
+        rbf_mmd(
+            x[group],
+            y[group],
+            bandwidths,
+            closeness=None if closeness is None else closeness[group][:, group],
+        )
+        for group in groups
+    ]
+    return (counts * torch.stack(parts)).sum() / counts.sum()

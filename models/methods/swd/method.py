@@ -67,6 +67,7 @@ from models.methods.swd.pipeline import ScaleStep, SwDPipeline, renoise, upscale
 from models.methods.swd.schedule import alternating, scale_index
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import split_weights, weight_closeness
 
 
 class SwD(DistillationMethod):
@@ -327,10 +328,14 @@ class SwD(DistillationMethod):
                 wanted_image, wanted_middle = _denoise_with_features(judge, y_u, t, condition)
         seen, wanted = _tokens(middle), _tokens(wanted_middle)
         if batches:
-            groups = None if condition is None else condition.groups()
+            groups = None if condition is None else split_weights(condition)[0].groups()
+            near = weight_closeness(condition, self.context.guidance)
             pairs = ((seen, wanted), (image.float(), wanted_image.float()))
             return torch.stack(
-                [class_mmd(x.flatten(1), y.flatten(1), groups, c.mmd.bandwidths) for x, y in pairs]
+                [
+                    class_mmd(x.flatten(1), y.flatten(1), groups, c.mmd.bandwidths, near)
+                    for x, y in pairs
+                ]
             ).sum()
         if c.mmd.kernel == "rbf":
             return image_mmd(seen, wanted, c.mmd.bandwidths, c.mmd.width)

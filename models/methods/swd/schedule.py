@@ -25,6 +25,7 @@ from models.common.errors import InputError
 from models.sampling.chain import Chain
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import Condition
+from models.teachers.guidance import Guidance
 
 SIGMAS = {4: (1.0, 0.8959, 0.7371, 0.6022), 6: (1.0, 0.9454, 0.8959, 0.7904, 0.7371, 0.6022)}
 PARTS = {4: (64, 80, 96, 128), 6: (32, 48, 64, 80, 96, 128)}
@@ -165,7 +166,7 @@ def short_run(
     noise: Tensor,
     steps: int,
     condition: Condition | None = None,
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
 ) -> Tensor:
     """The teacher's own samples (n, C, s, s) at the size of ``noise``: ``steps`` deterministic
     steps (eta = 0).

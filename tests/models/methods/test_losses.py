@@ -109,3 +109,35 @@ def test_mmd_is_unbiased_and_separates() -> None:
 def test_mmd_needs_two_a_side() -> None:
     with pytest.raises(ValueError, match="two samples a side, got 1 and 3"):
         rbf_mmd(normal(1, 2), normal(3, 2), (1.0,))
+
+
+def test_mmd_of_laws_given_something() -> None:
+    """Against the sum over pairs i != j; 0 within its standard error where the laws given w are
+    the same; seen where they are swapped, so that the laws over all w are the same.
+    """
+    w = torch.linspace(0, 1, 24, dtype=torch.float64)
+    near = (-0.5 * ((w[:, None] - w[None]) / 0.2).square()).exp()
+    x, y = normal(24, 3) + 3 * w[:, None], normal(24, 3, seed=1) + 3 * w[:, None]
+    scale = float(torch.pdist(y).square().median())
+
+    def kernel(u: Tensor, v: Tensor) -> float:
+        return float((-(u - v).square().sum() / (2 * scale)).exp())
+
+    pairs = [(i, j) for i in range(24) for j in range(24) if i != j]
+    terms = [
+        float(near[i, j])
+        * (kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(y[i], x[j]))
+        for i, j in pairs
+    ]
+    found = float(rbf_mmd(x, y, (1.0,), closeness=near))
+    assert found == pytest.approx(np.mean(terms), abs=1e-10)
+    same, other, blind = [], [], []
+    for i in range(200):
+        y = 0.3 * normal(24, 3, seed=10_000 + i) + 3 * w[:, None]
+        x = 0.3 * normal(24, 3, seed=i) + 3 * w[:, None]
+        same.append(float(rbf_mmd(x, y, (1.0,), closeness=near)))
+        x = x + 3 * (1 - 2 * w[:, None])
+        other.append(float(rbf_mmd(x, y, (1.0,), closeness=near)))
+        blind.append(float(rbf_mmd(x, y, (1.0,))))
+    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(len(same))
+    assert min(other) > 10 * max(same) and max(blind) < 0.02

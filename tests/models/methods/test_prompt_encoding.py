@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -13,7 +14,9 @@ from diffusers import DiffusionPipeline
 from models.methods.export import open_student
 from models.methods.multistep_pipeline import MultistepPipeline
 from models.methods.prompt_encoding import TEXT_PARTS, encoded
+from models.methods.student_network import student_network
 from models.teachers.encoders import text_parts
+from models.teachers.guidance import GuidanceRange
 from tests.models.teachers.pipelines import build
 from tests.models.teachers.texts import PROMPTS, prompt_teacher
 from tests.tiny import tiny_unet
@@ -45,13 +48,24 @@ def student(**changes: Any) -> Any:
         "source": "org/base",
     }
     return MultistepPipeline(
-        unet=pipe.unet,
+        unet=changes.pop("unet", pipe.unet),
         levels={"1": [[900.0, 0.1, 0.995]]},
         shape=[4, 8, 8],
         vae=pipe.vae,
         prompts=about,
         **({**text_parts(pipe), **changes}),
     )
+
+
+def weighted(**changes: Any) -> Any:
+    """The same, with guidance of 2 to 6 as an input that matters; 3 if nothing is said."""
+    _, teacher = prompt_teacher("sd", 16)
+    teacher.embed_guidance(GuidanceRange(2.0, 6.0))
+    network: Any = student_network(teacher, 4).eval()
+    torch.nn.init.normal_(network.time_embedding.cond_proj.weight, std=0.3)
+    made = student(unet=network, **changes)
+    about = dict(made.prompts) | {"guidance_range": [2.0, 6.0]}
+    return made.with_network(network, prompts=about)
 
 
 def sampled(pipeline: Any, **asked: Any) -> torch.Tensor:
@@ -130,3 +144,44 @@ def test_other_students_know_nothing_of_prompts(tmp_path: Path) -> None:
     for asked in ({"prompt": "a cat"}, {"prompt_embeds": torch.zeros(1, 2, 3)}):
         with pytest.raises(ValueError, match="this student takes no prompts"):
             sampled(opened, **asked)
+
+
+def test_the_call_takes_weights_of_guidance(tmp_path: Path) -> None:
+    made = weighted()
+    made.save_pretrained(tmp_path)
+    both = sampled(made, prompt=PROMPTS, guidance_scale=[2.0, 5.5])
+    for i, weight in enumerate((2, 5.5)):
+        alone = sampled(made, prompt=PROMPTS, guidance_scale=weight)
+        torch.testing.assert_close(both[i], alone[i])
+    assert (sampled(made, prompt=PROMPTS, guidance_scale=6.0) - both).abs().max() > 1e-3
+    unsaid = sampled(made, prompt=PROMPTS)
+    torch.testing.assert_close(unsaid, sampled(made, prompt=PROMPTS, guidance_scale=3.0))
+    for opened in (
+        open_student(tmp_path),
+        DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        found = sampled(opened, prompt=PROMPTS, guidance_scale=np.array([2.0, 5.5]))
+        torch.testing.assert_close(found, both)
+
+
+def test_weights_that_a_student_does_not_take() -> None:
+    made, fixed = weighted(), student()
+    outside = "this student takes 2 to 6; distil one with another trajectories.guidance_range"
+    count = "expected a number, or 2, one for each image; from 2 to 6"
+    for asked, told in (
+        (7.0, outside), ([3.0, 1.9], outside), (float("nan"), outside), ("5", count),
+        ([2.0, 3.0, 4.0], count), (True, count),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as refused:
+            made(prompt=PROMPTS, guidance_scale=asked)
+        assert str(refused.value) == f"guidance_scale {asked}: {told}"
+    assert sampled(fixed, prompt="a cat", guidance_scale=3.0).shape[0] == 1
+    with pytest.raises(ValueError) as refused:
+        fixed(prompt="a cat", guidance_scale=4.0)
+    assert str(refused.value) == (
+        "guidance_scale 4.0: this student has 3.0 trained in; leave it out, or distil one with "
+        "trajectories.guidance_range"
+    )
+    plain = MultistepPipeline(tiny_unet(), levels={"1": [[900.0, 0.1, 0.995]]}, shape=[1, 8, 8])
+    with pytest.raises(ValueError, match=r"guidance_scale 2.0: this student does not take it"):
+        plain(guidance_scale=2.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,18 @@ from scipy import stats
 from models.sampling.chain import Chain
 from models.sampling.grids import coarse_grid
 from models.sampling.signature import bases, feature_matrix
-from models.sampling.trajectories import PathSpec, kept_features, path_features, path_noise
+from models.sampling.trajectories import (
+    PathSpec,
+    kept_features,
+    movement,
+    path_features,
+    path_noise,
+    path_weights,
+    teacher_paths,
+)
+from models.teachers.guidance import GuidanceRange
+from tests.models.tinypaths import spec_of as tiny_spec
+from tests.models.tinypaths import teacher_of
 from tests.tiny import tiny_teacher
 
 SHAPE = (1, 4, 4)
@@ -108,3 +121,43 @@ def _assert_identity(rows: np.ndarray) -> None:
     moments = rows.T @ rows / count
     off = moments - np.eye(len(moments))
     assert np.abs(off).max() < 5 * (2 / count) ** 0.5
+
+
+def test_paths_have_weights_of_their_own() -> None:
+    """Uniform, of no other stream's numbers, a function of seed, split and number alone."""
+    given = GuidanceRange(2.0, 6.0)
+    weights = path_weights(given, 5, "train", range(2000))
+    assert weights is not None and weights.dtype == torch.float32
+    assert float(weights.min()) >= 2.0 and float(weights.max()) <= 6.0
+    assert stats.kstest(weights.numpy(), stats.uniform(2.0, 4.0).cdf).pvalue > 1e-3
+    neighbours = stats.spearmanr(weights[1:], weights[:-1])
+    assert neighbours.pvalue > 1e-3
+    some = path_weights(given, 5, "train", [1999, 3])
+    assert some is not None and some.tolist() == weights[[1999, 3]].tolist()
+    for other in (
+        path_weights(given, 6, "train", range(5)),
+        path_weights(given, 5, "validation", range(5)),
+    ):
+        assert other is not None and not torch.equal(other, weights[:5])
+    assert path_weights(3.0, 5, "train", range(5)) is None
+
+
+def test_paths_follow_their_own_weights() -> None:
+    """Whatever is advanced together; each path is that of a teacher at its one weight."""
+    teacher = teacher_of("conditional")
+    plain = tiny_spec(teacher)
+    given = GuidanceRange(1.0, 9.0)
+    spec = replace(plain, lane=4, guidance=given)
+    whole = teacher_paths(teacher, spec, "train", 0, 10, batch_size=8)["Y"]
+    parts = [teacher_paths(teacher, spec, "train", a, b)["Y"] for a, b in ((0, 3), (3, 10))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    weights = path_weights(given, spec.seed, "train", range(10))
+    assert weights is not None
+    for i in (0, 7):
+        alone = replace(plain, lane=4, guidance=float(weights[i]))
+        expected = teacher_paths(teacher, alone, "train", 0, 10)["Y"][i]
+        np.testing.assert_allclose(whole[i], expected, atol=1e-5)
+    unguided = teacher_paths(teacher, plain, "train", 0, 10)["Y"]
+    assert np.abs(whole - unguided).max() > 1e-3
+    pilot = replace(spec, grid=np.zeros(0), parts=())
+    assert np.isfinite(movement(teacher, pilot)).all()

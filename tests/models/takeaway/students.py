@@ -21,6 +21,7 @@ from models.takeaway.lora_file import adapter_tensors
 from models.teachers.base import Denoiser
 from models.teachers.conditioning import ConditionTable
 from models.teachers.encoders import text_parts
+from models.teachers.guidance import Guidance, GuidanceRange
 from models.teachers.loading import denoiser_of_pipeline
 from models.teachers.prompts import PromptDenoiser
 from tests.models.teachers import pipelines
@@ -45,7 +46,13 @@ class Made:
         return self.root / "student", self.root / "teacher"
 
 
-def make(root: Path, name: str, method: str = "sigdeg", trainable: str = "lora") -> Made:
+def make(
+    root: Path,
+    name: str,
+    method: str = "sigdeg",
+    trainable: str = "lora",
+    guidance: Guidance = 3.5,
+) -> Made:
     """A student of the pipeline ``name`` that has moved away from its teacher, in folders."""
     pipe, call = pipelines.build(name)
     pipelines.as_published(name, pipe).save_pretrained(root / "teacher")
@@ -56,7 +63,7 @@ def make(root: Path, name: str, method: str = "sigdeg", trainable: str = "lora")
     if isinstance(teacher, PromptDenoiser):
         table = ConditionTable(teacher.encode_prompts(pipe, PROMPTS), teacher.encode_null(pipe))
         teacher.set_conditions(table)
-    teacher.embed_guidance(3.5)
+    teacher.embed_guidance(guidance)
     student = untrained(teacher, method, trainable)
     moved_away(student.unet)
     adapters = adapter_tensors(student.unet.state_dict())
@@ -96,15 +103,18 @@ def with_prompts(student: Any, teacher: Denoiser, pipe: Any) -> Any:
     if teacher.condition_kind != "prompts":
         return student
     assert teacher.conditions is not None
+    weight = teacher.embedded_guidance
     about = {
         "pipeline": type(pipe).__name__,
         "options": {k: v for k, v in pipe.config.items() if isinstance(v, bool)},
         "keys": sorted(teacher.conditions[torch.tensor([0])].keys()),
-        "guidance": teacher.embedded_guidance or 3.5,
+        "guidance": weight if isinstance(weight, float) else 3.5,
         "negative_prompt": "",
         "examples": PROMPTS,
         "source": None,
     }
-    if teacher.embedded_guidance is not None:
-        about["embedded"] = {"guidance": teacher.embedded_guidance}
+    if isinstance(weight, GuidanceRange):
+        about["guidance_range"] = [weight.low, weight.high]
+    elif weight is not None:
+        about["embedded"] = {"guidance": weight}
     return student.with_network(student.unet, num_classes=None, prompts=about, **text_parts(pipe))

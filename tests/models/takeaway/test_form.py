@@ -17,6 +17,7 @@ from models.common.errors import InputError
 from models.takeaway.form import stock_form
 from models.takeaway.lines import Place, call_line, opening_lines
 from models.takeaway.lora_file import FILE
+from models.teachers.guidance import GuidanceRange
 from models.teachers.loading import denoiser_of_pipeline
 from tasks.evaluation.stock_back import _as_latents, _make_here, _path, asked
 from tests.models.methods.test_student_pipeline import student as own_student
@@ -70,6 +71,26 @@ def test_sigdeg_in_the_teacher_s_own_pipeline(name: str, tmp_path: Path) -> None
     if form["weights"] == "lora":  # it matters
         pipe.disable_lora()
         assert np.abs(stock_images(made, pipe, None) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "name", ["sd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "flux"))]
+)
+def test_guidance_as_an_input_of_the_teacher_s_own_pipeline(name: str, tmp_path: Path) -> None:
+    """The network goes along where it got the input; FLUX has it, and its LoRA is a LoRA."""
+    made = make(tmp_path, name, guidance=GuidanceRange(2.0, 6.0))
+    form = made.form
+    assert form["weights"] == ("lora" if name == "flux" else "network")
+    assert form["guidance_range"] == [2.0, 6.0] and form["call"]["guidance_scale"] == 3.5
+    pipe, xi = opened(made), _path(made.student, 2)
+    images = {}
+    for weight in (None, 2.0, 6.0):
+        given = asked(made.student, made.root) | {"guidance_scale": weight}
+        images[weight] = _make_here(made.student, 2, xi, given)
+        call = {} if weight is None else {"guidance_scale": weight}
+        found = stock_images(made, pipe, xi, **call)
+        np.testing.assert_allclose(found, images[weight], atol=1e-4)
+    assert np.abs(images[6.0] - images[2.0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", FLOWS)

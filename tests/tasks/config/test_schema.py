@@ -185,6 +185,17 @@ BAD: list[tuple[str, str]] = [
     ("trajectories.eta=1.5", "trajectories.eta = 1.5: expected a number <= 1"),
     ("trajectories.depth=0", "trajectories.depth = 0: expected a number >= 1"),
     ("trajectories.shard_size=0", "trajectories.shard_size = 0: expected a number >= 1"),
+    (
+        "trajectories.guidance_range=[4.0, 2.0]",
+        "trajectories.guidance_range = [4, 2]: expected a lower weight, then a higher one; for one "
+        "weight use guidance alone",
+    ),
+    (
+        "trajectories.guidance_range=[2.0, 8.0]",
+        "trajectories.guidance = 1: expected one within guidance_range = [2, 8], since the student "
+        "samples at it where nobody says a weight",
+    ),
+    ("trajectories.guidance_range=[-1.0, 8.0]", "trajectories.guidance_range.0 = -1.0: expected a"),
     ("trajectories.classes=[]", "trajectories.classes = []: expected at least 1 entries"),
     (
         "trajectories.grid={kind: given, points: [1, 100]}",

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
+from models.common.errors import InputError
 from models.methods.registry import config_class
 from tasks.config.schema import Params
 from tasks.data.shards import ShardSet
 from tasks.estimate import work
+from tasks.estimate.blueprint import blueprint
 from tasks.estimate.job import Job, take_apart
 from tasks.evaluation import load, load_back, sample_generator, validation
 from tasks.stages import student, trajectories
 from tasks.training import selection
 from tasks.utils.network_passes import count_passes
+from tests.tasks import prompts
 from tests.tasks.distillation import make_root, settings
 
 TEACHER = {"source": "pretrained", "path": "data/teacher"}
@@ -116,6 +119,34 @@ def _compare(root: Path, **sections: Any) -> None:
         student.run(params, root)
     assert passes.known and passes.trained > 0
     assert job.evaluations("student") == (passes.rows, passes.trained)
+
+
+def test_guidance_as_an_input_asks_the_teacher_twice(tmp_path: Path) -> None:
+    """Who cannot take it is refused here already."""
+    root, given = prompts.write_inputs(tmp_path), {"guidance_range": [1.5, 6.0]}
+
+    def rows(**trajectories: Any) -> int:
+        params = prompts.settings(trajectories=trajectories)
+        context = work.method_context(params, blueprint(params, root, None))
+        return work.evaluations(work.trajectories_work(params, context))[0]
+
+    assert rows(**given) == rows() == 2 * rows(guidance=1.0)
+    prompts.write_inputs(tmp_path, "sd3")
+    with pytest.raises(InputError, match=r"guidance_range = \[1.5, 6\]: students of a SD3Trans"):
+        rows(**given)
+
+
+@pytest.mark.slow
+def test_a_student_s_input_for_guidance_is_counted(tmp_path: Path) -> None:
+    root = prompts.write_inputs(tmp_path)
+    ranged = take_apart(prompts.settings(trajectories={"guidance_range": [1.5, 6.0]}), root)
+    one = take_apart(prompts.settings(), root)
+    for stage in ("trajectories", "student", "evaluation"):
+        assert ranged.evaluations(stage) == one.evaluations(stage)
+    (whole, _), (without, _) = ranged.networks.student_weights, one.networks.student_weights
+    assert whole - without == 256 * 4
+    assert ranged.networks.flops("student") == one.networks.flops("student") + 2 * 256 * 4
+    assert ranged.networks.flops("teacher") == one.networks.flops("teacher")
 
 
 def test_the_numbers_that_stages_keep_to_themselves() -> None:

@@ -23,6 +23,7 @@ from tasks.data.conditions import prompts_of_rows
 from tasks.data.teacher import load_teacher
 from tasks.data.trajectories import open_trajectories
 from tasks.evaluation.load import untrained_form
+from tasks.evaluation.stock_back import prove_stock
 from tasks.methods import text_parts
 from tasks.registry import promotion, registration, tracking
 from tasks.stages import conditions, dataset, evaluation, student, teacher, trajectories
@@ -32,6 +33,7 @@ from tests.tasks.results import write_lock
 
 TRAIN = len(PROMPTS) - HELD_OUT
 LORA = {"trainable": "lora", "lora_rank": 2}
+STOCK = {"inputs": "none", "conditioning_limit": None, "nfe": [2]}
 SWD = {
     "kind": "swd", "schedule": {"kind": "given", "pairs": [[1.0, 4], [0.6, 8]]},
     "dmd": {"samples": 8, "steps": 2}, **LORA,
@@ -141,6 +143,59 @@ def test_other_methods(tmp_path: Path, sections: dict[str, Any]) -> None:
     assert metrics["load_back"]["ok"] and metrics["evaluation"]["against"] == "teacher"
     for sampler in ("student", "untrained", "teacher"):
         assert all(np.isfinite(row["kid"]) for row in metrics[sampler].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [LORA | STOCK, SWD], ids=["sigdeg", "swd"])
+def test_guidance_as_an_input(tmp_path: Path, method: dict[str, Any]) -> None:
+    """From the trajectories to the folder, the stock pipeline and the registry."""
+    given = {"guidance_range": [1.5, 6.0], "guidance": 3.0}
+    root = run(tmp_path, settings(method=method, trajectories=given))
+    weights = open_trajectories(root).weights("train", range(12))
+    assert weights is not None and 1.5 <= float(weights.min()) < float(weights.max()) <= 6.0
+    student_folder, loaded = root / "data/student", metrics_of(root)["load_back"]
+    assert loaded["ok"] and loaded["max_abs_difference"] <= 1e-4
+    opened = open_student(student_folder)
+    layer = opened.unet.time_embedding.cond_proj
+    best = json.loads((student_folder / "student.json").read_text())["best_step"]
+    assert bool(layer.weight.any()) == (best > 0)
+    with torch.no_grad():  # whatever two steps have made of it
+        layer.weight.normal_(std=0.3)
+    images = [
+        opened(
+            prompt="cat up",
+            guidance_scale=weight,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        )[0]
+        for weight in (1.5, 6.0, None, 3.0)
+    ]
+    assert (images[0] - images[1]).abs().max() > 1e-3
+    torch.testing.assert_close(images[2], images[3], rtol=0, atol=0)
+    card = (student_folder / "README.md").read_text()
+    assert "`guidance_scale`: 1.5 to 6.0, one or one for each image, 3.0 if nothing is said" in card
+    assert "guidance 1.5 to 6.0, an input" in card
+    opened.save_pretrained(student_folder)  # from here on with weights that matter
+    model = register(root)
+    prompts = pd.DataFrame({"prompt": ["cat up"]})
+    served = model.predict(prompts, params={"num_images": 1, "seed": 0, "guidance_scale": 6.0})
+    own = open_student(student_folder)
+    for weight, same in ((6.0, True), (1.5, False)):
+        generator = torch.Generator().manual_seed(0)
+        made = own(prompt="cat up", guidance_scale=weight, generator=generator, output_type="np")
+        assert np.allclose(served, made.images, atol=1e-6) == same
+    with pytest.raises(MlflowException, match="guidance_scale 9.0: this student takes 1.5 to 6"):
+        model.predict(prompts, params={"num_images": 1, "guidance_scale": 9.0})
+    if method is not SWD:
+        record = prove_stock(student_folder, root / "data/teacher")
+        assert record["ok"], record
+        assert "guidance_scale=3.0" in card
+        assert "`guidance_scale`: 1.5 to 6.0, an input of the network" in card
+    other = settings(method=method, trajectories=given | {"guidance_range": [1.5, 5.0]})
+    with pytest.raises(InputError, match=r"was made with guidance_range = \[1.5, 6.0\]"):
+        student.run(other, root)
+    with pytest.raises(InputError, match=r"data/student takes guidance in \[1.5, 6\] as an input"):
+        evaluation.run(settings(method=method), root)
 
 
 @pytest.mark.slow

@@ -121,6 +121,20 @@ def test_class_mmd_compares_within_classes() -> None:
         )
 
 
+def test_class_mmd_of_rows_that_are_more_or_less_near() -> None:
+    labels, x, y = torch.tensor([0, 1, 0, 1, 1, 0]), draw(6, 3), draw(6, 3, seed=1)
+    near = draw(6, 6, seed=2).abs()
+    parts = []
+    for rows in (torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4])):
+        own = near[rows][:, rows]
+        parts.append(float(rbf_mmd(x[rows], y[rows], (1.0,), closeness=own)))
+    found = float(class_mmd(x, y, labels, (1.0,), near))
+    assert found == pytest.approx(sum(parts) / 2, rel=1e-9)
+    whole = float(rbf_mmd(x, y, (1.0,), closeness=near))
+    assert float(class_mmd(x, y, None, (1.0,), near)) == pytest.approx(whole, rel=1e-9)
+    assert found != pytest.approx(float(class_mmd(x, y, labels, (1.0,))), rel=1e-3)
+
+
 def test_class_mmd_sees_classes_swapped_that_the_whole_batch_hides() -> None:
     labels = torch.arange(64) % 2
     y = 0.1 * draw(64, 2) + 4.0 * labels[:, None]
