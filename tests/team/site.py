@@ -93,8 +93,8 @@ class Site:
 def exported(site: Site) -> Machine:
     """The second person's machine, the exports of its section made."""
     lines = [page.here(line, site.places) for line in page.commands(YOURS)]
-    exports = "; ".join(line for line in lines if line.startswith("export "))
-    told = site.ana.shell(f"{exports}; env -0").split("\0")
+    exports = "\n".join(line for line in lines if line.startswith("export "))  # some end in a comment
+    told = site.ana.shell(f"{exports}\nenv -0").split("\0")
     env = dict(item.split("=", 1) for item in told if "=" in item)
     assert all(name in env for name in page.names(YOURS))
     return Machine(site.ana.root, env)
