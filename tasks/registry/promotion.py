@@ -129,14 +129,17 @@ def rollback(root: Path, params: Params) -> str:
 
 
 def latest_decision(root: Path, params: Params, tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """Number of the latest version with these tags and what was decided about it; None if there is
-    no such decision.
+    """Number of the latest version with these tags and what was decided about it, a later rollback
+    included; None if there is no such decision.
     """
     found = find_version(open_store(root, params), params.registration.name, tags)
     decision = None if found is None else found.tags.get(DECISION)
     if found is not None and not params.registration.promote:
         decision = decision or "not promoted: registration.promote is false"
-    return None if found is None or decision is None else (str(found.version), decision)
+    if found is None or decision is None:
+        return None
+    since = found.tags.get(ROLLED_BACK)
+    return str(found.version), f"{decision}; rolled back on {since}" if since else decision
 
 
 def latest_tags(root: Path, params: Params) -> dict[str, str]:

@@ -197,6 +197,10 @@ def test_rollback_goes_back_champion_by_champion(copy: tuple[Path, Params]) -> N
         promotion.rollback(*copy) == f"{NAME}: version 2 is champion again, in place of version 3"
     )
     assert state(*copy) == settled("2", "1")
+    tags = store.open_store(*copy).get_model_version(NAME, "3").tags
+    decided = promotion.latest_decision(*copy, {"student.sha256": tags["student.sha256"]})
+    assert decided is not None and decided[0] == "3"
+    assert f"; rolled back on {tags[promotion.ROLLED_BACK]}" in decided[1]
     again = promotion.promote(*copy, "3")
     assert not again.champion and "version 3 was rolled back on" in again.reason
     assert promotion.rollback(*copy).startswith(f"{NAME}: version 1 is champion again")
