@@ -1,14 +1,9 @@
-"""Trajectories: bytes that depend on the seed alone, shards that outlive kills and damage, one
-cache.
-"""
+"""Trajectories: bytes that depend on the seed alone, paths that obey their identity."""
 
 from __future__ import annotations
 
-import json
 import pickle
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,65 +11,22 @@ import torch
 
 from models.common.errors import InputError
 from models.sampling.chain import unroll
-from models.sampling.grids import subgrid
-from models.sampling.signature import basis, chen_join
 from models.sampling.trajectories import path_noise
 from models.teachers.conditioning import class_condition
 from models.teachers.loading import load_denoiser
-from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
-from tasks.data import trajectories as loader
-from tasks.data.shards import ShardSet
-from tasks.data.trajectories import open_trajectories, path_spec
+from tasks.data.trajectories import path_spec
 from tasks.stages import trajectories
-from tasks.stages.trajectories import run
+from tests.tasks.stages.paths_project import (
+    SMALL,
+    content,
+    files,
+    make,
+    same,
+    scratch_shards,
+    settings,
+)
 from tests.tiny import save_teacher
-
-SMALL = {
-    "train": 10,
-    "validation": 5,
-    "steps": 12,
-    "intervals": 4,
-    "lane": 4,
-    "shard_size": 4,
-    "batch_size": 8,
-}
-SMALL |= {"grid": {"kind": "index"}}
-
-
-def settings(**changes: Any) -> Params:
-    section = Trajectories.model_validate(SMALL | changes)
-    return Params().model_copy(
-        update={"trajectories": section}
-    )  # without checks against the student's keys
-
-
-def make(root: Path, **changes: Any) -> ShardSet:
-    run(settings(**changes), root)
-    return open_trajectories(root)
-
-
-def content(shards: ShardSet) -> dict[str, np.ndarray]:
-    """All arrays, those that are drawn again, too."""
-    names = {split: (*shards.names(split), "xi") for split in shards.splits}
-    return {f"{s}/{n}": shards.array(s, n)[:] for s in shards.splits for n in names[s]}
-
-
-def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all(
-        x.dtype == b[name].dtype and x.tobytes() == b[name].tobytes() for name, x in a.items()
-    )
-
-
-def files(root: Path) -> dict[str, bytes]:
-    folder = root / "data" / "trajectories"
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
-
-
-def scratch_shards(root: Path) -> list[Path]:
-    return sorted((root / ".fewstep" / "scratch" / "trajectories").glob("*/*/*-*"))
 
 
 @pytest.fixture
@@ -154,114 +106,6 @@ def test_ray_workers_make_the_same_bytes(root: Path) -> None:
     assert all(p.stat().st_ino == inode for p, inode in inodes.items())
 
 
-def test_killed_in_the_middle_keeps_finished_shards(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = make_elsewhere(root)
-    real = trajectories.write_shard
-    written: list[Path] = []
-
-    def dies(directory: Path, arrays: Any) -> Any:
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(directory)
-        return real(directory, arrays)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trajectories, "write_shard", dies)
-        with pytest.raises(KeyboardInterrupt):
-            make(root)
-    assert not (root / "data" / "trajectories").exists()
-    kept = {
-        p: (p.stat().st_ino, p.stat().st_mtime_ns)
-        for shard in scratch_shards(root)
-        for p in shard.iterdir()
-    }
-    assert len(scratch_shards(root)) == 2 and scratch_shards(root) == sorted(written)
-    written.clear()
-    monkeypatch.setattr(trajectories, "write_shard", lambda d, a: written.append(d) or real(d, a))
-    make(root)
-    assert len(written) == 3 and files(root) == known
-    assert all((p.stat().st_ino, p.stat().st_mtime_ns) == state for p, state in kept.items())
-    written.clear()
-    make(root)
-    assert written == [] and files(root) == known
-
-
-def make_elsewhere(root: Path) -> dict[str, bytes]:
-    other = root / "other"
-    save_teacher(other)
-    make(other)
-    return files(other)
-
-
-def truncate(file: Path) -> None:
-    content = file.read_bytes()[:-100]
-    file.unlink()
-    file.write_bytes(content)
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-50] ^= 1
-    file.unlink()
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [truncate, flip])
-@pytest.mark.parametrize("name", ["Y.npy", "labels.npy", "shard.json"])
-def test_damaged_shards_in_scratch_are_made_again(
-    root: Path, damage: Any, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    make(root)
-    known = files(root)
-    shards = scratch_shards(root)
-    whole = shards[2] / "Y.npy"
-    before = whole.stat().st_ino
-    damage(shards[1] / name)
-    make(root)
-    assert files(root) == known and whole.stat().st_ino == before
-    assert "damaged shard will be made again" in caplog.text and str(shards[1]) in caplog.text
-
-
-def test_damage_in_the_published_set_is_named(root: Path) -> None:
-    make(root)
-    folder = root / "data" / "trajectories"
-    flip(folder / "train" / "00001" / "Y.npy")
-    open_trajectories(root)  # sizes alone are checked every time
-    with pytest.raises(InputError, match=r"train/00001/Y\.npy: its checksum differs") as caught:
-        ShardSet(folder, full=True)
-    assert "\n" not in str(caught.value)
-    truncate(folder / "validation" / "00000" / "Y.npy")
-    with pytest.raises(InputError, match=r"validation/00000/Y\.npy: \d+ bytes, expected \d+"):
-        open_trajectories(root)
-    make(root)  # scratch still has them
-    ShardSet(folder, full=True)
-
-
-def test_one_cache_serves_fewer_steps(root: Path) -> None:
-    """N = 20 joined to 10 and 5 by Chen's identity: the features of the same fine noise on the
-    longer intervals.
-    """
-    twenty = content(make(root, steps=40, intervals=20))
-    teacher = load_denoiser(root / "data" / "teacher")
-    spec = path_spec(settings(steps=40, intervals=20).trajectories, teacher)
-    noise = path_noise(spec, "train", range(10), teacher.shape)[:, 1:].double().numpy()
-    for nfe in (10, 5):
-        ratio = 20 // nfe
-        grid = subgrid(spec.grid, nfe)
-        for i in range(nfe):
-            parts = spec.parts[i * ratio : (i + 1) * ratio]
-            join = chen_join(spec.chain, parts, 2)
-            drawn = twenty["train/xi"][:, i * ratio : (i + 1) * ratio].astype(np.float64)
-            found = np.einsum("ajb,njbchw->nachw", join, drawn)
-            direct = basis(spec.chain, int(grid[i]), int(grid[i + 1]), 2)
-            fine = noise[:, direct.lo : direct.hi]
-            np.testing.assert_allclose(
-                found, np.einsum("ka,nkchw->nachw", direct.Q, fine), atol=1e-5
-            )
-
-
 def test_features_are_drawn_again_row_by_row(root: Path) -> None:
     """Any rows in any order, single or many, are those of the whole; splits and seeds differ."""
     shards = make(root)
@@ -279,16 +123,6 @@ def test_features_are_drawn_again_row_by_row(root: Path) -> None:
         make(root, seed=1).array("train", "xi")[0],
     ]
     assert len({xi.tobytes() for xi in first}) == 3
-
-
-def test_a_cache_that_stored_its_features_is_refused(root: Path) -> None:
-    make(root)
-    manifest = root / "data/trajectories/manifest.json"
-    old = json.loads(manifest.read_text())
-    del old["meta"]["kept"]
-    manifest.write_text(json.dumps(old))
-    with pytest.raises(InputError, match=r"made by an earlier version, which stored xi; run"):
-        open_trajectories(root).array("train", "xi")
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -324,18 +158,6 @@ def test_cached_paths_obey_the_identity(root: Path, eta: float, grid: str) -> No
             rest, interval.B * average, atol=1e-4 * max(1.0, interval.B * size)
         )
         assert (average <= images.max(0) + 1e-6 * size).all()
-
-
-def test_given_grid_and_depth(root: Path) -> None:
-    points = [0, 1, 5, 11, 12]
-    shards = make(root, grid={"kind": "given", "points": points}, depth=3, dtype="float32")
-    assert shards.meta["grid_points"] == points
-    xi = shards.array("train", "xi")[:]
-    assert xi.shape[2] == 4
-    empty = [[bool(np.all(xi[:, i, p] == 0)) for p in range(4)] for i in range(4)]
-    assert empty[0] == [False, True, True, True]  # one step: its noise alone
-    assert empty[1] == [False, False, False, False]
-    assert empty[3] == [True, True, True, True]  # the last step has no noise
 
 
 def test_conditional_teacher_with_guidance(tmp_path: Path) -> None:
@@ -389,57 +211,3 @@ def test_half_precision_and_progress(root: Path) -> None:
     assert a["Y"].dtype == b["Y"].dtype == np.float32 and np.array_equal(a["Y"][:, 0], b["Y"][:, 0])
     gap = np.abs(a["Y"] - b["Y"]).max() / np.abs(a["Y"]).max()
     assert 0 < gap < 0.1
-
-
-def test_adaptive_grid_is_measured_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The grid of a cache is in its scratch folder and manifest; a rerun and a reader take it from
-    there.
-    """
-    real, calls = loader.movement, []
-    monkeypatch.setattr(loader, "movement", lambda *given: calls.append(1) or real(*given))
-    shards = make(root, grid={"kind": "adaptive"})
-    points = shards.meta["grid_points"]
-    assert points[0] == 0 and points[-1] == 12 and len(points) == 5 and np.all(np.diff(points) > 0)
-    known = files(root)
-    (scratch_shards(root)[1] / "Y.npy").unlink()
-    make(root, grid={"kind": "adaptive"})
-    assert files(root) == known and calls == [1]
-    section = settings(grid={"kind": "adaptive"}).trajectories
-    teacher = load_denoiser(root / "data" / "teacher")
-    assert loader.cached_spec(section, teacher, shards).grid.tolist() == points and calls == [1]
-    assert path_spec(section, teacher).grid.tolist() == points
-
-
-def test_adaptive_grids_share_the_movement_out_and_are_nested(root: Path) -> None:
-    """Half the intervals take every second point: students with fewer steps lose nothing by the
-    common grid.
-    """
-    teacher = load_denoiser(root / "data" / "teacher")
-    grids = {}
-    for intervals in (2, 4, 8):
-        section = settings(grid={"kind": "adaptive"}, steps=64, intervals=intervals).trajectories
-        grids[intervals] = path_spec(section, teacher).grid
-    assert (
-        grids[8][::2].tolist() == grids[4].tolist() and grids[8][::4].tolist() == grids[2].tolist()
-    )
-    pilot = replace(
-        path_spec(settings(steps=64, intervals=8).trajectories, teacher), precision="float32"
-    )
-    travelled = np.append(0.0, np.cumsum(loader.movement(teacher, pilot) ** 0.25))
-    moved = np.diff(np.append(travelled[grids[8][:-1]], travelled[-1])) / travelled[-1]
-    np.testing.assert_allclose(moved, 1 / 8, atol=1.5 * np.diff(travelled).max() / travelled[-1])
-    assert grids[8].tolist() != list(range(0, 65, 8))
-
-
-def test_more_paths_keep_the_grid(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New paths join old ones on the grid of the old, though the teacher would be measured
-    otherwise here.
-    """
-    points = make(root, grid={"kind": "adaptive"}).meta["grid_points"]
-    monkeypatch.setattr(
-        loader, "movement", lambda teacher, spec: np.geomspace(1.0, 1e9, spec.chain.steps - 1)
-    )
-    section = settings(grid={"kind": "adaptive"}).trajectories
-    assert path_spec(section, load_denoiser(root / "data" / "teacher")).grid.tolist() != points
-    more = make(root, grid={"kind": "adaptive"}, train=section.train + 4)
-    assert more.meta["grid_points"] == points and more.rows("train") == section.train + 4
