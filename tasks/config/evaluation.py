@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from models.common import config as common
-from models.common.config import Count, Natural, Section, Seed, Size
+from models.common.config import Count, Natural, Section, Seed, Size, Workers
 from models.evaluation.registry import METRICS, data_of
 from tasks.config import types as fields
 from tasks.config.types import LocalPath
@@ -109,6 +109,8 @@ class Evaluation(Section):
     neighbours: Count = 3
     """Of precision and recall."""
     batch_size: Count = 125
+    workers: Workers = 0
+    """Ray workers that make the samples; 0 = in this process."""
     seed: Seed = 1
     digest: fields.Digest | None = None
     """Of the content of reference, rivals and clip; runs fill it in."""

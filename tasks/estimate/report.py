@@ -188,7 +188,11 @@ def lines(found: Estimate) -> Iterator[str]:
 def _workers(found: Estimate) -> str:
     """Who shares the work, where a GPU each is assumed."""
     params = found.job.params
-    shares = {"trajectories": params.trajectories.workers, "training": params.student.workers}
+    shares = {
+        "trajectories": params.trajectories.workers,
+        "training": params.student.workers,
+        "evaluation": params.evaluation.workers,
+    }
     told = [f"{what} on {count} devices" for what, count in shares.items() if count > 1]
     return f"; {', '.join(told)}" if told and found.device is not None else ""
 

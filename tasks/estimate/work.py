@@ -180,6 +180,7 @@ def evaluation_work(
     ``rivals``: numbers of calls of other students.
     """
     settings, double = params.evaluation, guided(context)
+    workers = max(1, settings.workers)
     samples, steps = settings.samples, sorted(settings.nfe or params.method.nfe, reverse=True)
     first = min(settings.batch_size, samples)
     work = [Work("teacher", (WARM_UP * first + 2) * double, first * double)]
@@ -188,23 +189,24 @@ def evaluation_work(
         calls = list(costs.sampling(nfe))
         # FLOPs twice for the student, once for its untrained form
         for call in calls:
-            work += [_times(call, 2 * samples, first), _times(call, 3, 1)]
+            work += [_times(call, 2 * samples, first, workers), _times(call, 3, 1)]
         if costs_follow_paths(costs):
             at_once = rows_at_once(costs.teacher.shape, along)
             work += [_times(call, 2 * along, at_once) for call in calls]
         if costs.teacher.codec.latent:
-            work.append(Work("decode", 2 * samples, first))
-        work += [_times(call, samples + 1, first) for call in _controls(costs, calls)]
+            work.append(Work("decode", 2 * samples, first, workers=workers))
+        work += [_times(call, samples + 1, first, workers) for call in _controls(costs, calls)]
     for nfe in (*steps, *equal):
         for name in settings.baselines:
             tried = baselines.variants(context.teacher, name)
             if not tried:
                 continue
             rows = (samples + (len(tried) - 1) * first + 1) * nfe * double
-            work.append(Work("teacher", rows, first * double))
+            work.append(Work("teacher", rows, first * double, workers=workers))
             if costs.teacher.codec.latent:
-                work.append(Work("decode", samples + (len(tried) - 1) * first, first))
-    work += [Work("student", nfe * (samples + 1), first) for nfe in rivals]
+                decoded = samples + (len(tried) - 1) * first
+                work.append(Work("decode", decoded, first, workers=workers))
+    work += [Work("student", nfe * (samples + 1), first, workers=workers) for nfe in rivals]
     work += [_times(call, PROOF, PROOF) for call in costs.sampling(max(params.method.nfe))]
     if costs.teacher.codec.latent:
         work.append(Work("decode", params.trajectories.validation, first))
@@ -231,5 +233,5 @@ def _absolute(call: Call, batch: int) -> Work:
     return Work(call.network, call.rows, batch, call.gradient, call.size)
 
 
-def _times(call: Call, count: float, batch: int) -> Work:
-    return Work(call.network, call.rows * count, batch, call.gradient, call.size)
+def _times(call: Call, count: float, batch: int, workers: int = 1) -> Work:
+    return Work(call.network, call.rows * count, batch, call.gradient, call.size, workers=workers)

@@ -32,6 +32,7 @@ from tasks.config.evaluation import Evaluation
 from tasks.evaluation.evaluator import Evaluator, column_of
 from tasks.evaluation.results import Column, Result, Row, SamplerKey
 from tasks.evaluation.sample_generator import (
+    MakeBatches,
     SampleGenerator,
     equal_compute,
     flops,
@@ -46,11 +47,15 @@ logger = logging.getLogger("tasks.evaluation.benchmark")
 
 
 def evaluate(
-    inputs: Inputs, extractors: Sequence[FeatureExtractor], settings: Evaluation
+    inputs: Inputs,
+    extractors: Sequence[FeatureExtractor],
+    settings: Evaluation,
+    make_batches: MakeBatches | None = None,
 ) -> Result:
     """All samplers of `inputs` measured; InputError when there are too few images or paths.
 
-    A baseline that cannot run on this teacher is left out, with its reason in the result.
+    `make_batches` makes their images elsewhere; the times are those of there then. A baseline
+    that cannot run on this teacher is left out, with its reason in the result.
     """
     samples, few = settings.samples, min(settings.samples, len(inputs.paths))
     if few <= settings.neighbours or len(inputs.real) <= settings.neighbours:
@@ -79,7 +84,8 @@ def evaluate(
         result.real_data = inputs.kept(inputs.real[: KEPT["series"]])
     equal = equal_compute(inputs)
     with progress("evaluation", _total(inputs, settings, equal)) as advance:
-        run = _Run(result, evaluator, inputs, SampleGenerator(inputs, settings, advance))
+        made = SampleGenerator(inputs, settings, advance, make_batches)
+        run = _Run(result, evaluator, inputs, made)
         run.references()
         for nfe in inputs.nfe:
             for name in inputs.generators:
@@ -123,12 +129,11 @@ class _Run:
     def generator(self, name: str, nfe: int) -> None:
         """The student, the untrained generator or another rollout, on fresh noise."""
         inputs, key = self.inputs, SamplerKey(name, nfe)
-        sampler = inputs.generator(name, nfe)
-        images, times = self.sample_generator.make(sampler, self.sample_generator.batches(), nfe)
+        images, times = self.sample_generator.make(name, nfe, self.sample_generator.batches())
         group = name if name in inputs.generators else "other"
         title = inputs.titles.get(name, name.capitalize())
         self._record(key, title, group, nfe, images, median(times))
-        self.result.flops[key] = flops(inputs, sampler)
+        self.result.flops[key] = flops(inputs, inputs.generator(name, nfe))
         if (name, nfe) in inputs.calls:
             self.result.calls[key] = inputs.calls[name, nfe]
 
@@ -140,8 +145,7 @@ class _Run:
         first, *rest = self.sample_generator.batches()
         try:
             for variant in baseline_variants(self.inputs.teacher, name):
-                sampler = self.inputs.baseline(variant, nfe)
-                made[variant] = self.sample_generator.make(sampler, [first], nfe)
+                made[variant] = self.sample_generator.make(variant, nfe, [first])
         except InputError as error:
             self.result.left_out[key] = str(error)
             logger.warning("%s, %s calls, is left out: %s", baselines.title(name), nfe, error)
@@ -150,13 +154,12 @@ class _Run:
         if len(made) > 1:
             best = min(made, key=lambda v: self.evaluator.pilot_cost(made[v][0]))
         images, times = made[best]
-        sampler = self.inputs.baseline(best, nfe)
         if rest:
-            more, more_times = self.sample_generator.make(sampler, rest, nfe)
+            more, more_times = self.sample_generator.make(best, nfe, rest)
             images, times = torch.cat([images, more]), times + more_times
         self._record(key, baselines.title(name), "baseline", nfe, images, median(times))
         self.result.spacing[key] = baselines.split_name(best)[1]
-        self.result.flops[key] = flops(self.inputs, sampler)
+        self.result.flops[key] = flops(self.inputs, self.inputs.baseline(best, nfe))
 
     def paths(self, settings: Evaluation, advance: Advance) -> None:
         """RMSE to the teacher along its own Brownian path, and what the samplers make of it."""

@@ -102,9 +102,7 @@ def _measure(inputs: Inputs, params: Params, root: Path) -> list[Round]:
         for nfe in inputs.nfe:
             new, old = (SamplerKey(name, nfe) for name in SIDES)
             for key in (new, old):
-                images, _ = sample_generator.make(
-                    inputs.generator(key.name, nfe), sample_generator.batches(), nfe
-                )
+                images, _ = sample_generator.make(key.name, nfe, sample_generator.batches())
                 evaluator.score(key, images)
             ours, theirs = (evaluator.estimates[key].interval() for key in (new, old))
             gap, less = evaluator.difference(new, old), bool(column.lower_is_better)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from statistics import median
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,17 +15,36 @@ from models.common.random import generator_for
 from models.teachers.conditioning import Condition
 from tasks.config.evaluation import Evaluation
 from tasks.evaluation.samplers import Inputs, Sampler
+from tasks.utils.failpoints import reach
 from tasks.utils.progress import Advance
 
 LATENCY_CALLS = 5
 
 
-class SampleGenerator:
-    """Makes images batch by batch, always from the same noise, and times the batches."""
+class MakeBatches(Protocol):
+    """Images (n, C, H, W) and ms per image of each batch, in their order, by the sampler `name`."""
 
-    def __init__(self, inputs: Inputs, settings: Evaluation, advance: Advance) -> None:
+    def __call__(
+        self, name: str, nfe: int, batches: list[slice]
+    ) -> Iterator[tuple[Tensor, float]]: ...
+
+
+class SampleGenerator:
+    """Makes images batch by batch, always from the same noise, and times the batches.
+
+    `make_batches` makes them elsewhere; None: here.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        settings: Evaluation,
+        advance: Advance,
+        make_batches: MakeBatches | None = None,
+    ) -> None:
         self.inputs, self.settings, self.advance = inputs, settings, advance
         self.paths = inputs.paths.head(settings.samples)
+        self.make_batches: MakeBatches = make_batches or self.each
 
     def batches(self) -> list[slice]:
         size, samples = self.settings.batch_size, self.settings.samples
@@ -45,19 +66,34 @@ class SampleGenerator:
             condition = condition[rows].to(device)
         return noise.to(device), condition
 
-    @torch.inference_mode()
-    def make(self, sampler: Sampler, batches: list[slice], cost: int) -> tuple[Tensor, list[float]]:
-        """Images (n, C, H, W) of some batches and the ms per image of each."""
+    def make(self, name: str, nfe: int, batches: list[slice]) -> tuple[Tensor, list[float]]:
+        """Images (n, C, H, W) of some batches by the sampler `name`, and the ms per image of each.
+
+        InputError for a sampler that does not run on this teacher.
+        """
         images, times = [], []
-        for batch in batches:
-            noise, condition = self.inputs_of(batch)
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + batch.start)
-            start = time.perf_counter()
-            x0 = sampler(noise, condition, generator).cpu()
-            times.append(1000 * (time.perf_counter() - start) / len(noise))
-            images.append(self.inputs.decode(x0))
-            self.advance(len(noise) * cost)
+        for made, milliseconds in self.make_batches(name, nfe, batches):
+            images.append(made)
+            times.append(milliseconds)
+            self.advance(len(made) * nfe)
         return torch.cat(images), times
+
+    def each(self, name: str, nfe: int, batches: list[slice]) -> Iterator[tuple[Tensor, float]]:
+        """MakeBatches in this process."""
+        sampler = self.inputs.sampler(name, nfe)
+        for batch in batches:
+            yield self.batch(sampler, batch)
+
+    @torch.inference_mode()
+    def batch(self, sampler: Sampler, batch: slice) -> tuple[Tensor, float]:
+        """Images of one batch, on the CPU, and the ms per image."""
+        noise, condition = self.inputs_of(batch)
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + batch.start)
+        start = time.perf_counter()
+        x0 = sampler(noise, condition, generator).cpu()
+        milliseconds = 1000 * (time.perf_counter() - start) / len(noise)
+        reach("evaluation.batch")
+        return self.inputs.decode(x0), milliseconds
 
     def warm_up(self) -> float:
         """ms of one teacher call per image, after a first call that is not counted."""

@@ -127,6 +127,11 @@ class Inputs:
             return None
         return tuple(self.prompts[index % len(self.prompts)] for index in range(count))
 
+    def sampler(self, name: str, nfe: int) -> Sampler:
+        """The generator, other rollout or training-free sampler (in a spacing) of this name."""
+        known = name in self.generators or name in self.others
+        return self.generator(name, nfe) if known else self.baseline(name, nfe)
+
     def baseline(self, name: str, nfe: int) -> Sampler:
         def sample(
             noise: Tensor, condition: Condition | None, generator: torch.Generator

@@ -23,6 +23,7 @@ from tasks.evaluation.extractor import extractors_of
 from tasks.evaluation.identity import content_digests
 from tasks.evaluation.load import load_inputs
 from tasks.evaluation.load_back import prove_loadable
+from tasks.evaluation.on_ray import batches_on_ray
 from tasks.evaluation.report import figures
 from tasks.evaluation.report import html as report
 from tasks.evaluation.stock_back import prove_stock
@@ -37,7 +38,9 @@ logger = logging.getLogger(__name__)
 def run(params: Params, root: Path) -> None:
     """Write metrics.json, three tables as CSV, samples.npz, figures/, grids/ and report.html."""
     inputs = load_inputs(params, root)
-    result = evaluate(inputs, extractors_of(params.evaluation, root), params.evaluation)
+    extractors = extractors_of(params.evaluation, root)
+    with batches_on_ray(params, root) as make_batches:
+        result = evaluate(inputs, extractors, params.evaluation, make_batches)
     result.content = content_digests(params, root, inputs.real)
     result.load_back = _opened_elsewhere(root)
     reach("evaluation.measured")

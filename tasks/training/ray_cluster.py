@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LONGEST_PLACE = 103 - 68
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 ATTEMPTS = 4  # of a job whose actor is lost each time
+HEAD_SECONDS = 45.0
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +32,11 @@ logger = logging.getLogger(__name__)
 def connect(workers: int | None = None) -> Iterator[int]:
     """A Ray cluster for the block, yielding its number of GPUs.
 
-    Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback, with room for ``workers``
-    whatever the number of cores, and stops it at the end; another cluster on this machine is left
-    alone. The local one asks for a token that this process alone has: Ray runs any code it is sent,
-    and loopback is open to every user of the machine. Workers import this checkout: its folder goes
+    Joins the one at ``RAY_ADDRESS``, else starts a local one on loopback, with room for
+    ``workers`` whatever the number of cores, and stops it at the end; another cluster on this
+    machine is left alone. A joined one whose head is lost ends this process, by one line. The
+    local one asks for a token that this process alone has: Ray runs any code it is sent, and
+    loopback is open to every user of the machine. Workers import this checkout: its folder goes
     first on their path. Raises InputError if the cluster at ``RAY_ADDRESS`` does not answer.
     """
     for name, value in ray_settings(os.environ).items():
@@ -63,53 +68,108 @@ def connect(workers: int | None = None) -> Iterator[int]:
                 "start it, or unset RAY_ADDRESS to use this machine alone"
             ) from error
     try:
-        yield int(ray.cluster_resources().get("GPU", 0))
+        with _head_watched(address if started else None, ray.get_runtime_context().gcs_address):
+            yield int(ray.cluster_resources().get("GPU", 0))
     finally:
         if started:
             ray.shutdown()
         sys.stdout.flush()
 
 
+@contextmanager
+def _head_watched(address: str | None, head: str) -> Iterator[None]:
+    """While the block runs, end this process by one line if nothing listens at `head` for
+    HEAD_SECONDS: Ray itself ends it after 60, with a message of its own. None: no joined cluster.
+
+    Work that is done before that is done: workers need the head to start, not to work.
+    """
+    if address is None:
+        yield
+        return
+    over = threading.Event()
+    host, _, port = head.rpartition(":")
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not over.wait(HEAD_SECONDS / 15):
+            try:
+                socket.create_connection((host, int(port)), timeout=HEAD_SECONDS / 15).close()
+                seen = time.monotonic()
+            except OSError:
+                if time.monotonic() - seen > HEAD_SECONDS:
+                    print(
+                        f"error: the Ray cluster at {head} (RAY_ADDRESS = {address}) has lost its "
+                        "head; start the cluster again, then run the same command: what is "
+                        "finished is kept",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    os._exit(1)  # as Ray would; calls to a cluster without a head may never return
+
+    watcher = threading.Thread(target=watch, name="ray-head", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def spread(start: Callable[[], Any], workers: int, jobs: Sequence[Any]) -> Iterator[Any]:
-    """Results of ``actor.make(job)`` on `workers` actors, one job at a time on each, as they come.
+    """Results of ``actor.make(job)`` on `workers` actors, as they come; see Actors."""
+    yield from Actors(start, workers).make(jobs)
+
+
+class Actors:
+    """At most `workers` actors, each begun by ``start()``, with one job at a time on each.
 
     Jobs go to actors that have started: a cluster with room for fewer does with fewer. An actor
     that is lost, with its node perhaps, is replaced, and its job done again, up to ATTEMPTS times.
+    Actors stay from one ``make`` to the next; what they have loaded is loaded once.
     """
-    import ray
-    from ray.exceptions import RayActorError
 
-    waiting, tries = deque(range(len(jobs))), Counter[int]()
-    starting: dict[Any, Any] = {}  # actors by the reference that tells of their start
-    at_work: dict[Any, tuple[Any, int]] = {}  # and with the job's number, by that of its result
-    idle: list[Any] = []
+    def __init__(self, start: Callable[[], Any], workers: int) -> None:
+        self.start, self.workers = start, workers
+        self.starting: dict[Any, Any] = {}  # actors by the reference that tells of their start
+        self.idle: list[Any] = []
 
-    def begin() -> None:
-        actor = start()
-        starting[actor.__ray_ready__.remote()] = actor
+    def make(self, jobs: Sequence[Any]) -> Iterator[Any]:
+        """Results of ``actor.make(job)`` as they come, in any order.
 
-    for _ in range(min(workers, len(jobs))):
-        begin()
-    while waiting or at_work:
-        while waiting and idle:
-            free, number = idle.pop(), waiting.popleft()
-            at_work[free.make.remote(jobs[number])] = free, number
-        (done,), _ = ray.wait([*at_work, *starting], num_returns=1)
-        actor, number = (starting.pop(done), -1) if done in starting else at_work.pop(done)
-        try:
-            made = ray.get(done)
-        except RayActorError as error:
-            tries[number] += 1
-            if error.actor_init_failed or tries[number] >= ATTEMPTS:
-                raise
+        Raises what the job raises, or RayActorError for an actor that cannot begin or was lost too
+        often. An iterator that is not read to its end leaves its actors at work: begin no other.
+        """
+        import ray
+        from ray.exceptions import RayActorError
+
+        waiting, tries = deque(range(len(jobs))), Counter[int]()
+        at_work: dict[Any, tuple[Any, int]] = {}  # actor and job's number by the result's reference
+        while len(self.starting) + len(self.idle) < min(self.workers, len(jobs)):
+            self._begin()
+        while waiting or at_work:
+            while waiting and self.idle:
+                free, number = self.idle.pop(), waiting.popleft()
+                at_work[free.make.remote(jobs[number])] = free, number
+            (done,), _ = ray.wait([*at_work, *self.starting], num_returns=1)
+            begun = done in self.starting
+            actor, number = (self.starting.pop(done), -1) if begun else at_work.pop(done)
+            try:
+                made = ray.get(done)
+            except RayActorError as error:
+                tries[number] += 1
+                if error.actor_init_failed or tries[number] >= ATTEMPTS:
+                    raise
+                if number >= 0:
+                    logger.warning("a Ray worker was lost; its work is done again")
+                    waiting.appendleft(number)
+                self._begin()
+                continue
+            self.idle.append(actor)
             if number >= 0:
-                logger.warning("a Ray worker was lost; its work is done again")
-                waiting.appendleft(number)
-            begin()
-            continue
-        idle.append(actor)
-        if number >= 0:
-            yield made
+                yield made
+
+    def _begin(self) -> None:
+        actor = self.start()
+        self.starting[actor.__ray_ready__.remote()] = actor
 
 
 def _own_cluster(workers: int | None) -> dict[str, Any]:

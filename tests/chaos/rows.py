@@ -125,6 +125,7 @@ STAGES = (
         "student-replacing", "atomic.between", "the old student moved aside, the new one not yet in its place",
         "publishes, without training", says=PUBLISHED,
     ),
+    _kill("evaluation-batch", "evaluation.batch", "a batch of samples made", "starts over"),
     _kill("evaluation-measured", "evaluation.measured", "samplers measured, nothing written", "starts over"),
     _kill("evaluation-tables", "evaluation.tables", "tables written, report not", "starts over", quick=True),
 )  # fmt: skip
@@ -301,6 +302,14 @@ TEAM = (
     Row(
         "node-lost-in-training", "a Ray node", "its worker trains",
         "a warning: a training worker was lost", "(the same run) goes on from the checkpoint on the other nodes",
+    ),
+    Row(
+        "node-lost-in-evaluation", "a Ray node", "its workers make samples",
+        "a warning: a Ray worker was lost", "(the same run) makes the batch again on another node",
+    ),
+    Row(
+        "head-lost", "the Ray cluster's head", "workers compute shards",
+        "one line that names RAY_ADDRESS, exit status 1", "keeps the whole shards",
     ),
     Row(
         "s3-busy", "nothing; S3 answers 503 for a minute, or is slow", "results are pushed",

@@ -93,7 +93,9 @@ class Site:
 def exported(site: Site) -> Machine:
     """The second person's machine, the exports of its section made."""
     lines = [page.here(line, site.places) for line in page.commands(YOURS)]
-    exports = "\n".join(line for line in lines if line.startswith("export "))  # some end in a comment
+    exports = "\n".join(
+        line for line in lines if line.startswith("export ")
+    )  # some end in a comment
     told = site.ana.shell(f"{exports}\nenv -0").split("\0")
     env = dict(item.split("=", 1) for item in told if "=" in item)
     assert all(name in env for name in page.names(YOURS))

@@ -7,14 +7,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tasks.utils.failpoints import HOLD_AT, MARK, release
 from tests.chaos.project import STAGES, environ, execute, make_project, result
 from tests.team.machine import Machine
-from tests.team.nodes import Nodes, cluster
+from tests.team.nodes import ADDRESSES, Nodes, cluster
 from tests.team.site import wait
 
 pytestmark = [pytest.mark.team, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -36,9 +38,18 @@ def made(root: Path, stage: str, *settings: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def lose_a_node(root: Path, folder: Path, point: str, *command: str) -> str:
-    """Run a stage on three nodes and kill the node whose worker is held at `point`; what the stage
-    printed.
+def lose_a_node(
+    root: Path,
+    folder: Path,
+    point: str,
+    *command: str,
+    node: str | None = None,
+    pause: float = 0,
+    status: int = 0,
+) -> str:
+    """Run a stage on three nodes and kill the node whose worker is held at `point`, or the one
+    named, some seconds before the worker goes on; what the stage printed. It has to end with
+    `status`.
     """
     mark = folder / "mark"
     env = environ(root, more={HOLD_AT: point, MARK: str(mark)})
@@ -56,9 +67,10 @@ def lose_a_node(root: Path, folder: Path, point: str, *command: str) -> str:
             )
         try:
             wait(mark.exists, 600, lambda: _told(nodes, log))
-            nodes.kill(nodes.of(int(mark.read_text().split()[1])))
+            nodes.kill(node or nodes.of(int(mark.read_text().split()[1])))
+            time.sleep(pause)
             release(mark)
-            assert driver.wait(timeout=900) == 0, log.read_text()
+            assert driver.wait(timeout=900) == status, log.read_text()
         finally:
             driver.kill()
         assert len(nodes.processes.running) == 2
@@ -81,6 +93,37 @@ def test_node_lost_in_trajectories(until_teacher: Path, tmp_path: Path) -> None:
     told = lose_a_node(spread, tmp_path, "trajectories.paths:1", stage, "trajectories.workers=4")
     assert shards(spread) == shards(alone)
     assert "a Ray worker was lost; its work is done again" in told
+
+
+def test_head_lost(until_teacher: Path, tmp_path: Path) -> None:
+    alone, spread = (shutil.copytree(until_teacher, tmp_path / name) for name in ("one", "three"))
+    made(alone, "trajectories")
+    stage = ("tasks.stages.trajectories", "trajectories.workers=2")
+    told = lose_a_node(
+        spread, tmp_path, "trajectories.paths:2", *stage, node=ADDRESSES[0], pause=80, status=1
+    )
+    assert told.splitlines()[-1].startswith("error: the Ray cluster at 127.0.0.2:")
+    kept = len(list((spread / ".fewstep/scratch/trajectories").rglob("*.npy")))
+    assert kept
+    made(spread, "trajectories")
+    assert shards(spread) == shards(alone)
+
+
+def test_node_lost_in_evaluation(until_teacher: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(until_teacher, tmp_path / "one")
+    for stage in STAGES[STAGES.index("trajectories") : STAGES.index("evaluation")]:
+        made(alone, stage)
+    spread = shutil.copytree(alone, tmp_path / "three")
+    made(alone, "evaluation", size := "evaluation.batch_size=4")
+    stage = ("tasks.stages.evaluation", size, "evaluation.workers=4")
+    told = lose_a_node(spread, tmp_path, "evaluation.batch:2", *stage)
+    pd.testing.assert_frame_equal(figures(spread), figures(alone), check_exact=True)
+    assert "a Ray worker was lost; its work is done again" in told
+
+
+def figures(root: Path) -> pd.DataFrame:
+    """The table without the milliseconds."""
+    return pd.read_csv(root / "data/evaluation/table.csv").drop(columns="ms_per_image")
 
 
 def test_node_lost_in_training(until_teacher: Path, tmp_path: Path) -> None:

@@ -110,3 +110,25 @@ def test_short_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "SHORT_PLACES", ("/nowhere",))
     with pytest.raises(InputError, match="set RAY_TMPDIR to a short folder"):
         ray_cluster.temporary_place()
+
+
+def test_a_lost_head_is_one_line() -> None:
+    """The watch alone: a port that stops listening."""
+    program = """
+import socket, time
+from tasks.training import ray_cluster
+ray_cluster.HEAD_SECONDS = 0.6
+head = socket.create_server(("127.0.0.1", 0))
+place = f"127.0.0.1:{head.getsockname()[1]}"
+with ray_cluster._head_watched("auto", place):
+    time.sleep(1.5)
+    print("the head is there", flush=True)
+    head.close()
+    time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stdout == "the head is there\n"
+    assert done.stderr.startswith("error: the Ray cluster at 127.0.0.1:")
+    assert done.stderr.count("\n") == 1 and "(RAY_ADDRESS = auto) has lost its head" in done.stderr
