@@ -33,6 +33,10 @@ class Student(Section):
     """full: each worker holds a part of all networks, not a copy, and a step's `accumulate` batches
     are shared out among the workers.
     """
+    elastic: Flag = False
+    """With sharding = full: go on with the workers that the Ray cluster has room for. false: wait
+    for room for all.
+    """
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit: moments of 8 bits, a quarter of the memory; needs the package torchao."""
     validate_every: Count = 20
@@ -49,6 +53,11 @@ class Student(Section):
 
     @model_validator(mode="after")
     def _sharding_agrees(self) -> Self:
+        if self.sharding == "none" and self.elastic:
+            raise ValueError(
+                "elastic = true: without sharding a step's batch is as large as there are workers, "
+                "so that fewer would train another student; expected sharding = full with it"
+            )
         if self.sharding == "none":
             return self
         if self.accumulate % max(1, self.workers):

@@ -33,6 +33,7 @@ from models.training.loop import LoopConfig, TrainState
 from models.training.optimizers import check_optimizer
 from models.training.sharding import Share, shard_method, worker_mesh
 from tasks.config.schema import Params, params_from_dict
+from tasks.config.student import Student
 from tasks.data.agreement import check_teacher_fits_dataset
 from tasks.data.batches import BatchPlan, batches_for
 from tasks.data.conditions import check_conditions
@@ -107,7 +108,7 @@ def _scratch(params: Params, root: Path, shards: ShardSet) -> Path:
     """The place of unfinished work, named by all that the result depends on: of sharded networks
     not the number of workers, any of which go on from the same checkpoints.
     """
-    student = params.student.model_dump(mode="json", exclude={"workers", "max_failures"})
+    student = params.student.model_dump(mode="json", exclude={"workers", "max_failures", "elastic"})
     rows = {split: shards.rows(split) for split in shards.splits}
     images, features = load_manifest(root)["sha256"], params.evaluation.features
     workers = params.student.workers if params.student.sharding == "none" else 0
@@ -153,19 +154,21 @@ def _fit(params: Params, root: Path, scratch: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from tasks.training.ray_cluster import connect, quiet_train
+    from tasks.training.ray_cluster import connect, quiet_train, workers_with_room
 
-    workers = params.student.workers
+    workers, fewer = params.student.workers, _fewer(params.student)
     with connect(workers) if workers else nullcontext(0) as gpus, quiet_train():
         work = {
             "params": params.model_dump(mode="json"),
             "root": str(root),
             "scratch": str(scratch),
         }
-        scaling = ScalingConfig(num_workers=workers, use_gpu=bool(gpus) and workers > 0)
         run = RunConfig(name=scratch.name, storage_path=str(root / ".fewstep" / "ray"))
         for left in reversed(range((params.student.max_failures if workers else 0) + 1)):
             try:
+                # asked again after each loss, which may have taken the room away
+                number = workers_with_room(workers, fewer) if workers else 0
+                scaling = ScalingConfig(num_workers=number, use_gpu=bool(gpus) and number > 0)
                 with followed(scratch / PROGRESS) if workers else nullcontext():
                     TorchTrainer(
                         _work, train_loop_config=work, scaling_config=scaling, run_config=run
@@ -184,6 +187,15 @@ def _fit(params: Params, root: Path, scratch: Path) -> None:
             "the training workers ended without a result; their logs are under "
             f"{root / '.fewstep' / 'ray'}"
         )
+
+
+def _fewer(student: Student) -> list[int]:
+    """Numbers of workers below that asked for which share a step's batches out evenly; none where
+    the result depends on the number, or where it is to be waited for.
+    """
+    if not student.elastic:
+        return []
+    return [number for number in range(1, student.workers) if student.accumulate % number == 0]
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -114,6 +114,28 @@ def _head_watched(address: str | None, head: str) -> Iterator[None]:
         over.set()
 
 
+def workers_with_room(wanted: int, fewer: Sequence[int] = ()) -> int:
+    """`wanted`, or the largest of `fewer` if the joined cluster has no room for that many now: a
+    CPU each, or a GPU where it has any.
+
+    Without fewer ones it says what will be waited for. The waiting is Ray's, whose demand makes a
+    cluster grow that can.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    kind = "GPU" if there.get("GPU") else "CPU"
+    room = int(there.get(kind, 0))
+    if room >= wanted:
+        return wanted
+    lacking = f"the Ray cluster has room for {room} of {wanted} workers ({room} {kind}s)"
+    if found := max((number for number in fewer if number <= room), default=0):
+        logger.warning("%s: going on with %d", lacking, found)
+        return found
+    logger.warning("%s: waiting until it has more; add a node, or ask for fewer workers", lacking)
+    return wanted
+
+
 def spread(start: Callable[[], Any], workers: int, jobs: Sequence[Any]) -> Iterator[Any]:
     """Results of ``actor.make(job)`` on `workers` actors, as they come; see Actors."""
     yield from Actors(start, workers).make(jobs)

@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from models.common.errors import InputError
 from tasks.data.trajectories import open_trajectories
 from tasks.stages import student
+from tasks.training.ray_cluster import workers_with_room
 from tasks.training.selection import Selection
+from tests.paths import PROJECT
 from tests.tasks.distillation import make_root, settings, stage
 from tests.tasks.stages.test_student import told
 
@@ -131,9 +133,29 @@ def test_two_workers_make_the_student_of_one_process(
     equal(root, third)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_elastic_workers_train_the_same_with_fewer(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster with room for two of four workers: two share the step's batches out."""
+    alone = tmp_path / "alone"
+    shutil.copytree(root / "data", alone / "data")
+    monkeypatch.setattr(Selection, "_ratio", lambda self, value, base: base / value)
+    student.run(params(accumulate=4), alone)
+    workers = {"env_vars": {"PYTHONPATH": str(PROJECT)}}
+    room = f"import ray\nray.init(num_cpus=2, include_dashboard=False, runtime_env={workers})"
+    ended = stage(root, params(accumulate=4, workers=4, elastic=True), room + WORST.format(dies=0))
+    assert ended.returncode == 0, ended.stderr
+    assert "room for 2 of 4 workers (2 CPUs): going on with 2" in ended.stderr
+    equal(root, alone)
+
+
 def test_mistakes_are_one_line(root: Path) -> None:
     with pytest.raises(ValueError, match=r"accumulate = 2: sharding = full .* workers = 3"):
         params(workers=3)
+    with pytest.raises(ValueError, match=r"elastic = true: .* expected sharding = full with it"):
+        params(sharding="none", elastic=True)
     with pytest.raises(ValueError, match="precision = float16"):
         params(precision="float16")
     with pytest.raises(ValueError, match="optimizer = adamw8bit"):
@@ -143,9 +165,34 @@ def test_mistakes_are_one_line(root: Path) -> None:
         student.run(narrow, root)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "fewer", "there", "found", "line"),
+    [
+        (3, [1], {"CPU": 4.0}, 3, ""),
+        (3, [1], {"CPU": 2.0}, 1, "room for 2 of 3 workers (2 CPUs): going on with 1"),
+        (8, [1, 2, 4], {"CPU": 64.0, "GPU": 5.0}, 4, "room for 5 of 8 workers (5 GPUs): going on"),
+        (3, [], {"CPU": 2.0}, 3, "room for 2 of 3 workers (2 CPUs): waiting until it has more"),
+        (2, [1], {}, 2, "room for 0 of 2 workers (0 CPUs): waiting until it has more"),
+    ],
+)
+def test_workers_that_there_is_room_for(
+    wanted: int,
+    fewer: list[int],
+    there: dict[str, float],
+    found: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    assert workers_with_room(wanted, fewer) == found
+    assert line in caplog.text and (line or not caplog.text)
+
+
 def test_the_place_of_unfinished_work_does_not_depend_on_the_workers(root: Path) -> None:
     shards = open_trajectories(root)
     places = {student._scratch(params(workers=n), root, shards) for n in (0, 1, 2)}
+    places.add(student._scratch(params(workers=2, elastic=True), root, shards))
     assert len(places) == 1
     plain = settings(method=WHOLE, student=SHARDED | {"sharding": "none"})
     assert student._scratch(plain, root, shards) not in places
