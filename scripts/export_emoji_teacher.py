@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
-from models.common.errors import InputError
-from models.teachers.loading import save_pipeline
+from models.teachers.loading import open_pipeline, save_pipeline
 from scripts.emoji.text import save_tokenizer
 from tasks.utils.cli import set_up_logging, user_errors
 
@@ -38,12 +36,7 @@ def export(source: Path, out: Path) -> None:
     The text encoder keeps full precision: transformers opens it in the precision of its file,
     diffusers opens the other parts in float32, and the two have to agree.
     """
-    if not (source / "model_index.json").is_file():
-        raise InputError(
-            f"{source}: no pipeline there; expected a folder with model_index.json; train one with "
-            "python -m scripts.train_emoji_teacher"
-        )
-    pipeline = StableDiffusionPipeline.from_pretrained(source, local_files_only=True)
+    pipeline = open_pipeline(source)
     pipeline.unet.to(torch.float16)
     pipeline.vae.to(torch.float16)
     pipeline.text_encoder.to(torch.float32)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from models.common.errors import InputError
@@ -26,7 +26,9 @@ from models.evaluation.caption_retrieval import CaptionRetrieval
 from models.evaluation.features import extract, load_features
 from models.evaluation.kid import KID
 from models.evaluation.precision_recall import Recall
+from models.methods.export import open_student
 from models.schedulers.sigdeg_scheduler import SigDEGScheduler
+from models.teachers.loading import open_pipeline
 from scripts.emoji.data import learnt, load_emoji, to_float
 from scripts.emoji.denoiser import draw
 from scripts.emoji.pictures import save_grid
@@ -121,7 +123,8 @@ def samplers(
     arguments: argparse.Namespace, prompts: list[str]
 ) -> Iterator[tuple[str, int, Tensor]]:
     """(name, network evaluations of an image, images (n, 3, 64, 64)); guidance asks twice."""
-    teacher = StableDiffusionPipeline.from_pretrained(arguments.teacher, local_files_only=True)
+    students = {folder: opened(folder) for folder in arguments.students}
+    teacher = open_pipeline(arguments.teacher)
     twice = 1 if arguments.guidance == 1 else 2
     guidance, seed = arguments.guidance, arguments.seed
     images = draw(teacher, prompts, guidance, FULL_STEPS, seed)
@@ -135,16 +138,24 @@ def samplers(
     for calls in arguments.calls:  # without guidance: as many evaluations as a student makes
         images = draw(teacher, prompts, 1.0, calls, seed)
         yield f"Sig-DEG, untrained, {calls} steps", calls, images
-    for folder in arguments.students:
-        student = DiffusionPipeline.from_pretrained(
-            folder, trust_remote_code=True, local_files_only=True
-        )
+    for folder, student in students.items():
         for calls in (calls for calls in arguments.calls if calls in student.nfe):
             yield (
                 f"{student.title} of {folder}, {calls} calls",
                 calls,
                 _draw(student, prompts, calls, seed),
             )
+
+
+def opened(folder: Path) -> Any:
+    """The student's pipeline; InputError where none of prompts is in the folder."""
+    try:
+        student = open_student(folder)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if student.prompts is None:
+        raise InputError(f"student {folder}: it takes no prompts; expected one of {TEACHER}")
+    return student
 
 
 def _draw(student: Any, prompts: list[str], calls: int, seed: int) -> Tensor:

@@ -21,6 +21,7 @@ from models.evaluation.base import MetricOptions, Samples
 from models.evaluation.caption_retrieval import FOLDER, CaptionModel, CaptionRetrieval
 from models.evaluation.features import extract, load_features
 from models.evaluation.kid import KID
+from models.teachers.loading import open_pipeline
 from scripts.emoji import vae
 from scripts.emoji.data import Emoji, held_out, learnt, load_emoji, to_float
 from scripts.emoji.denoiser import draw
@@ -56,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging()
     with user_errors():
         emoji = load_emoji(arguments.data)
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            arguments.pipeline, local_files_only=True
-        )
+        pipeline = open_pipeline(arguments.pipeline)
         figures = Measurement(arguments, emoji, pipeline).run()
         text = json.dumps(figures, indent=1)
         (arguments.out / "figures.json").write_text(text + "\n", encoding="utf-8")
