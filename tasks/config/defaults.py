@@ -19,14 +19,17 @@ from tasks.config.overrides import tag_of, variants_of
 ROOT = "sections"
 
 
-def store_defaults(model: type[BaseModel]) -> None:
-    """Register the defaults of `model` and of all variants below it; again replaces them."""
+def store_defaults(model: type[BaseModel]) -> set[str]:
+    """Register the defaults of `model` and of all variants below it; again replaces them. Returns
+    the groups, without those of sections that are null by default: there is nothing to choose from.
+    """
     nodes: dict[str, dict[str, Any]] = {}
     nodes[ROOT] = _node(model, {}, "", nodes)
     store = ConfigStore.instance()
     for name, node in nodes.items():
         group, _, option = name.rpartition("/")
         store.store(name=option, group=group or None, node=node)
+    return {name.rpartition("/")[0] for name in nodes} - {""}
 
 
 def _node(

@@ -243,7 +243,7 @@ def _describe(model: type[BaseModel], data: Mapping[str, Any], detail: ErrorDeta
         return f"{dotted}: missing, expected a value"
     if detail["type"] == "union_tag_not_found":
         tag = detail["ctx"]["discriminator"].strip("'")
-        return f"{dotted}.{tag}: missing, expected one of {_tags(variants, tag)}"
+        return f"{dotted}.{tag}: missing, expected one of {_tags(variants, str(keys[-1]), tag)}"
     if detail["type"] == "union_tag_invalid":
         tag = detail["ctx"]["discriminator"].strip("'")
         found, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
@@ -337,8 +337,9 @@ def _expected(detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Value error, ")
 
 
-def _tags(variants: list[type[BaseModel]], tag: str) -> str:
-    options = [o for v in variants for f in v.model_fields.values() for o in _models(f.annotation)]
+def _tags(variants: list[type[BaseModel]], key: str, tag: str) -> str:
+    """What `tag` may be for the section at `key` of these models."""
+    options = [o for v in variants if key in v.model_fields for o in variants_of(v, key)]
     found = [
         repr(a) for o in options if tag in o.model_fields for a in get_args(_annotation(o, tag))
     ]

@@ -40,7 +40,7 @@ def compose(root: Path, preset: str = DEFAULT, overrides: Sequence[str] = ()) ->
     load_extensions(named, root)
     model = params_model()
     chosen = [choice for keys, value in parsed for choice in tags_in(model, keys, value)]
-    data = _composed(root, preset, [f"{group}={option}" for group, option in chosen])
+    data = _composed(root, preset, chosen)
     # variants first, so that their own keys may come in any order on the command line
     for keys, value in sorted(parsed, key=lambda item: not list(tags_in(model, *item))):
         apply_override(model, data, keys, value)
@@ -49,7 +49,7 @@ def compose(root: Path, preset: str = DEFAULT, overrides: Sequence[str] = ()) ->
     return validated(model, data, source=f"preset {preset}")
 
 
-def _composed(root: Path, preset: str, choices: list[str]) -> dict[str, Any]:
+def _composed(root: Path, preset: str, chosen: Sequence[tuple[str, str]]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -60,7 +60,8 @@ def _composed(root: Path, preset: str, choices: list[str]) -> dict[str, Any]:
 
     from tasks.config.defaults import store_defaults
 
-    store_defaults(params_model())
+    groups = store_defaults(params_model())
+    choices = [f"{group}={option}" for group, option in chosen if group in groups]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str((root / CONF).resolve()), version_base=None):

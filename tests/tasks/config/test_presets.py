@@ -10,6 +10,7 @@ import pytest
 
 from flows.dvc.params_file import write_preset
 from models.common.errors import InputError
+from tasks.config.evaluation import NpzReference
 from tasks.config.presets import DEFAULT, compose, presets
 from tasks.config.schema import load_params
 from tests.paths import PROJECT
@@ -132,6 +133,25 @@ def test_mistakes_are_one_line(preset: str, overrides: list[str], message: str) 
     with pytest.raises(InputError) as caught:
         compose(PROJECT, preset, overrides)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["evaluation.reference={kind: npz, path: x.npz, pad: 2}"],
+        [f"evaluation.reference.{said}" for said in ("pad=2", "path=x.npz", "kind=npz")],
+    ],
+)
+def test_a_section_that_is_null_by_default_can_be_given(overrides: list[str]) -> None:
+    found = compose(PROJECT, "mnist-sigdeg", overrides).evaluation.reference
+    assert found == NpzReference(path="x.npz", pad=2)
+
+
+def test_a_section_without_its_kind_names_its_own_kinds() -> None:
+    with pytest.raises(InputError) as caught:
+        compose(PROJECT, "mnist-sigdeg", ["evaluation.reference.path=x"])
+    told = "evaluation.reference.kind: missing, expected one of 'folder', 'npz'"
+    assert str(caught.value) == f"preset mnist-sigdeg: {told}"
 
 
 def test_a_broken_preset_is_refused_with_hydras_reason(root: Path) -> None:
