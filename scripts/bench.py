@@ -26,10 +26,8 @@ from models.methods.sigdeg.method import SigDEG
 from models.sampling.trajectories import (
     PathSpec,
     kept_features,
-    path_condition,
+    labels_and_condition,
     path_features,
-    path_labels,
-    path_weights,
 )
 from models.teachers.architectures import build_scheduler, build_unet
 from models.teachers.base import Denoiser
@@ -129,9 +127,8 @@ def trajectories_pair(
     maker = ShardMaker(settings, teacher, spec.grid.tolist())
     lanes = max(1, settings.batch_size // settings.lane)
     job = Job("train", 0, lanes * settings.lane, folder / "shard")
-    own, lane = maker.paths, range(settings.lane)
-    weights = path_weights(own.guidance, own.seed, "train", lane)
-    condition = path_condition(teacher, path_labels(own, teacher, lane), weights)
+    own = maker.paths
+    _, condition = labels_and_condition(own, teacher, "train", range(settings.lane))
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision)
     x = torch.randn(settings.lane, *teacher.shape, device=teacher.device)
 

@@ -140,6 +140,15 @@ def path_condition(
     return with_weights(condition, weights)
 
 
+def labels_and_condition(
+    spec: PathSpec, teacher: Denoiser, split: str, indices: Sequence[int]
+) -> tuple[Tensor | None, Condition | None]:
+    """:func:`path_labels` of some paths, and their condition, weights of guidance included."""
+    labels = path_labels(spec, teacher, indices, split)
+    weights = path_weights(spec.guidance, spec.seed, split, indices)
+    return labels, path_condition(teacher, labels, weights)
+
+
 def teacher_paths(
     teacher: Denoiser,
     spec: PathSpec,
@@ -194,9 +203,7 @@ def _advance_together(
 ) -> dict[str, np.ndarray]:
     chain, device = spec.chain, teacher.device
     noise = path_noise(spec, split, indices, teacher.shape).to(device)
-    labels = path_labels(spec, teacher, indices, split)
-    weights = path_weights(spec.guidance, spec.seed, split, indices)
-    condition = path_condition(teacher, labels, weights)
+    labels, condition = labels_and_condition(spec, teacher, split, indices)
     x, z = noise[:, 0].clone(), noise[:, 1:]
     states = [x.cpu().numpy()]
     coarse = set(spec.grid.tolist())
@@ -222,8 +229,7 @@ def movement(teacher: Denoiser, spec: PathSpec) -> np.ndarray:
     chain, device = spec.chain, teacher.device
     pilots = range(spec.lane)
     noise = path_noise(spec, "train", pilots, teacher.shape).to(device)
-    weights = path_weights(spec.guidance, spec.seed, "train", pilots)
-    condition = path_condition(teacher, path_labels(spec, teacher, pilots), weights)
+    _, condition = labels_and_condition(spec, teacher, "train", pilots)
     x, before, moved = noise[:, 0], None, []
     with _lane_threads(device):
         for k in range(chain.steps):

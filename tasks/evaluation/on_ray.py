@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from models.common.errors import InputError
-from tasks.config.extensions import load_extensions
-from tasks.config.schema import Params
+from tasks.config.schema import Params, params_dict, params_from_dict
 from tasks.evaluation.load import load_inputs
 from tasks.evaluation.sample_generator import MakeBatches, SampleGenerator
 
@@ -48,14 +45,10 @@ def batches_on_ray(params: Params, root: Path) -> Iterator[MakeBatches | None]:
     if not params.evaluation.workers:
         yield None
         return
-    import ray
-
-    from tasks.training.ray_cluster import Actors, connect
+    from tasks.training.ray_cluster import Actors, actor_class, connect
 
     with connect(params.evaluation.workers) as gpus:
-        options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-        actor = ray.remote(**options)(_RaySampler)
-        given = (str(root), params.model_dump(mode="json"), params.extensions)
+        actor, given = actor_class(_RaySampler, gpus), (str(root), params_dict(params))
         actors = Actors(lambda: actor.remote(*given), params.evaluation.workers)
 
         def make(name: str, nfe: int, batches: list[slice]) -> Iterator[tuple[Tensor, float]]:
@@ -89,11 +82,11 @@ def _silent(n: int = 1, **fields: object) -> None:
 
 
 class _RaySampler:
-    def __init__(self, root: str, params: dict[str, Any], extensions: Sequence[str]) -> None:
-        if not torch.cuda.is_available():
-            torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
-        load_extensions(extensions, Path(root))
-        settings = Params.model_validate(params)
+    def __init__(self, root: str, params: dict[str, Any]) -> None:
+        from tasks.training.ray_cluster import use_worker_threads
+
+        use_worker_threads()
+        settings = params_from_dict(params, Path(root))
         inputs = load_inputs(settings, Path(root))
         self.generator = SampleGenerator(inputs, settings.evaluation, _silent)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -342,9 +341,11 @@ def _device(workers: int) -> torch.device:
 @contextmanager
 def _threads(workers: int) -> Iterator[None]:
     """Ray sets one thread a worker; the in-process mode keeps torch's own number."""
+    from tasks.training.ray_cluster import use_worker_threads
+
     before = torch.get_num_threads()
-    if workers and not torch.cuda.is_available():
-        torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
+    if workers:
+        use_worker_threads()
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ data/trajectories.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,14 +200,11 @@ class ShardMaker:
 def _on_ray(
     root: Path, params: Params, jobs: list[Job], points: list[int], advance: Advance
 ) -> Iterator[Job]:
-    import ray
-
-    from tasks.training.ray_cluster import connect, spread
+    from tasks.training.ray_cluster import actor_class, connect, spread
 
     spec = params.trajectories
     with connect(spec.workers) as gpus:
-        options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-        actor = ray.remote(**options)(_RayMaker)
+        actor = actor_class(_RayMaker, gpus)
         given = (str(root), spec.model_dump(mode="json"), params.extensions, points)
         for job in spread(lambda: actor.remote(*given), spec.workers, jobs):
             advance((job.stop - job.start) * spec.steps)
@@ -219,8 +215,9 @@ class _RayMaker:
     def __init__(
         self, root: str, spec: dict[str, Any], extensions: Sequence[str], points: list[int]
     ):
-        if not torch.cuda.is_available():
-            torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
+        from tasks.training.ray_cluster import use_worker_threads
+
+        use_worker_threads()
         load_extensions(extensions, Path(root))
         settings = Trajectories.model_validate(spec)
         self.maker = ShardMaker(settings, load_teacher(Path(root)).to(pick_device()), points)

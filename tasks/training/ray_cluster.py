@@ -136,6 +136,24 @@ def workers_with_room(wanted: int, fewer: Sequence[int] = ()) -> int:
     return wanted
 
 
+def actor_class(kind: type, gpus: int) -> Any:
+    """`kind` as Ray's actors, on a GPU each where the cluster has any, else on a CPU each."""
+    import ray
+
+    options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    return ray.remote(**options)(kind)
+
+
+def use_worker_threads() -> None:
+    """Give this process, one of Ray's workers, FEWSTEP_WORKER_THREADS threads, one where that is
+    not set; on a GPU nothing changes.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
+
+
 def spread(start: Callable[[], Any], workers: int, jobs: Sequence[Any]) -> Iterator[Any]:
     """Results of ``actor.make(job)`` on `workers` actors, as they come; see Actors."""
     yield from Actors(start, workers).make(jobs)
