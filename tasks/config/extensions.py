@@ -44,6 +44,11 @@ def extension_digest(names: Sequence[str], root: Path) -> str:
     return digest.hexdigest()
 
 
+def extension_files(names: Sequence[str], root: Path) -> list[Path]:
+    """The Python files behind the names."""
+    return [file for name in names for file in _files(name, root)]
+
+
 def check_extensions(names: Sequence[str], digest: str | None, root: Path) -> None:
     """Raise InputError if the files have changed since the params were composed: DVC watches the
     params, not these files.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from tasks.config.extensions import extension_files
 from tasks.config.schema import Params, params_dict
 
 PATH_KEYS = {"path", "config", "lora", "packs", "exclude", "prompts", "rivals", "aesthetic"}
+# Extractors and judges that are named by their kind.
+SHIPPED = ("data/pretrained/mnist_features", "data/pretrained/emoji_captions")
 
 
 def local_paths(params: Params) -> dict[str, str]:
@@ -15,6 +19,20 @@ def local_paths(params: Params) -> dict[str, str]:
     them.
     """
     return dict(_paths(params_dict(params), ""))
+
+
+def worker_files(params: Params, root: Path, stages: Sequence[str]) -> list[str]:
+    """Names below ``root`` of what a Ray worker reads: results of ``stages``, the networks that
+    come with the project, extensions, and what the evaluation's settings point at. A path that
+    leads out of the project is left out: it has to be the same on every node.
+    """
+    names = [*(f"data/{stage}" for stage in stages), *SHIPPED]
+    named = {
+        key: path for key, path in local_paths(params).items() if key.startswith("evaluation.")
+    }
+    places = [*named.values(), *map(str, extension_files(params.extensions, root))]
+    inside = (root / place for place in places if (root / place).is_relative_to(root))
+    return names + sorted({place.relative_to(root).as_posix() for place in inside})
 
 
 def _paths(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

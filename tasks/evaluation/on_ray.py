@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from models.common.errors import InputError
+from tasks.config.external_paths import worker_files
 from tasks.config.schema import Params, params_dict, params_from_dict
 from tasks.evaluation.load import load_inputs
 from tasks.evaluation.sample_generator import MakeBatches, SampleGenerator
+from tasks.utils.stage_names import STAGES
+
+if TYPE_CHECKING:
+    from tasks.training.node_folder import ProjectFolder
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,17 @@ class Made:
 def batches_on_ray(params: Params, root: Path) -> Iterator[MakeBatches | None]:
     """What makes batches on `evaluation.workers` actors, for the block; None for 0 of them.
 
-    Every actor reads the earlier stages' results in `root`, a folder that all nodes have, and
-    stays for the whole evaluation. A batch has its own seed, so it does not matter who makes it.
+    Every actor reads the earlier stages' results, in `root` or in its node's copy, and stays for
+    the whole evaluation. A batch has its own seed, so it does not matter who makes it.
     """
     if not params.evaluation.workers:
         yield None
         return
-    from tasks.training.ray_cluster import Actors, actor_class, connect
+    from tasks.training.ray_cluster import Actors, actor_class, connect, folder_for
 
-    with connect(params.evaluation.workers) as gpus:
-        actor, given = actor_class(_RaySampler, gpus), (str(root), params_dict(params))
+    needs = worker_files(params, root, STAGES[: STAGES.index("evaluation")])
+    with connect(params.evaluation.workers) as gpus, folder_for(root, needs) as folder:
+        actor, given = actor_class(_RaySampler, gpus), (folder, params_dict(params))
         actors = Actors(lambda: actor.remote(*given), params.evaluation.workers)
 
         def make(name: str, nfe: int, batches: list[slice]) -> Iterator[tuple[Tensor, float]]:
@@ -82,12 +88,13 @@ def _silent(n: int = 1, **fields: object) -> None:
 
 
 class _RaySampler:
-    def __init__(self, root: str, params: dict[str, Any]) -> None:
+    def __init__(self, folder: ProjectFolder, params: dict[str, Any]) -> None:
         from tasks.training.ray_cluster import use_worker_threads
 
         use_worker_threads()
-        settings = params_from_dict(params, Path(root))
-        inputs = load_inputs(settings, Path(root))
+        root = folder.open().root
+        settings = params_from_dict(params, root)
+        inputs = load_inputs(settings, root)
         self.generator = SampleGenerator(inputs, settings.evaluation, _silent)
 
     def make(self, job: Job) -> Made | InputError:

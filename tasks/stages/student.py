@@ -31,6 +31,7 @@ from models.teachers.base import Denoiser
 from models.training.loop import LoopConfig, TrainState
 from models.training.optimizers import check_optimizer
 from models.training.sharding import Share, shard_method, worker_mesh
+from tasks.config.external_paths import worker_files
 from tasks.config.schema import Params, params_from_dict
 from tasks.config.student import Student
 from tasks.data.agreement import check_teacher_fits_dataset
@@ -54,9 +55,14 @@ from tasks.utils.failpoints import reach
 from tasks.utils.locks import scratch_lock
 from tasks.utils.progress import followed, report_progress_to
 from tasks.utils.scratch import scratch_for
+from tasks.utils.stage_names import STAGES
 
 logger = logging.getLogger(__name__)
 RESULT, FACTS, PROGRESS = "result.json", "diagnostics.json", "progress.json"
+NO_COMMON_FOLDER = (
+    "student.sharding = full on a node without the project's folder {root}: expected one that all "
+    "nodes share, for each writes its part of a checkpoint; mount it, or use student.sharding=none"
+)
 RUNTIME_ONLY = {"workers", "batch_size", "shard_size", "compile"}
 
 
@@ -153,13 +159,19 @@ def _fit(params: Params, root: Path, scratch: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from tasks.training.ray_cluster import connect, quiet_train, workers_with_room
+    from tasks.training.node_folder import ProjectFolder
+    from tasks.training.ray_cluster import connect, folder_for, quiet_train, workers_with_room
 
     workers, fewer = params.student.workers, _fewer(params.student)
-    with connect(workers) if workers else nullcontext(0) as gpus, quiet_train():
+    needs = worker_files(params, root, STAGES[: STAGES.index("student")])
+    with (
+        connect(workers) if workers else nullcontext(0) as gpus,
+        folder_for(root, needs) if workers else nullcontext(ProjectFolder(str(root))) as folder,
+        quiet_train(),
+    ):
         work = {
             "params": params.model_dump(mode="json"),
-            "root": str(root),
+            "folder": folder,
             "scratch": str(scratch),
         }
         run = RunConfig(name=scratch.name, storage_path=str(root / ".fewstep" / "ray"))
@@ -215,17 +227,20 @@ def _cause(error: BaseException) -> BaseException:
 
 def _work(config: dict[str, Any]) -> None:
     """One worker's share of the training; with no workers, all of it."""
-    root, scratch = Path(config["root"]), Path(config["scratch"])
-    params = params_from_dict(config["params"], root)
-    rank, world = _place(params.student.workers)
-    device = _device(params.student.workers)
-    training = build_training(params, root, scratch, device, rank, world)
-    shown = (
-        report_progress_to(scratch / PROGRESS)
-        if params.student.workers and rank == 0
-        else nullcontext()
-    )
-    with _threads(params.student.workers), shown:
+    from tasks.training.node_folder import Mirror
+
+    node = config["folder"].open()
+    params = params_from_dict(config["params"], node.root)
+    workers = params.student.workers
+    rank, world = _place(workers)
+    place = Mirror(node, Path(config["scratch"]), f"rank-{rank}")
+    if place.copied and params.student.sharding == "full":
+        raise InputError(NO_COMMON_FOLDER.format(root=node.project))
+    training = build_training(params, node.root, place.here, _device(workers), rank, world)
+    training.saved = place.publish
+    told = workers and rank == 0
+    shown = report_progress_to(place.here / PROGRESS) if told else nullcontext()
+    with _threads(workers), shown, place.telling(PROGRESS) if told else nullcontext():
         training.run("student")
     if rank == 0:
         best = {
@@ -233,8 +248,9 @@ def _work(config: dict[str, Any]) -> None:
             "scores": training.extra["scores"],
             "steps": training.state.step,
         }
-        pd.DataFrame(training.history).to_csv(scratch / "history.csv", index=False)
-        atomic_write_json(scratch / RESULT, best)
+        pd.DataFrame(training.history).to_csv(place.here / "history.csv", index=False)
+        atomic_write_json(place.here / RESULT, best)
+        place.publish()
 
 
 def build_training(

@@ -5,9 +5,9 @@ data/trajectories.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.utils import environment
 
@@ -21,6 +21,7 @@ from models.common.errors import InputError
 from models.sampling.trajectories import kept_features, teacher_paths
 from models.teachers.base import Denoiser
 from tasks.config.extensions import load_extensions
+from tasks.config.external_paths import worker_files
 from tasks.config.schema import Params
 from tasks.config.trajectories import Trajectories
 from tasks.data.conditions import conditions_name
@@ -34,6 +35,9 @@ from tasks.utils.failpoints import reach
 from tasks.utils.locks import scratch_lock
 from tasks.utils.progress import Advance, progress
 from tasks.utils.scratch import scratch_for
+
+if TYPE_CHECKING:
+    from tasks.training.node_folder import ProjectFolder
 
 RUNTIME_ONLY = {"train", "validation", "workers", "batch_size"}
 
@@ -200,12 +204,13 @@ class ShardMaker:
 def _on_ray(
     root: Path, params: Params, jobs: list[Job], points: list[int], advance: Advance
 ) -> Iterator[Job]:
-    from tasks.training.ray_cluster import actor_class, connect, spread
+    from tasks.training.ray_cluster import actor_class, connect, folder_for, spread
 
     spec = params.trajectories
-    with connect(spec.workers) as gpus:
+    needs = worker_files(params, root, ("teacher", "conditions"))
+    with connect(spec.workers) as gpus, folder_for(root, needs) as folder:
         actor = actor_class(_RayMaker, gpus)
-        given = (str(root), spec.model_dump(mode="json"), params.extensions, points)
+        given = (folder, spec.model_dump(mode="json"), params.extensions, points)
         for job in spread(lambda: actor.remote(*given), spec.workers, jobs):
             advance((job.stop - job.start) * spec.steps)
             yield job
@@ -213,17 +218,25 @@ def _on_ray(
 
 class _RayMaker:
     def __init__(
-        self, root: str, spec: dict[str, Any], extensions: Sequence[str], points: list[int]
+        self,
+        folder: ProjectFolder,
+        spec: dict[str, Any],
+        extensions: Sequence[str],
+        points: list[int],
     ):
         from tasks.training.ray_cluster import use_worker_threads
 
         use_worker_threads()
-        load_extensions(extensions, Path(root))
+        self.node = folder.open()
+        load_extensions(extensions, self.node.root)
         settings = Trajectories.model_validate(spec)
-        self.maker = ShardMaker(settings, load_teacher(Path(root)).to(pick_device()), points)
+        self.maker = ShardMaker(settings, load_teacher(self.node.root).to(pick_device()), points)
 
     def make(self, job: Job) -> Job:
-        return self.maker.make(job)
+        """The shard, whole on the driver's disk."""
+        with self.node.made(job.folder) as here:
+            self.maker.make(replace(job, folder=here))
+        return job
 
 
 if __name__ == "__main__":

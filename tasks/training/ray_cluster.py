@@ -12,12 +12,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.common.errors import InputError
 from tasks.utils.environment import ray_settings, thread_settings
 
+if TYPE_CHECKING:
+    from tasks.training.node_folder import ProjectFolder
+
 CHECKOUT = Path(__file__).resolve().parents[2]
+CODE = ("models", "tasks")  # of it, all that a worker runs
 # The path of a Unix socket holds 103 bytes on macOS, 107 on Linux; below the folder for temporary
 # files Ray needs "/ray/session_2026-11-25_16-27-44_123456_1234567/sockets/plasma_store".
 LONGEST_PLACE = 103 - 68
@@ -36,8 +40,9 @@ def connect(workers: int | None = None) -> Iterator[int]:
     ``workers`` whatever the number of cores, and stops it at the end; another cluster on this
     machine is left alone. A joined one whose head is lost ends this process, by one line. The
     local one asks for a token that this process alone has: Ray runs any code it is sent, and
-    loopback is open to every user of the machine. Workers import this checkout: its folder goes
-    first on their path. Raises InputError if the cluster at ``RAY_ADDRESS`` does not answer.
+    loopback is open to every user of the machine. Workers import this checkout: a joined cluster
+    gets a copy of its code, since nodes may have none or another. Raises InputError if the cluster
+    at ``RAY_ADDRESS`` does not answer.
     """
     for name, value in ray_settings(os.environ).items():
         os.environ.setdefault(name, value)
@@ -52,6 +57,7 @@ def connect(workers: int | None = None) -> Iterator[int]:
         )
         threads = thread_settings(os.environ)
         variables = {name: os.environ.get(name, value) for name, value in threads.items()}
+        code = {"py_modules": [str(CHECKOUT / name) for name in CODE]} if address else {}
         try:
             ray.init(
                 # Without an address Ray joins whatever cluster a file in its temporary folder
@@ -59,7 +65,10 @@ def connect(workers: int | None = None) -> Iterator[int]:
                 address=address or "local",
                 log_to_driver=False,
                 logging_level="ERROR",
-                runtime_env={"env_vars": variables | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+                runtime_env={
+                    "env_vars": variables | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                    **code,
+                },
                 **({} if address else _own_cluster(workers)),
             )
         except ConnectionError as error:
@@ -112,6 +121,20 @@ def _head_watched(address: str | None, head: str) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+@contextmanager
+def folder_for(root: Path, needs: Sequence[str]) -> Iterator[ProjectFolder]:
+    """The project's folder for the workers of the cluster that this process is connected to; see
+    :func:`tasks.training.node_folder.offered`.
+    """
+    from tasks.training.node_folder import ProjectFolder, offered
+
+    if not os.environ.get("RAY_ADDRESS"):  # all workers are on this machine
+        yield ProjectFolder(str(root))
+        return
+    with offered(root, needs) as folder:
+        yield folder
 
 
 def workers_with_room(wanted: int, fewer: Sequence[int] = ()) -> int:

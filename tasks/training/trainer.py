@@ -32,10 +32,11 @@ class Training:
 
     ``scratch`` holds checkpoints every ``checkpoint_every`` steps, of which ``keep`` stay;
     ``extra`` is JSON state of the caller (best score so far, say) that is saved and restored with
-    them. ``validate(step, state)`` runs before the first step and every ``validate_every`` steps,
-    and returns figures for the history; a checkpoint follows, so that what it kept and what a
-    resumed run knows of stay in step. Only ``rank`` 0 validates, saves and shows progress; where
-    workers ``share`` sharded networks all of them do, since none has more than a part.
+    them; ``saved()`` is called after each. ``validate(step, state)`` runs before the first step and
+    every ``validate_every`` steps, and returns figures for the history; a checkpoint follows, so
+    that what it kept and what a resumed run knows of stay in step. Only ``rank`` 0 validates, saves
+    and shows progress; where workers ``share`` sharded networks all of them do, since none has more
+    than a part.
     """
 
     method: Trainable
@@ -49,6 +50,7 @@ class Training:
     validate: Callable[[int, TrainState], dict[str, float]] | None = None
     rank: int = 0
     share: Share | None = None
+    saved: Callable[[], None] = lambda: None
     extra: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -80,6 +82,7 @@ class Training:
             save_sharded(self.scratch, step, tensors, tree, self.keep, self.share)
         else:
             save_checkpoint(self.scratch, step, tensors, tree, self.keep)
+        self.saved()
 
     def run(self, what: str) -> None:
         """Train to the end. A NaN stops it with one line that names the step and the last good

@@ -105,7 +105,7 @@ def atomic_dir(dest: Path) -> Iterator[Path]:
                 fsync_path(path)
         fsync_path(temporary)
         reach("atomic.folder")
-        _swap(temporary, dest)
+        put(temporary, dest)
         reach("atomic.done")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -142,8 +142,11 @@ def temporary_beside(dest: Path) -> Path:
     return dest.with_name(f".{dest.name}.tmp-{_node()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _swap(new: Path, dest: Path) -> None:
-    if not dest.exists():
+def put(new: Path, dest: Path) -> None:
+    """Let the finished file or folder `new`, a temporary one beside `dest`, become `dest`, in one
+    step of a file, and of a folder where there was none.
+    """
+    if new.is_file() or not dest.exists():
         new.rename(dest)
     else:
         old = temporary_beside(dest)

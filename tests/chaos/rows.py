@@ -296,15 +296,15 @@ TEAM = (
         "\"waiting for another promotion\"", "(both runs) one after the other, none lost, none twice",
     ),
     Row(
-        "node-lost-in-trajectories", "a Ray node", "its workers compute shards",
+        "node-lost-in-trajectories", "a Ray node, with a common folder or without", "its workers compute shards",
         "a warning: a Ray worker was lost", "(the same run) makes the shards again on another node",
     ),
     Row(
-        "node-lost-in-training", "a Ray node", "its worker trains",
+        "node-lost-in-training", "a Ray node, with a common folder or without", "its worker trains",
         "a warning: a training worker was lost", "(the same run) goes on from the checkpoint on the other nodes",
     ),
     Row(
-        "node-lost-in-evaluation", "a Ray node", "its workers make samples",
+        "node-lost-in-evaluation", "a Ray node, with a common folder or without", "its workers make samples",
         "a warning: a Ray worker was lost", "(the same run) makes the batch again on another node",
     ),
     Row(

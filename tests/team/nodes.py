@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,12 @@ from tests.team.machine import Machine
 from tests.team.processes import Processes, free_ports
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")  # Ray takes 127.0.0.1 for any of the machine's
+# A mount namespace of its own, in which the folders before "--" are empty.
+HIDING = """
+while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 1; shift; done
+shift
+exec "$@"
+"""
 USED = """
 import json, sys
 from ray.util.state import list_actors, list_nodes
@@ -36,6 +42,7 @@ class Nodes:
     address: str
     pages: str  # of the dashboard
     token: str
+    hidden: Sequence[Path] = ()  # folders that the nodes after the first do not see
 
     @property
     def env(self) -> dict[str, str]:
@@ -44,7 +51,7 @@ class Nodes:
 
     def start(self, ip: str, *more: str, cpus: int = 2) -> None:
         """Start the node at that address of loopback and wait until it has joined."""
-        ray = str(self.machine.root / ".venv/bin/ray")
+        ray = str((self.machine.root / ".venv").resolve() / "bin/ray")
         own = [
             f"--node-ip-address={ip}",
             f"--num-cpus={cpus}",
@@ -53,8 +60,12 @@ class Nodes:
         ]
         where = [] if more else [f"--address={self.address}"]
         command = [ray, "start", *own, *where, *more]
+        place = self.machine.root
+        if self.hidden and not more:
+            hide = ["unshare", "--mount", "sh", "-c", HIDING, "sh", *map(str, self.hidden), "--"]
+            command, place = [*hide, *command], Path("/")
         log = self.processes.folder / f"node-{ip}.log"
-        self.processes.start(f"node-{ip}", command, self.env, self.machine.root)
+        self.processes.start(f"node-{ip}", command, self.env, place)
         self.processes.wait(f"node-{ip}", lambda: "Ray runtime started" in log.read_text())
 
     def kill(self, ip: str) -> None:
@@ -78,8 +89,12 @@ class Nodes:
 
 
 @contextmanager
-def cluster(machine: Machine, folder: Path, head_cpus: int = 2) -> Iterator[Nodes]:
-    """Three raylets for the block, the first of them the head; they work in `machine`'s folder."""
+def cluster(
+    machine: Machine, folder: Path, head_cpus: int = 2, hidden: Sequence[Path] = ()
+) -> Iterator[Nodes]:
+    """Three raylets for the block, the first of them the head; they work in `machine`'s folder. The
+    others see the `hidden` folders as empty ones.
+    """
     folder.mkdir(exist_ok=True)
     place = tempfile.mkdtemp(prefix="r", dir="/tmp")  # paths of sockets are short
     port, pages = free_ports(2)
@@ -91,6 +106,7 @@ def cluster(machine: Machine, folder: Path, head_cpus: int = 2) -> Iterator[Node
         address,
         f"http://127.0.0.1:{pages}",
         secrets.token_hex(16),
+        hidden,
     )
     try:
         head = ["--head", f"--port={port}", f"--dashboard-port={pages}"]

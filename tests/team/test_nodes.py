@@ -1,5 +1,5 @@
-"""Ray nodes are lost amid the work, with a common folder: the bytes are those of an undisturbed
-run.
+"""Ray nodes are lost amid the work, with a common folder and without: the bytes are those of an
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tasks.training.ray_cluster import CODE
 from tasks.utils.failpoints import HOLD_AT, MARK, release
 from tests.chaos.project import STAGES, environ, execute, make_project, result
+from tests.paths import PROJECT
 from tests.team.machine import Machine
 from tests.team.nodes import ADDRESSES, Nodes, cluster
 from tests.team.site import wait
 
 pytestmark = [pytest.mark.team, pytest.mark.slow, pytest.mark.timeout(3600)]
 BIN = Path(sys.executable).parent
+both = pytest.mark.parametrize("common", [True, False], ids=["common folder", "no common folder"])
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +49,18 @@ def lose_a_node(
     node: str | None = None,
     pause: float = 0,
     status: int = 0,
+    common: bool = True,
 ) -> str:
     """Run a stage on three nodes and kill the node whose worker is held at `point`, or the one
     named, some seconds before the worker goes on; what the stage printed. It has to end with
-    `status`.
+    `status`. Without a `common` folder the working nodes see neither the project nor its code.
     """
     mark = folder / "mark"
     env = environ(root, more={HOLD_AT: point, MARK: str(mark)})
     env["PATH"] = f"{BIN}:{env['PATH']}"
     (root / ".venv").symlink_to(BIN.parent)
-    with cluster(Machine(root, env), folder / "ray", head_cpus=0) as nodes:
+    hidden = () if common else (root, *(PROJECT / name for name in CODE))
+    with cluster(Machine(root, env), folder / "ray", 0, hidden) as nodes:
         log = folder / "driver.log"
         with log.open("wb") as output:
             driver = subprocess.Popen(
@@ -86,11 +91,13 @@ def shards(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_node_lost_in_trajectories(until_teacher: Path, tmp_path: Path) -> None:
+@both
+def test_node_lost_in_trajectories(until_teacher: Path, tmp_path: Path, common: bool) -> None:
     alone, spread = (shutil.copytree(until_teacher, tmp_path / name) for name in ("one", "three"))
     made(alone, "trajectories")
     stage = "tasks.stages.trajectories"
-    told = lose_a_node(spread, tmp_path, "trajectories.paths:1", stage, "trajectories.workers=4")
+    command = (stage, "trajectories.workers=4")
+    told = lose_a_node(spread, tmp_path, "trajectories.paths:1", *command, common=common)
     assert shards(spread) == shards(alone)
     assert "a Ray worker was lost; its work is done again" in told
 
@@ -109,14 +116,15 @@ def test_head_lost(until_teacher: Path, tmp_path: Path) -> None:
     assert shards(spread) == shards(alone)
 
 
-def test_node_lost_in_evaluation(until_teacher: Path, tmp_path: Path) -> None:
+@both
+def test_node_lost_in_evaluation(until_teacher: Path, tmp_path: Path, common: bool) -> None:
     alone = shutil.copytree(until_teacher, tmp_path / "one")
     for stage in STAGES[STAGES.index("trajectories") : STAGES.index("evaluation")]:
         made(alone, stage)
     spread = shutil.copytree(alone, tmp_path / "three")
     made(alone, "evaluation", size := "evaluation.batch_size=4")
     stage = ("tasks.stages.evaluation", size, "evaluation.workers=4")
-    told = lose_a_node(spread, tmp_path, "evaluation.batch:2", *stage)
+    told = lose_a_node(spread, tmp_path, "evaluation.batch:2", *stage, common=common)
     pd.testing.assert_frame_equal(figures(spread), figures(alone), check_exact=True)
     assert "a Ray worker was lost; its work is done again" in told
 
@@ -126,12 +134,13 @@ def figures(root: Path) -> pd.DataFrame:
     return pd.read_csv(root / "data/evaluation/table.csv").drop(columns="ms_per_image")
 
 
-def test_node_lost_in_training(until_teacher: Path, tmp_path: Path) -> None:
+@both
+def test_node_lost_in_training(until_teacher: Path, tmp_path: Path, common: bool) -> None:
     undisturbed = shutil.copytree(until_teacher, tmp_path / "one")
     made(undisturbed, "trajectories")
     spread = shutil.copytree(undisturbed, tmp_path / "three")
     made(undisturbed, "student", "student.workers=2")
-    stage = "tasks.stages.student"
-    told = lose_a_node(spread, tmp_path, "training.step:3", stage, "student.workers=2")
+    stage = ("tasks.stages.student", "student.workers=2")
+    told = lose_a_node(spread, tmp_path, "training.step:3", *stage, common=common)
     assert result(spread) == result(undisturbed)
     assert "a training worker was lost; going on from the last checkpoint" in told
