@@ -146,4 +146,4 @@ clean: ## end services, remove caches and scratch files; results, models and .ve
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## also remove .venv, results, DVC's cache and MLflow's store
-	rm -rf .venv $(TEAM) mlruns .dvc/cache data/dataset data/teacher data/trajectories data/student data/evaluation data/benchmark dvc.lock
+	rm -rf .venv $(TEAM) mlruns .dvc/cache data/dataset data/teacher data/trajectories data/student data/evaluation data/benchmark
