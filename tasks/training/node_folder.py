@@ -56,16 +56,13 @@ class ProjectFolder:
         if copy in _held:
             return NodeFolder(root, copy, self.keeper)
         _remove_unused(copy)
-        while True:  # between the two kinds of lock another stage may find the copy unused
-            lock = _lock(copy, fcntl.LOCK_EX)
-            if not (copy / WHOLE).is_file():
+        while (lock := _whole(copy)) is None:
+            # Not waited for: whoever finds the copy whole meanwhile keeps its lock to its end.
+            with suppress(BlockingIOError), _lock(copy, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 for name in self.needs:
                     fetch(self.keeper, name, copy)
                 copy.mkdir(exist_ok=True)
                 (copy / WHOLE).touch()
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if (copy / WHOLE).is_file():
-                break
         _held[copy] = lock
         sys.path.insert(0, str(copy))  # extensions are modules of the project's folder
         return NodeFolder(root, copy, self.keeper)
@@ -239,6 +236,17 @@ def _lock(copy: Path, kind: int) -> IO[bytes]:
             file.close()
             raise
         file.close()
+
+
+def _whole(copy: Path) -> IO[bytes] | None:
+    """A lock that keeps the copy from being removed; None if it is not whole. Waits for whoever is
+    fetching it.
+    """
+    lock = _lock(copy, fcntl.LOCK_SH)
+    if (copy / WHOLE).is_file():
+        return lock
+    lock.close()
+    return None
 
 
 def _remove_unused(own: Path) -> None:

@@ -5,6 +5,8 @@ plain ones here.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from tasks.stages import student
 from tasks.training import keeper, node_folder
 from tasks.training.keeper import Keeper
 from tasks.training.node_folder import Mirror, NodeFolder, ProjectFolder, offered
+from tests.paths import PROJECT
 from tests.tasks.distillation import settings
 
 
@@ -93,6 +96,22 @@ def test_another_one_fetches_what_it_needs_once(project: Path) -> None:
     assert (node.root.parent.stat().st_mode & 0o777) == 0o700
     again = opened(project)
     assert again.root == node.root and again.keeper.asked == []
+
+
+def test_workers_of_a_node_use_a_copy_at_once(project: Path) -> None:
+    """Another process, which has no lock yet, opens it while this one has it open."""
+    node = opened(project)
+    program = """
+import sys, tempfile
+from pathlib import Path
+from tasks.training import node_folder
+tempfile.gettempdir = lambda: sys.argv[2]
+given = node_folder.ProjectFolder(sys.argv[1], ".fewstep/ray/mark-1", keeper="not asked")
+print(given.open().root)
+"""
+    command = [sys.executable, "-c", program, str(project), str(node.root.parents[1])]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(node.root), done.stderr
 
 
 def test_a_copy_that_nobody_uses_is_removed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
