@@ -34,7 +34,9 @@ def compose(root: Path, preset: str = DEFAULT, overrides: Sequence[str] = ()) ->
     """
     _known(root, preset)
     parsed = [parse_override(text) for text in overrides]
-    named = read_mapping(root / CONF / "preset" / f"{preset}.yaml").get("extensions", [])
+    named: Any = []
+    for file in (root / CONF / "preset" / f"{preset}.yaml", root / CONF / "config.yaml"):
+        named = read_mapping(file).get("extensions", named)  # as Hydra does: the last one counts
     for keys, value in parsed:
         named = value if keys == ["extensions"] else named
     load_extensions(named, root)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +77,7 @@ def toy(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     METHODS.clear()
     METHODS.update(before)
+    sys.modules.pop("toy_of_a_test", None)
 
 
 def test_an_extension_is_composed_like_the_rest_and_its_content_counts(toy: Path) -> None:
@@ -93,3 +96,16 @@ def test_an_extension_is_composed_like_the_rest_and_its_content_counts(toy: Path
         check_written(toy / "params.yaml", params)
     with pytest.raises(InputError, match=r"override method.lod: unknown key, did you mean loud\?"):
         compose(toy, "tiny", [*asked, "method.lod=true"])
+
+
+@pytest.mark.parametrize("place", ["config.yaml", "preset/tiny.yaml"])
+def test_extensions_named_in_conf_are_imported_first(toy: Path, place: str) -> None:
+    (toy / "conf").unlink()
+    shutil.copytree(PROJECT / "conf", toy / "conf")
+    with pytest.raises(InputError, match="kind"):
+        compose(toy, "tiny", ["method.kind=toy"])
+    with (toy / "conf" / place).open("a") as file:
+        file.write("extensions: [toy_of_a_test.py]\n")
+    params = compose(toy, "tiny", ["method.kind=toy"])
+    assert params.method.kind == "toy" and params.extensions == ("toy_of_a_test.py",)
+    assert params.extensions_digest is not None
