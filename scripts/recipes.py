@@ -22,7 +22,7 @@ RECIPES = {
     "sd15": "A100-80GB",
     "sdxl": "A100-80GB",
     "sd35-medium": "A100-80GB",
-    "sd35-large": "H100",
+    "sd35-large": "H200",
     "flux-dev": "H200",
 }
 HEAD = """# Recipes for published teachers
