@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import pytest
@@ -27,4 +29,4 @@ def test_it_is_of_this_pipeline_and_its_params(name: str) -> None:
     assert {dep["path"] for dep in lock["deps"]} == set(stage["deps"])
     assert {out["path"] for out in lock["outs"]} == set(stage["outs"])
     recorded = lock["params"]["params.yaml"]
-    assert recorded == {key: params[key] for key in stage["params"]}
+    assert recorded == {key: reduce(getitem, key.split("."), params) for key in stage["params"]}
