@@ -26,6 +26,8 @@ PLUMBING = (
     "tasks.utils",
     "tasks.registry.lineage",
     "tasks.training.ray_cluster",
+    "tasks.training.node_folder",  # carry files, whatever is in them
+    "tasks.training.keeper",
     "models.common.config",
     "models.common.errors",
     "models.methods.registry",
