@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,24 @@ def local_paths(params: Params) -> dict[str, str]:
 
 
 def worker_files(params: Params, root: Path, stages: Sequence[str]) -> list[str]:
-    """Names below ``root`` of what a Ray worker reads: results of ``stages``, the networks that
-    come with the project, extensions, and what the evaluation's settings point at. A path that
-    leads out of the project is left out: it has to be the same on every node.
+    """Names below ``root`` of what a Ray worker reads: results of ``stages``, and extensions. A
+    path that leads out of the project is left out: it has to be the same on every node.
     """
-    names = [*(f"data/{stage}" for stage in stages), *SHIPPED]
-    named = {
-        key: path for key, path in local_paths(params).items() if key.startswith("evaluation.")
-    }
-    places = [*named.values(), *map(str, extension_files(params.extensions, root))]
-    inside = (root / place for place in places if (root / place).is_relative_to(root))
-    return names + sorted({place.relative_to(root).as_posix() for place in inside})
+    extensions = map(str, extension_files(params.extensions, root))
+    return [*(f"data/{stage}" for stage in stages), *_inside(root, extensions)]
+
+
+def judging_files(params: Params, root: Path) -> list[str]:
+    """The same of what a worker reads to judge samples: the networks that come with the project,
+    and what the evaluation's settings point at.
+    """
+    named = (p for key, p in local_paths(params).items() if key.startswith("evaluation."))
+    return [*SHIPPED, *_inside(root, named)]
+
+
+def _inside(root: Path, places: Iterable[str]) -> list[str]:
+    below = {root / place for place in places if (root / place).is_relative_to(root)}
+    return sorted(place.relative_to(root).as_posix() for place in below)
 
 
 def _paths(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from models.common.errors import InputError
-from tasks.config.external_paths import worker_files
+from tasks.config.external_paths import judging_files, worker_files
 from tasks.config.schema import Params, params_dict, params_from_dict
 from tasks.evaluation.load import load_inputs
 from tasks.evaluation.sample_generator import MakeBatches, SampleGenerator
@@ -52,7 +52,8 @@ def batches_on_ray(params: Params, root: Path) -> Iterator[MakeBatches | None]:
         return
     from tasks.training.ray_cluster import Actors, actor_class, connect, folder_for
 
-    needs = worker_files(params, root, STAGES[: STAGES.index("evaluation")])
+    results = STAGES[: STAGES.index("evaluation")]
+    needs = [*worker_files(params, root, results), *judging_files(params, root)]
     with connect(params.evaluation.workers) as gpus, folder_for(root, needs) as folder:
         actor, given = actor_class(_RaySampler, gpus), (folder, params_dict(params))
         actors = Actors(lambda: actor.remote(*given), params.evaluation.workers)

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.utils import environment
 
@@ -31,7 +31,7 @@ from models.teachers.base import Denoiser
 from models.training.loop import LoopConfig, TrainState
 from models.training.optimizers import check_optimizer
 from models.training.sharding import Share, shard_method, worker_mesh
-from tasks.config.external_paths import worker_files
+from tasks.config.external_paths import judging_files, worker_files
 from tasks.config.schema import Params, params_from_dict
 from tasks.config.student import Student
 from tasks.data.agreement import check_teacher_fits_dataset
@@ -56,6 +56,9 @@ from tasks.utils.locks import scratch_lock
 from tasks.utils.progress import followed, report_progress_to
 from tasks.utils.scratch import scratch_for
 from tasks.utils.stage_names import STAGES
+
+if TYPE_CHECKING:
+    from tasks.training.node_folder import ProjectFolder
 
 logger = logging.getLogger(__name__)
 RESULT, FACTS, PROGRESS = "result.json", "diagnostics.json", "progress.json"
@@ -159,16 +162,10 @@ def _fit(params: Params, root: Path, scratch: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from tasks.training.node_folder import ProjectFolder
-    from tasks.training.ray_cluster import connect, folder_for, quiet_train, workers_with_room
+    from tasks.training.ray_cluster import quiet_train, workers_with_room
 
     workers, fewer = params.student.workers, _fewer(params.student)
-    needs = worker_files(params, root, STAGES[: STAGES.index("student")])
-    with (
-        connect(workers) if workers else nullcontext(0) as gpus,
-        folder_for(root, needs) if workers else nullcontext(ProjectFolder(str(root))) as folder,
-        quiet_train(),
-    ):
+    with _cluster(params, root) as (gpus, folder), quiet_train():
         work = {
             "params": params.model_dump(mode="json"),
             "folder": folder,
@@ -198,6 +195,24 @@ def _fit(params: Params, root: Path, scratch: Path) -> None:
             "the training workers ended without a result; their logs are under "
             f"{root / '.fewstep' / 'ray'}"
         )
+
+
+@contextmanager
+def _cluster(params: Params, root: Path) -> Iterator[tuple[int, ProjectFolder]]:
+    """The number of GPUs of the workers' cluster, and the project's folder for them; without
+    workers there is no cluster.
+    """
+    from tasks.training.node_folder import ProjectFolder
+    from tasks.training.ray_cluster import connect, folder_for
+
+    workers = params.student.workers
+    if not workers:
+        yield 0, ProjectFolder(str(root))
+        return
+    results = STAGES[: STAGES.index("student")]
+    needs = [*worker_files(params, root, results), *judging_files(params, root)]
+    with connect(workers) as gpus, folder_for(root, needs) as folder:
+        yield gpus, folder
 
 
 def _fewer(student: Student) -> list[int]:
@@ -234,7 +249,7 @@ def _work(config: dict[str, Any]) -> None:
     workers = params.student.workers
     rank, world = _place(workers)
     place = Mirror(node, Path(config["scratch"]), f"rank-{rank}")
-    if place.copied and params.student.sharding == "full":
+    if node.copied and params.student.sharding == "full":
         raise InputError(NO_COMMON_FOLDER.format(root=node.project))
     training = build_training(params, node.root, place.here, _device(workers), rank, world)
     training.saved = place.publish

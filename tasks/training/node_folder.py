@@ -76,6 +76,11 @@ class NodeFolder:
     root: Path
     keeper: Any = None  # of a copy
 
+    @property
+    def copied(self) -> bool:
+        """Whether the worker does not have the folder itself."""
+        return self.keeper is not None
+
     @contextmanager
     def made(self, path: Path) -> Iterator[Path]:
         """A place to make the driver's ``path`` at: it is sent, and removed here, when the block
@@ -83,7 +88,7 @@ class NodeFolder:
         """
         here = self.root / self._name(path)
         yield here
-        if self.keeper is not None:
+        if self.copied:
             self.send(here, path)
             shutil.rmtree(here)
 
@@ -119,21 +124,16 @@ class Mirror:
     def __init__(self, node: NodeFolder, path: Path, into: str) -> None:
         self.node, self.path, self.here = node, path, path
         self.sent: dict[str, int] = {}  # by name, the time of the last change
-        if self.copied:
+        if self.node.copied:
             self.here = node.root / into
             node.fetch(path, self.here)
             self.sent = {name: _changed(place) for name, place in self._entries()}
-
-    @property
-    def copied(self) -> bool:
-        """Whether the worker does not have the folder itself."""
-        return self.node.keeper is not None
 
     def publish(self) -> None:
         """Let the driver have what is new here, the kept weights first, then checkpoints, then
         files; what is gone here is removed there.
         """
-        if not self.copied:
+        if not self.node.copied:
             return
         now = self._entries()
         for name, place in now:
@@ -147,7 +147,7 @@ class Mirror:
     @contextmanager
     def telling(self, name: str) -> Iterator[None]:
         """Within the block, send the small file ``name`` now and then, when it has changed."""
-        if not self.copied:
+        if not self.node.copied:
             yield
             return
         over = threading.Event()

@@ -49,7 +49,7 @@ def work(config):
     import os, signal
     import tasks.stages.student
     from tasks.data.batches import PathBatches
-    call, mark = PathBatches.__call__, config["root"] + "/killed"
+    call, mark = PathBatches.__call__, config["folder"].root + "/killed"
     def batch(self, step, micro, update):
         if step == 3 and self.plan.rank == 1 and not os.path.exists(mark):
             open(mark, "w").close()
@@ -355,7 +355,7 @@ def test_a_killed_worker_is_replaced(root: Path, tmp_path: Path) -> None:
 def test_nan_in_a_worker_ends_at_once_with_one_line(root: Path) -> None:
     """It would come again: the workers are not started a second time."""
     spoil = SPOIL.replace("\n", "\n    ")
-    count = "open(config['root'] + '/started', 'a').write('x')"
+    count = "open(config['folder'].root + '/started', 'a').write('x')"
     code = f"import tasks.stages.student\ndef work(config):{spoil}\n    {count}\n"
     code += "    import tasks.stages.student\n    tasks.stages.student._work(config)\n"
     params = settings(student={"steps": 6, "workers": 1, "max_failures": 2, "validate_every": 10})

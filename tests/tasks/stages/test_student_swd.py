@@ -224,7 +224,7 @@ def work(config):
         from ray.train import get_context
         rank, size = get_context().get_world_rank(), self.scale_schedule[self.index(batch.step)].size
         total, terms = kept(self, role, batch, generator)
-        with open(f"{config['root']}/seen.{rank}", "a") as file:
+        with open(f"{config['folder'].root}/seen.{rank}", "a") as file:
             row = (batch.step, role, size, sorted(terms)[0], float(batch.x0.sum()))
             file.write(",".join(map(str, row)) + chr(10))
         return total, terms

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from models.common.errors import InputError
-from tasks.config.external_paths import worker_files
+from models.evaluation import caption_retrieval
+from tasks.config.external_paths import judging_files, worker_files
+from tasks.evaluation.extractor import FEATURES
 from tasks.stages import student
 from tasks.training import keeper, node_folder
 from tasks.training.keeper import Keeper
@@ -227,10 +229,12 @@ def test_what_workers_read(tmp_path: Path) -> None:
     assert worker_files(params, root, ("teacher", "conditions")) == [
         "data/teacher",
         "data/conditions",
-        "data/pretrained/mnist_features",
-        "data/pretrained/emoji_captions",
-        "data/benchmark/one",
         "ideas/toy.py",
+    ]
+    assert judging_files(params, root) == [
+        str(FEATURES),
+        str(caption_retrieval.FOLDER),
+        "data/benchmark/one",
         "two",
     ]
 
