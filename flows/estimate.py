@@ -23,6 +23,7 @@ from tasks.config.overrides import nested
 from tasks.config.presets import DEFAULT, compose
 from tasks.utils.cli import overrides_parser
 from tasks.utils.redaction import redact
+from tasks.utils.spinning import watch_cores
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
     from tasks.estimate.fits import misfits
     from tasks.estimate.report import estimate, lines
 
+    watch_cores()  # a forward pass is timed
     device = None if arguments.device is None else device_named(arguments.device)
     root = Path.cwd()
     params = compose(root, arguments.preset, as_list(nested(arguments.overrides)))

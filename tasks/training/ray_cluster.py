@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.common.errors import InputError
 from tasks.utils.environment import ray_settings, thread_settings
+from tasks.utils.spinning import watch_cores
 
 if TYPE_CHECKING:
     from tasks.training.node_folder import ProjectFolder
@@ -175,6 +176,7 @@ def use_worker_threads() -> None:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(os.environ.get("FEWSTEP_WORKER_THREADS", "1"))))
+        watch_cores()
 
 
 def spread(start: Callable[[], Any], workers: int, jobs: Sequence[Any]) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from tasks.utils.os_errors import os_error_line
 from tasks.utils.parent_death import exit_with_parent
 from tasks.utils.redaction import redact
 from tasks.utils.resource_usage import measure_resources
+from tasks.utils.spinning import watch_cores
 from tasks.utils.streams import tolerate_encodings, visible
 
 MACHINE_ERROR, INPUT_ERROR, INTERRUPTED = 1, 2, 130
@@ -38,6 +39,7 @@ def stage_main(run: Callable[[Params, Path], None], argv: Sequence[str] | None =
         exit_with_parent()
     tolerate_encodings()
     set_up_logging()
+    watch_cores()
     module = inspect.getmodule(run)
     spec = getattr(module, "__spec__", None)
     name = spec.name if spec else run.__module__

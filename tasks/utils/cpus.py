@@ -15,7 +15,7 @@ def usable_cores() -> int:
     """The number of cores this process may use at once: those of its CPU affinity, hyperthreads
     counted once, and no more than the container's quota; at least 1.
     """
-    return max(1, int(min(_cores(_affinity()), cpu_quota())))
+    return max(1, int(min(_cores(affinity()), cpu_quota())))
 
 
 def cpu_quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
@@ -68,7 +68,8 @@ def _quota_1(folder: Path) -> float:
         return math.inf
 
 
-def _affinity() -> set[int]:
+def affinity() -> set[int]:
+    """The CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))  # macOS has no affinity

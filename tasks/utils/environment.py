@@ -72,10 +72,10 @@ def settings(root: Path) -> dict[str, str]:
     }
 
 
-# A thread that waits for the others of its team spins this often and then sleeps. libgomp's own
-# 300,000 keeps a core from the thread that is waited for as soon as another program needs one:
-# training beside one busy core was up to 16 times slower then (docs/decisions.md).
-SPINS = "6000"
+# A thread that waits for the others of its team spins this often and then sleeps: as quick as
+# libgomp's own 300,000 on an idle machine. Beside other programs tasks/utils/spinning.py makes it
+# 100: training beside one busy core was up to 16 times slower without (docs/decisions.md).
+SPINS = "20000"
 # Variables that make Python or git look elsewhere than in the project.
 MISLEADING = ("PYTHONSAFEPATH", *LOCAL_VARIABLES)
 

@@ -150,7 +150,7 @@ ROWS = (
         "Connection refused); start it, or use null for the project's own store"),
     Row("env-quota", "a container with a quota of 1.5 CPUs", quota, taken="one thread"),
     Row("env-policy", "`OMP_WAIT_POLICY`, `GOMP_SPINCOUNT`, `OMP_NUM_THREADS`", policy,
-        taken="kept; without them threads follow affinity and quota, and idle ones soon sleep"),
+        taken="kept; without them threads follow affinity and quota, and idle ones sleep soon while cores are shared"),
     Row("env-tmpdir", "a `TMPDIR` too long for sockets", long_place, taken="Ray uses `/tmp/ray-UID`"),
     Row("env-encoding", "a terminal in Latin-1 or ASCII", latin,
         taken="what it lacks is written as an escape"),

@@ -73,7 +73,7 @@ def test_threads(
         place.mkdir(parents=True)
         (place / "thread_siblings_list").write_text(f"{cpu % 2},{cpu % 2 + 2}\n")
     own = cpus._cores
-    monkeypatch.setattr(cpus, "_affinity", lambda: affinity)
+    monkeypatch.setattr(cpus, "affinity", lambda: affinity)
     monkeypatch.setattr(cpus, "_cores", lambda cpus: own(cpus, tmp_path))
     monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
     assert cpus.usable_cores() == (1 if affinity == {0, 2} else expected)
