@@ -21,6 +21,19 @@ def tiny_unet(size: int = 8, classes: int | None = None, seed: int = 0) -> UNet2
     return perturbed(build_unet(size, 1, (8, 16), 1, classes))
 
 
+def score_network(skips: bool = False, **more: Any) -> UNet2DModel:
+    """As the published NCSN++: fourier features of log s, an output over s."""
+    torch.manual_seed(0)
+    kinds = ("SkipDownBlock2D", "SkipUpBlock2D") if skips else ("DownBlock2D", "UpBlock2D")
+    network = UNet2DModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        time_embedding_type="fourier", center_input_sample=True, attention_head_dim=8,
+        down_block_types=(kinds[0],) * 2, up_block_types=(kinds[1],) * 2, **more,
+    )  # fmt: skip
+    network.time_proj.weight.data *= 0.03  # a smooth function of s, as after training
+    return perturbed(network)
+
+
 def tiny_dit(seed: int = 0, dropout: float = 0.0) -> DiTTransformer2DModel:
     """A class-conditional DiT (3 classes) of 2-channel 8x8 latents that also predicts a
     variance.

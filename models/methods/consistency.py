@@ -41,7 +41,7 @@ from models.methods.base import (
     without_dropout,
 )
 from models.methods.consistency_config import ConsistencyConfig
-from models.methods.costs import Call, Costs
+from models.methods.costs import Call, Costs, Updates
 from models.methods.multistep_pipeline import MultistepPipeline
 from models.methods.ode_paths import grid_levels, multistep_student, ode_spec
 from models.teachers.base import Denoiser
@@ -85,7 +85,7 @@ class ConsistencyCosts(Costs):
 
     copies = ("target",)
 
-    def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
+    def updates(self, step: int, micro: int = 0) -> Updates:
         return [("student", [Call("student", 1, "weights"), Call("target")])]
 
     def sampling(self, nfe: int) -> Sequence[Call]:

@@ -31,6 +31,10 @@ class Call(NamedTuple):
     size: int | None = None
 
 
+Updates = Sequence[tuple[str, Sequence[Call]]]
+"""(role, the calls of one batch) of each update of an optimizer step, in their order."""
+
+
 class Costs(ABC):
     """The calls of one method; ``real``: whether its batches have training images beside them.
 
@@ -49,8 +53,10 @@ class Costs(ABC):
         self.channels = context.teacher.shape[0]
 
     @abstractmethod
-    def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
-        """(role, the calls of one batch) of the updates of an optimizer step, in their order."""
+    def updates(self, step: int, micro: int = 0) -> Updates:
+        """Of an optimizer step's micro-batch. Where steps are alike the same object comes again:
+        recipes have hundreds of thousands of them.
+        """
 
     @abstractmethod
     def sampling(self, nfe: int) -> Sequence[Call]:

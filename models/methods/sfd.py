@@ -30,7 +30,7 @@ from models.methods.base import (
     PathBatch,
     without_dropout,
 )
-from models.methods.costs import Call, Costs
+from models.methods.costs import Call, Costs, Updates
 from models.methods.multistep_pipeline import Level, MultistepPipeline, ddim_step
 from models.methods.ode_paths import grid_levels, multistep_student, ode_spec
 from models.methods.sfd_config import SFDConfig
@@ -45,7 +45,7 @@ class SFDCosts(Costs):
         super().__init__(context, real)
         self.channels += len(self.config.nfe) > 1  # 1 / N, where there are several
 
-    def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
+    def updates(self, step: int, micro: int = 0) -> Updates:
         nfe = self.config.nfe[step % len(self.config.nfe)]
         return [("student", [Call("student", 1, "weights")] * nfe)]
 

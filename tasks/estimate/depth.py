@@ -15,7 +15,7 @@ from torch import nn
 
 LONG = 8
 """Shorter runs are kept whole."""
-FEW, MORE = 3, 6
+FEW, MORE = 2, 4
 
 
 class Run(NamedTuple):

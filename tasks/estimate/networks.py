@@ -81,6 +81,10 @@ class Networks:
     def _full(self) -> int:
         return self.plan.teacher.shape[-1]
 
+    @property
+    def _channels(self) -> int:
+        return self.plan.teacher.shape[0]
+
     def cost(
         self,
         network: str,
@@ -88,14 +92,17 @@ class Networks:
         size: int | None = None,
         precision: str = "float32",
     ) -> Cost:
-        """Of a call; ``precision``: of autocast."""
+        """Of a call; ``precision``: of autocast. Networks of the same form cost the same."""
+        if network == "target" or (network == "fake" and self.channels == self._channels):
+            network = "student"
         return self._kept(network, gradient, None if size == self._full else size, precision)
 
     def _forward(self, size: int | None) -> float:
         """FLOPs of the teacher's forward pass for one row."""
         space = self.plan.teacher.shape[1:] if size is None else self._resized(size)
-        inputs, call = self._inputs(self.plan.teacher.shape[0], space), self._call
-        return count_flops(lambda: self._teacher("none"), inputs, call)
+        inputs, call = self._inputs(self._channels, space), self._call
+        base = self.plan.teacher.network
+        return count_flops(lambda: self._teacher("none"), inputs, call, base)
 
     def _cost(
         self,
@@ -108,11 +115,11 @@ class Networks:
         space = self.plan.teacher.shape[1:] if size is None else self._resized(size)
         if network in CODEC:
             return self._codec(network, space)
-        own = network in ("student", "fake", "target")
+        own = network in ("student", "fake")
         make = (lambda: self._student(gradient)) if own else lambda: self._teacher(gradient)
-        channels = self.channels if own and network != "fake" else self.plan.teacher.shape[0]
-
-        return simulate(make, self._inputs(channels, space), self._call, gradient, number)
+        channels = self.channels if network == "student" else self._channels
+        inputs, base = self._inputs(channels, space), self.plan.teacher.network
+        return simulate(make, inputs, self._call, gradient, number, base)
 
     def _inputs(self, channels: int, space: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
         def inputs(n: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,20 +112,19 @@ def simulate(
     call: Callable[[Any, dict[str, Tensor]], Tensor],
     gradient: Gradient,
     precision: torch.dtype = torch.float32,
+    base: Any = None,
 ) -> Cost:
     """The cost of ``call(network, inputs(n))`` for the network that ``make`` builds, on any device,
-    the meta device too. ``precision``: of autocast.
+    the meta device too. ``precision``: of autocast; ``base``: the network that ``make`` copies,
+    so that a deep one need not be built whole.
     """
-    made = make()
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = without_content(made)
 
-        def measured(n: int) -> Measured:
-            made = by_depth(network, lambda: _once(network, inputs(n), call, gradient, precision))
-            return Measured(*made)
+    def measured(network: Any) -> tuple[float, ...]:
+        rows = (_once(network, inputs(n), call, gradient, precision) for n in (1, ROWS))
+        return tuple(figure for each in rows for figure in each)
 
-        one, many = measured(1), measured(ROWS)
+    found = _by_depth(make, base, measured)
+    one, many = Measured(*found[:3]), Measured(*found[3:])
     flops = (many.flops - one.flops) / (ROWS - 1)
     held, peak = (many.held - one.held) / (ROWS - 1), (many.peak - one.peak) / (ROWS - 1)
     return Cost(flops, (one.held - held, held), (one.peak - peak, peak))
@@ -134,19 +134,38 @@ def count_flops(
     make: Callable[[], Any],
     inputs: Callable[[int], dict[str, Tensor]],
     call: Callable[[Any, dict[str, Tensor]], Tensor],
+    base: Any = None,
 ) -> float:
-    """FLOPs of a forward pass for one row."""
-    made = make()
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        network = without_content(made)
+    """FLOPs of a forward pass for one row; ``base`` as for :func:`simulate`."""
 
-        def counted() -> tuple[float]:
-            with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-                call(network, inputs(1))
-            return (float(counter.get_total_flops()),)
+    def counted(network: Any) -> tuple[float]:
+        counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+        with torch.no_grad(), counter:
+            call(network, inputs(1))
+        return (float(counter.get_total_flops()),)
 
-        return by_depth(network, counted)[0]
+    return _by_depth(make, base, counted)[0]
+
+
+def _by_depth(
+    make: Callable[[], Any], base: Any, measure: Callable[[Any], tuple[float, ...]]
+) -> tuple[float, ...]:
+    """What `measure` gives for the network of `make` with weights without content."""
+    if base is None:
+        base = make()
+        make = partial(_same, base)
+
+    def once() -> tuple[float, ...]:
+        made = make()
+        with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return measure(without_content(made))
+
+    return by_depth(base, once)
+
+
+def _same(network: Any) -> Any:
+    return network
 
 
 def without_content(network: Any) -> Any:

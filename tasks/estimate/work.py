@@ -7,13 +7,13 @@ docstring of the method's costs. Rows are samples, once for every call that they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from models.common.shapes import rows_at_once
 from models.methods.base import DistillationMethod, MethodContext
-from models.methods.costs import CODEC, Call, Costs, Gradient, guided
+from models.methods.costs import CODEC, Call, Costs, Gradient, Updates, guided
 from models.sampling import baselines
 from tasks.config.schema import Params
 from tasks.config.trajectories import AdaptiveGrid, IndexGrid, Trajectories
@@ -124,11 +124,10 @@ def student_work(params: Params, costs: Costs, needs: str) -> list[Work]:
     for _ in range(2):  # before training, and to save the best weights
         work += [_absolute(c, rows_at_once(shape, int(c.rows))) for c in costs.building()]
     tally: dict[Call, float] = {}
-    for step, micro in _micro_batches(params):
-        for _, calls in costs.updates(step, micro):
-            for call in calls:
-                key = call._replace(rows=1.0)
-                tally[key] = tally.get(key, 0.0) + call.rows
+    for updates, times in _updates(params, costs):
+        for call in (call for _, calls in updates for call in calls):
+            key = call._replace(rows=1.0)
+            tally[key] = tally.get(key, 0.0) + call.rows * times
     workers, size = max(1, student.workers), student.batch_size
     # each has batches of its own, or a share of the same ones
     times = 1 if student.sharding == "full" else workers
@@ -151,10 +150,16 @@ def student_work(params: Params, costs: Costs, needs: str) -> list[Work]:
     return work
 
 
-def _micro_batches(params: Params) -> Iterator[tuple[int, int]]:
+def _updates(params: Params, costs: Costs) -> list[tuple[Updates, int]]:
+    """(the updates of a micro-batch, how often they come). Costs give the same object for the same
+    updates where there are many, so that hundreds of thousands of steps are counted in seconds.
+    """
+    found: dict[int, tuple[Updates, int]] = {}
     for step in range(params.student.steps):
         for micro in range(params.student.accumulate):
-            yield step, micro
+            updates = costs.updates(step, micro)
+            found[id(updates)] = (updates, found.get(id(updates), (updates, 0))[1] + 1)
+    return list(found.values())
 
 
 def validations(params: Params) -> int:

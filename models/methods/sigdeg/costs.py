@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
 from models.common.random import generator_for
 from models.methods.base import MethodContext
-from models.methods.costs import Call, Costs, scaled
+from models.methods.costs import Call, Costs, Updates, scaled
 from models.methods.sigdeg.build import (
     MEAN_OF,
     SamplerGains,
@@ -48,14 +49,20 @@ class SigDEGCosts(Costs):
         self.small = {(s.reduction, s.t): s for p in plans.values() for s in p if s.reduction > 1}
         self.copies = ("frozen",) if limit is not None else ()
         self.channels = input_channels(config, teacher.shape[0], len(plans[config.nfe[0]][0].n))
+        self._window = lru_cache(None)(self._updates_of)
 
-    def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
+    def updates(self, step: int, micro: int = 0) -> Updates:
         config = self.config
         nfe = config.nfe[step % len(config.nfe)]
         length = window_length(config, self.context.total_steps, step, nfe)
         # as the loss draws it, first of all
         generator = generator_for("cpu", self.context.seed, step, micro, 0, 0)
         first = int(torch.randint(nfe - length + 1, (1,), generator=generator))
+        return self._window(nfe, first, length)
+
+    def _updates_of(self, nfe: int, first: int, length: int) -> Updates:
+        """Of a window of `length` steps of `nfe`, from step `first` on."""
+        config = self.config
         calls: list[Call] = []
         for _ in range(2 if config.loss.score else 1):
             for i in range(max(0, first - history_length(config)), first):

@@ -6,9 +6,10 @@ The gate is not known beforehand: DMD is counted at every size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from models.methods.base import MethodContext
-from models.methods.costs import Call, Costs, guided
+from models.methods.costs import Call, Costs, Updates, guided
 from models.methods.swd.build import MEAN_OF
 from models.methods.swd.config import SwDConfig
 from models.methods.swd.gate import REFERENCE, schedule_of
@@ -31,9 +32,12 @@ class SwDCosts(Costs):
         self.critic = config.gan.weight > 0
         self.fake = self.critic or config.dmd.weight > 0
         self.optimized = ("student", *(["fake"] if self.fake else []))
+        self._at = lru_cache(None)(self._updates_at)
 
-    def updates(self, step: int, micro: int = 0) -> Sequence[tuple[str, Sequence[Call]]]:
-        i = scale_index(step, len(self.sizes))
+    def updates(self, step: int, micro: int = 0) -> Updates:
+        return self._at(scale_index(step, len(self.sizes)))
+
+    def _updates_at(self, i: int) -> Updates:
         counts = {
             "fake": self.config.fake_updates if self.fake else 0,
             "discriminator": self.config.gan.updates if self.critic else 0,

@@ -17,7 +17,6 @@ from diffusers import (
     EDMEulerScheduler,
     ScoreSdeVePipeline,
     ScoreSdeVeScheduler,
-    UNet2DModel,
 )
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from models.sampling.chain import Chain
 from models.schedulers.export import stock_pipeline
 from models.teachers.loading import build_denoiser, load_denoiser
 from models.teachers.unet1d import UNet1D
-from tests.tiny import perturbed, tiny_unet
+from tests.tiny import score_network, tiny_unet
 
 STEPS = 12
 EDM = {"sigma_max": 20.0, "sigma_data": 0.7}
@@ -38,19 +37,6 @@ EDM = {"sigma_max": 20.0, "sigma_data": 0.7}
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def score_network(skips: bool = False, **more: Any) -> UNet2DModel:
-    """As the published NCSN++: fourier features of log s, an output over s."""
-    torch.manual_seed(0)
-    kinds = ("SkipDownBlock2D", "SkipUpBlock2D") if skips else ("DownBlock2D", "UpBlock2D")
-    network = UNet2DModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-        time_embedding_type="fourier", center_input_sample=True, attention_head_dim=8,
-        down_block_types=(kinds[0],) * 2, up_block_types=(kinds[1],) * 2, **more,
-    )  # fmt: skip
-    network.time_proj.weight.data *= 0.03  # a smooth function of s, as after training
-    return perturbed(network)
 
 
 def scheduler(**more: Any) -> ScoreSdeVeScheduler:
