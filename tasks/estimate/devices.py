@@ -1,4 +1,5 @@
-"""Devices by name: their memory and their peak speed, as their makers state them.
+"""Devices by name: the memory that torch finds on them, a little less than their names say, and
+their peak speed, as their makers state it.
 
 Dense figures, without sparsity. A network reaches a part of the peak, ``UTILISATION``, which is an
 assumption: 40 % is what well-fed diffusion networks of this size are reported at; small ones, and
@@ -32,14 +33,14 @@ class Device:
 DEVICES = {
     device.name.lower(): device
     for device in (
-        Device("H200", 141, 989, 67),
-        Device("H100", 80, 989, 67),
-        Device("A100-80GB", 80, 312, 19.5),
-        Device("A100-40GB", 40, 312, 19.5),
-        Device("L40S", 48, 362, 91.6),
-        Device("A10", 24, 125, 31.2),
-        Device("RTX4090", 24, 165, 82.6),
-        Device("RTX3090", 24, 71, 35.6),
+        Device("H200", 139.5, 989, 67),
+        Device("H100", 79, 989, 67),
+        Device("A100-80GB", 79, 312, 19.5),
+        Device("A100-40GB", 39.4, 312, 19.5),
+        Device("L40S", 44.4, 362, 91.6),
+        Device("A10", 22, 125, 31.2),
+        Device("RTX4090", 23.5, 165, 82.6),
+        Device("RTX3090", 23.5, 71, 35.6),
     )
 }
 

@@ -64,7 +64,7 @@ def check_hardware(params: Params, root: Path) -> None:
         if needed > properties.total_memory:
             line = advice(job, stage, device, properties.total_memory)
             raise InputError(
-                f"this job does not fit {device.name}, {device.gib:.0f} GiB, in {phase}: {line}; "
+                f"this job does not fit {device.name}, {device.gib:g} GiB, in {phase}: {line}; "
                 f"{ANYWAY}"
             )
     needed = sum(job.disk(stage).result for stage in STAGES)

@@ -142,11 +142,11 @@ def test_what_the_estimate_cannot_know_is_left_to_the_stages(
 
 
 def test_devices_by_name() -> None:
-    assert device_named("NVIDIA h100").gib == 80
-    assert device_named("A100-40GB").gib == 40
+    assert device_named("NVIDIA h100").gib == 79
+    assert device_named("A100-40GB").gib == 39.4
     with pytest.raises(InputError, match=r"^device = H999: expected one of H200, H100, A100-80GB"):
         device_named("H999")
-    for name, gib in (("NVIDIA H100 80GB HBM3", 80), ("NVIDIA A100-SXM4-40GB", 40)):
+    for name, gib in (("NVIDIA H100 80GB HBM3", 79), ("NVIDIA A100-SXM4-40GB", 39.4)):
         found = device_like(name)
         assert found is not None and found.gib == gib
     assert device_like("Tesla K80") is None
