@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ INPUTS = ("signature", "noise", "none", "own")
 
 @dataclass(frozen=True)
 class Setting:
-    """One training: ``steps`` of batch 256, full rollouts of ``nfe`` coarse steps."""
+    """One training: ``steps`` of batch 256, full rollouts of ``nfe`` coarse steps. ``noise``: of the
+    energy score, an input of all steps but the last, or of all (`method.loss.score_noise`).
+    """
 
     nfe: int
     loss: str = "energy"
@@ -54,6 +57,7 @@ class Setting:
     look_ahead: float = 0.25
     steps: int = 5_000
     seed: int = 0
+    noise: Literal["inner", "all"] = "inner"
 
 
 def ring() -> GaussianMixture:
@@ -165,6 +169,8 @@ class RingStudent(nn.Module):
     def forward(self, Y: Tensor, xi: Tensor, e: Tensor) -> Tensor:
         """States (n, N + 1, 2) from Y (n, 2), xi (n, N, m + 1, 2), e (n, N, 2)."""
         mean = (self.mixture.weights @ self.mixture.means).float().expand_as(Y)
+        if self.setting.noise == "inner":
+            e = torch.cat([e[:, :-1], torch.zeros_like(e[:, -1:])], 1)
         place = {step.t: i for i, step in enumerate(self.plan)}
 
         def denoise(step: Step, X: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
@@ -278,6 +284,7 @@ def main() -> None:
     parser.add_argument("--look-ahead", type=float, nargs="+", default=[0.25])
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--noise", choices=["inner", "all"], default="inner")
     args = parser.parse_args()
     torch.set_num_threads(1)
     choices = itertools.product(
@@ -285,7 +292,7 @@ def main() -> None:
     )
     for nfe, depth, loss, beta, inputs, look_ahead, seed in choices:
         start = time.perf_counter()
-        setting = Setting(nfe, loss, beta, depth, inputs, look_ahead, args.steps, seed)
+        setting = Setting(nfe, loss, beta, depth, inputs, look_ahead, args.steps, seed, args.noise)
         untrained = loss == "none"
         student = train(replace(setting, steps=0) if untrained else setting)
         rmse, spread = diagnostics(student)
