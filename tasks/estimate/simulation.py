@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -151,21 +150,15 @@ def _by_depth(
     make: Callable[[], Any], base: Any, measure: Callable[[Any], tuple[float, ...]]
 ) -> tuple[float, ...]:
     """What `measure` gives for the network of `make` with weights without content."""
-    if base is None:
-        base = make()
-        make = partial(_same, base)
+    deep = make() if base is None else base
 
     def once() -> tuple[float, ...]:
-        made = make()
+        made = deep if base is None else make()
         with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return measure(without_content(made))
 
-    return by_depth(base, once)
-
-
-def _same(network: Any) -> Any:
-    return network
+    return by_depth(deep, once)
 
 
 def without_content(network: Any) -> Any:

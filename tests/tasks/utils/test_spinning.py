@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tasks.utils import environment, spinning
+from tasks.utils.cpus import affinity
 from tests.paths import PROJECT
 
 needs_schedstat = pytest.mark.skipif(
-    not Path("/proc/self/schedstat").exists() or len(os.sched_getaffinity(0)) < 2,
+    not Path("/proc/self/schedstat").exists() or len(affinity()) < 2,
     reason="the kernel does not say how long threads wait, or there is one CPU",
 )
 
@@ -47,8 +49,7 @@ def test_spare_teams_make_more_threads_than_cpus(team: int, cpus: int, teams: in
 
 
 SPINS = """
-import os, time, torch
-from pathlib import Path
+import time, torch
 from tasks.utils.spinning import SpareTeams
 
 def burnt():  # seconds of processor time while nothing is done
@@ -74,7 +75,7 @@ teams.hold()  # and the end of the process is as without
 def test_a_spare_team_ends_the_spinning() -> None:
     env = os.environ | {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": str(10**9)}
     env.pop("OMP_WAIT_POLICY", None)
-    pair = sorted(os.sched_getaffinity(0))[:2]
+    pair = sorted(affinity())[:2]
     code = f"import os; os.sched_setaffinity(0, {pair})\n" + SPINS
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, env=env, capture_output=True, text=True
@@ -86,7 +87,7 @@ def test_a_spare_team_ends_the_spinning() -> None:
 
 
 WATCHED = """
-import subprocess, sys, time, torch
+import threading, time, torch
 from tasks.utils import spinning
 spinning.SECONDS = 0.1
 states = []
@@ -97,17 +98,17 @@ spinning.watch_cores()
 end = time.monotonic() + 60
 while not any(states) and time.monotonic() < end:
     torch.ones(1 << 20).add_(1.0)
-print(sum(t.name == "core-watch" for t in __import__("threading").enumerate()), any(states))
+print(sum(t.name == "core-watch" for t in threading.enumerate()), any(states))
 """
 
 
 @needs_schedstat
 def test_another_program_on_its_cores_is_noticed() -> None:
     """Both have one pair of CPUs, and the other program keeps two threads busy."""
-    pair = sorted(os.sched_getaffinity(0))[:2]
+    pair = sorted(affinity())[:2]
     pinned = f"import os; os.sched_setaffinity(0, {pair})\n"
     busy = pinned + "os.fork()\nwhile os.getppid() != 1: pass"
-    others = [subprocess.Popen([sys.executable, "-c", busy], start_new_session=True)]
+    other = subprocess.Popen([sys.executable, "-c", busy], start_new_session=True)
     try:
         env = os.environ | {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": environment.SPINS}
         done = subprocess.run(
@@ -115,9 +116,8 @@ def test_another_program_on_its_cores_is_noticed() -> None:
             cwd=PROJECT, env=env, capture_output=True, text=True,
         )  # fmt: skip
     finally:
-        for other in others:
-            os.killpg(other.pid, 9)
-            other.wait()
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "True"]
 
